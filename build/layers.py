@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Run test layers, one line each, and the totals on the last line.
+
+A skipped test is a failure unless tests/expected_skips.toml names it together with a kernel
+feature that this machine really lacks.  The lint layer counts each of its checks as one test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import fnmatch
+import os
+import shlex
+import subprocess
+import sys
+import time
+import tomllib
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import compile_bpf
+from toolchain import OUT, ROOT, tool
+
+PYTEST_LAYERS = ("unit", "stories", "property", "datapath", "netns")
+DEFAULT = (*PYTEST_LAYERS, "lint")
+# Not part of the default: it builds whole nodes and is what .ci/run adds.
+EXTRA = ("demo",)
+NEED_ROOT = frozenset({"datapath", "netns", "demo"})
+# Pure layers use every processor; the others share the kernel of this machine.
+PARALLEL = frozenset({"unit", "stories", "property"})
+EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
+LOGS = OUT / "test"
+SHOWN_LINES = 60
+
+
+@dataclass(slots=True)
+class Result:
+    """What became of one layer."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def fail(self, note: str) -> None:
+        """Count one failure that no test reported."""
+        self.failed += 1
+        self.notes.append(note)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedSkip:
+    """A test that may be skipped where *probe* says that the kernel feature is missing."""
+
+    test: str
+    feature: str
+    probe: str
+
+    def missing(self) -> bool:
+        """Whether this machine lacks the feature: the probe ends with 0 where it exists."""
+        command = shlex.split(self.probe.replace("{python}", sys.executable))
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}/src"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+        return done.returncode != 0
+
+
+def expected_skips() -> list[ExpectedSkip]:
+    """The rows of tests/expected_skips.toml."""
+    if not EXPECTED_SKIPS.exists():
+        return []
+    rows = tomllib.loads(EXPECTED_SKIPS.read_text()).get("skip", [])
+    return [ExpectedSkip(row["test"], row["feature"], row["probe"]) for row in rows]
+
+
+def skip_problem(test: str, reason: str, expected: list[ExpectedSkip]) -> str | None:
+    """Why a skip is not acceptable; None when it is."""
+    rows = [row for row in expected if fnmatch.fnmatch(test, row.test)]
+    if not rows:
+        return f"{test} was skipped ({reason}) and is not in {EXPECTED_SKIPS.name}"
+    if not any(row.missing() for row in rows):
+        features = ", ".join(row.feature for row in rows)
+        return f"{test} was skipped ({reason}) although this machine has {features}"
+    return None
+
+
+def pytest_layer(layer: str) -> Result:
+    """Run one directory of tests."""
+    result = Result()
+    directory = ROOT / "tests" / layer
+    if layer in NEED_ROOT and os.geteuid() != 0:
+        result.fail(f"{layer} needs root: it loads programs and makes namespaces")
+        return result
+    if not directory.is_dir():
+        result.fail(f"{directory.relative_to(ROOT)} does not exist")
+        return result
+    report, log = LOGS / f"{layer}.xml", LOGS / f"{layer}.log"
+    report.unlink(missing_ok=True)
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        f"--junitxml={report}",
+        "-o",
+        "junit_family=xunit1",
+        directory,
+    ]
+    if layer in PARALLEL:
+        words += ["-n", "auto"]
+    with log.open("wb") as output:
+        done = subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if report.exists():
+        count(ET.parse(report).getroot(), result)  # noqa: S314  # written by pytest a moment ago
+    if done.returncode not in {0, 1} or not report.exists():
+        result.fail(f"pytest ended with {done.returncode}")
+    if result.failed:
+        lines = log.read_text(errors="replace").splitlines()
+        result.notes += [*lines[-SHOWN_LINES:], f"(all of it: {log.relative_to(ROOT)})"]
+    return result
+
+
+def count(report: ET.Element, result: Result) -> None:
+    """Take in pytest's report; unexpected skips become failures."""
+    expected = expected_skips()
+    for case in report.iter("testcase"):
+        name = f"{case.get('file')}::{case.get('name')}"
+        skipped = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            result.failed += 1
+        elif skipped is None:
+            result.passed += 1
+            # record_property("figure", text): what a test measured, worth a line of its own.
+            figures = case.iterfind("properties/property[@name='figure']")
+            result.notes += [f"  {line}" for one in figures for line in (one.get("value") or "").splitlines()]
+        elif (problem := skip_problem(name, skipped.get("message") or "no reason", expected)) is None:
+            result.skipped += 1
+        else:
+            result.fail(problem)
+
+
+def checks() -> dict[str, list[str | Path]]:
+    """The commands of the lint layer, by name."""
+    scripts = Path(sys.executable).parent
+    c_files = sorted(
+        path
+        for folder in ("datapath", "tests")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in {".c", ".h"}
+    )
+    programs = sorted((ROOT / "datapath" / "progs").glob("*.bpf.c"))
+    tidy = {
+        f"clang-tidy {path.name}": [
+            *(tool("clang-tidy-19"), "--quiet", path.relative_to(ROOT), "--"),
+            *compile_bpf.flags(ROOT),
+        ]
+        for path in programs
+    }
+    return {
+        **tidy,
+        "mypy": [scripts / "mypy"],
+        "import-linter": [scripts / "lint-imports", "--cache-dir", OUT / "import_linter"],
+        "objects are reproducible": [sys.executable, ROOT / "build" / "reproducible.py"],
+        "abi.py is what the objects say": [sys.executable, ROOT / "build" / "gen_abi.py", "--check"],
+        "ruff check": [scripts / "ruff", "check", "--no-cache", "."],
+        "ruff format": [scripts / "ruff", "format", "--no-cache", "--check", "."],
+        "clang-format": [tool("clang-format-19"), "--dry-run", "-Werror", *c_files],
+        "licence lines": [sys.executable, ROOT / "build" / "spdx.py"],
+    }
+
+
+def run_check(command: list[str | Path]) -> str | None:
+    """What a check complains about; None when it is content."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, check=False)
+    return None if done.returncode == 0 else (done.stdout + done.stderr).decode(errors="replace")
+
+
+def lint_layer() -> Result:
+    """Run every check, as many at a time as there are processors."""
+    result = Result()
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {name: pool.submit(run_check, command) for name, command in checks().items()}
+        for name, job in jobs.items():
+            complaint = job.result()
+            if complaint is None:
+                result.passed += 1
+            else:
+                log = LOGS / f"lint-{name.replace(' ', '-')}.log"
+                log.write_text(complaint)
+                shown = complaint.strip().splitlines()[:SHOWN_LINES]
+                result.fail("\n".join([f"--- {name}", *shown, f"(all of it: {log.relative_to(ROOT)})"]))
+    return result
+
+
+def main() -> int:
+    """Run the layers in the order given."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
+    parser.add_argument("layers", nargs="*", choices=[*DEFAULT, *EXTRA, []], metavar="layer")
+    layers = parser.parse_args().layers or DEFAULT
+    LOGS.mkdir(parents=True, exist_ok=True)
+    total = Result()
+    for layer in layers:
+        started = time.monotonic()
+        result = lint_layer() if layer == "lint" else pytest_layer(layer)
+        sys.stdout.writelines(f"{note}\n" for note in result.notes)
+        counts = f"{result.passed} passed, {result.failed} failed, {result.skipped} skipped"
+        sys.stdout.write(f"{layer:10} {counts}  {time.monotonic() - started:.1f} s\n")
+        sys.stdout.flush()
+        total.passed += result.passed
+        total.failed += result.failed
+        total.skipped += result.skipped
+    sys.stdout.write(f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped\n")
+    return 1 if total.failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Addresses: IPv4 lives in the IPv6 space as ::ffff:a.b.c.d, so that maps need one key form. */
+#ifndef CILIUMD_ADDR_H
+#define CILIUMD_ADDR_H
+
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+
+static __always_inline void addr_set_v4(struct cil_addr *addr, __be32 v4)
+{
+	addr->w[0] = 0;
+	addr->w[1] = 0;
+	addr->w[2] = bpf_htonl(0xffff);
+	addr->w[3] = v4;
+}
+
+static __always_inline __be32 addr_v4(const struct cil_addr *addr)
+{
+	return addr->w[3];
+}
+
+static __always_inline int addr_is_v4(const struct cil_addr *addr)
+{
+	return !addr->w[0] && !addr->w[1] && addr->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int addr_equal(const struct cil_addr *a, const struct cil_addr *b)
+{
+	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];
+}
+
+/* The "check" of rows: user space computes the same (model/net.py fold32). */
+static __always_inline __u32 fold32(const void *key, __u32 size)
+{
+	const __u32 *word = key;
+	__u32 fold = 0;
+
+#pragma unroll
+	for (__u32 i = 0; i < size / 4; i++)
+		fold = fold * 31 + word[i];
+	return fold;
+}
+
+/* The first word of a recyclable row: one access, so "check" and its neighbour belong together. */
+static __always_inline __u64 read_row_word(const void *row)
+{
+	return *(const volatile __u64 *)row;
+}
+
+#endif /* CILIUMD_ADDR_H */

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Conntrack rows: reading, ageing, writing.  A row is never written through the pointer a lookup
+ * gave: the LRU may have handed that memory to another flow.  All writes go by key.
+ */
+#ifndef CILIUMD_CT_H
+#define CILIUMD_CT_H
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include <ciliumd/config.h>
+#include "lib/addr.h"
+#include "lib/packet.h"
+#include "lib/parse.h"
+
+CONFIG(__u32, ct_timeout_tcp, 8000, "seconds an established TCP connection may be silent");
+CONFIG(__u32, ct_timeout_tcp_syn, 60, "seconds a TCP handshake may take");
+CONFIG(__u32, ct_timeout_tcp_fin, 10, "seconds a closed TCP connection is remembered");
+CONFIG(__u32, ct_timeout_any, 60, "seconds any other flow may be silent");
+CONFIG(__u32, report_interval, 5,
+       "seconds between trace events and conntrack refreshes of one flow");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 262144);
+	__type(key, struct ct_key);
+	__type(value, struct ct_entry);
+} cilium_ct_v1 SEC(".maps");
+
+static __always_inline __u32 now_seconds(void)
+{
+	return bpf_ktime_get_ns() / 1000000000ULL;
+}
+
+/* A consistent copy of the live row of *key*; 0 when there is none. */
+static __always_inline int ct_lookup(const struct ct_key *key, struct ct_entry *copy, __u32 now)
+{
+	__u32 check = fold32(key, sizeof(*key));
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		struct ct_entry *row = bpf_map_lookup_elem(&cilium_ct_v1, key);
+		__u64 word;
+
+		if (!row)
+			return 0;
+		word = read_row_word(row);
+		*copy = *row;
+		barrier();
+		if ((__u32)word == check && read_row_word(row) == word)
+			return copy->expires > now;
+	}
+	return 0;
+}
+
+static __always_inline __u32 ct_timeout(__u8 protocol, __u16 flags)
+{
+	const __u16 closed = CT_F_LOCAL_CLOSED | CT_F_REMOTE_CLOSED;
+
+	if (protocol != IPPROTO_TCP)
+		return cfg_ct_timeout_any;
+	if ((flags & closed) == closed)
+		return cfg_ct_timeout_tcp_fin;
+	return flags & CT_F_SEEN_NON_SYN ? cfg_ct_timeout_tcp : cfg_ct_timeout_tcp_syn;
+}
+
+/*
+ * A SYN without ACK or an echo request starts anew when it runs against the flow's direction: the
+ * row allowed one side to open it, not the other.  A SYN also does when the old one is closed.
+ */
+static __always_inline int ct_starts_anew(const struct packet *p, const struct ct_entry *entry,
+					  int reply)
+{
+	if (p->protocol == IPPROTO_ICMP)
+		return reply && p->icmp_type == ICMP_V4_ECHO;
+	if (p->protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
+		return 0;
+	return reply || entry->flags & (CT_F_LOCAL_CLOSED | CT_F_REMOTE_CLOSED);
+}
+
+/* What this packet does to the row.  1 when the row must be written. */
+static __always_inline int ct_advance(struct packet *p, struct ct_entry *entry, int from_local,
+				      int reply, __u32 now)
+{
+	__u8 *seen = from_local ? &entry->tcp_flags_local : &entry->tcp_flags_remote;
+	__u16 flags = entry->flags;
+
+	if (reply)
+		flags |= CT_F_SEEN_REPLY;
+	if (p->protocol == IPPROTO_TCP && !(p->flags & PKT_LATER_FRAGMENT)) {
+		if (!(p->tcp_flags & TCP_SYN))
+			flags |= CT_F_SEEN_NON_SYN;
+		if (p->tcp_flags & TCP_RST)
+			flags |= CT_F_LOCAL_CLOSED | CT_F_REMOTE_CLOSED;
+		else if (p->tcp_flags & TCP_FIN)
+			flags |= from_local ? CT_F_LOCAL_CLOSED : CT_F_REMOTE_CLOSED;
+	}
+	if (flags == entry->flags && (*seen | p->tcp_flags) == *seen &&
+	    now - entry->last_report < cfg_report_interval)
+		return 0;
+	entry->flags = flags;
+	*seen |= p->tcp_flags;
+	entry->last_report = now;
+	entry->expires = now + ct_timeout(p->protocol, flags);
+	p->flags |= PKT_REPORT;
+	return 1;
+}
+
+#endif /* CILIUMD_CT_H */

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* The last step of a packet: into a pod, up to the node, or out by the routing table. */
+#ifndef CILIUMD_DELIVER_H
+#define CILIUMD_DELIVER_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/if_packet.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include <ciliumd/config.h>
+#include "lib/packet.h"
+
+CONFIG(__u32, cilium_host_ifindex, 0, "ifindex of cilium_host");
+CONFIG(__u64, cilium_host_mac, 0, "its MAC: the six bytes in memory order");
+
+enum {
+	AF_INET_WIRE = 2,
+};
+
+static __always_inline int store_macs(struct __sk_buff *skb, const void *dst, const void *src)
+{
+	if (bpf_skb_store_bytes(skb, 0, dst, ETH_ALEN, 0) ||
+	    bpf_skb_store_bytes(skb, ETH_ALEN, src, ETH_ALEN, 0))
+		return DROP_WRITE_ERROR;
+	return 0;
+}
+
+/*
+ * Into the pod's namespace at once.  Mark and time stamp are seen there: they are ours, not the
+ * sender's.  Only ingress hooks may do this.
+ */
+static __always_inline int deliver_to_pod(struct __sk_buff *skb, const struct packet *p,
+					  const struct endpoint *endpoint)
+{
+	skb->mark = 0;
+	if (p->flags & PKT_PASS)
+		return TC_ACT_UNSPEC;
+	skb->tstamp = 0;
+	return bpf_redirect_peer(endpoint->ifindex, 0);
+}
+
+/* Addressed to cilium_host; 0, or a drop reason. */
+static __always_inline int store_host_macs(struct __sk_buff *skb)
+{
+	__u64 mac = cfg_cilium_host_mac;
+
+	return store_macs(skb, &mac, &mac);
+}
+
+/* Up the node's stack, as if it came in by cilium_host, where the route to pods points. */
+static __always_inline int deliver_to_host(struct __sk_buff *skb)
+{
+	skb->mark = 0;
+	return bpf_redirect(cfg_cilium_host_ifindex, BPF_F_INGRESS);
+}
+
+/* The device towards *p->dst*; 0 and *ifindex*, or a drop reason. */
+static __always_inline int route_of(struct __sk_buff *skb, const struct packet *p, __u32 *ifindex)
+{
+	struct bpf_fib_lookup fib = {
+		.family = AF_INET_WIRE,
+		.ifindex = skb->ifindex,
+		.ipv4_src = p->src.w[3],
+		.ipv4_dst = p->dst.w[3],
+	};
+	long result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+
+	/* Without a neighbour the device is known, and the redirect resolves it. */
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return DROP_NO_FIB;
+	/* The route to our own pods: this one does not exist (any more). */
+	if (fib.ifindex == cfg_cilium_host_ifindex)
+		return DROP_UNROUTABLE;
+	*ifindex = fib.ifindex;
+	return 0;
+}
+
+#endif /* CILIUMD_DELIVER_H */

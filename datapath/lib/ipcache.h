@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Identity of an address that is no local endpoint: a hash for single addresses, then an LPM for
+ * prefixes.  (An LPM of many /32 costs ten times the hash.)
+ */
+#ifndef CILIUMD_IPCACHE_H
+#define CILIUMD_IPCACHE_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include "lib/addr.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 512000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipcache_key);
+	__type(value, struct ipcache_entry);
+} cilium_ipcache_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 512000);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipcache_lpm_key);
+	__type(value, struct ipcache_entry);
+} cilium_ipcache_lpm_v1 SEC(".maps");
+
+enum {
+	IPCACHE_LPM_FULL = 32 + 128, /* cluster id and a whole address */
+};
+
+/* An address nobody told us about is the world's, each family's its own. */
+static __always_inline __u32 ipcache_identity(const struct cil_addr *addr)
+{
+	struct ipcache_key key = { .addr = *addr };
+	struct ipcache_lpm_key lpm = { .prefixlen = IPCACHE_LPM_FULL, .addr = *addr };
+	__u32 check = fold32(addr, sizeof(*addr));
+	struct ipcache_entry *entry;
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		__u64 word;
+
+		entry = bpf_map_lookup_elem(&cilium_ipcache_v1, &key);
+		if (!entry)
+			break;
+		word = read_row_word(entry);
+		if ((__u32)word == check)
+			return word >> 32;
+	}
+	entry = bpf_map_lookup_elem(&cilium_ipcache_lpm_v1, &lpm);
+	if (entry)
+		return entry->identity;
+	return addr_is_v4(addr) ? ID_WORLD : ID_WORLD_IPV6;
+}
+
+#endif /* CILIUMD_IPCACHE_H */

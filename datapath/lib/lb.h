@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Services: frontend -> slot -> backend, and revNAT id -> frontend.
+ *
+ * Every row of a frontend repeats its service id (rev_nat), backends and revNAT rows repeat
+ * their own key: a row recycled between two reads shows itself and the lookup fails or retries.
+ */
+#ifndef CILIUMD_LB_H
+#define CILIUMD_LB_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include "lib/addr.h"
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lb_service_key);
+	__type(value, struct lb_service);
+} cilium_lb_services_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct lb_backend);
+} cilium_lb_backends_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct lb_revnat);
+} cilium_lb_revnat_v1 SEC(".maps");
+
+/* The first word of struct lb_service. */
+struct lb_slot {
+	__u32 target;
+	__u16 rev_nat;
+	__u16 flags;
+};
+
+static __always_inline int lb_read_slot(const struct lb_service_key *key, struct lb_slot *slot)
+{
+	struct lb_service *row = bpf_map_lookup_elem(&cilium_lb_services_v1, key);
+	__u64 word;
+
+	if (!row)
+		return 0;
+	word = read_row_word(row);
+	slot->target = (__u32)word;
+	slot->rev_nat = (__u16)(word >> 32);
+	slot->flags = word >> 48;
+	return 1;
+}
+
+/* 1 and the frontend's row 0 when *addr*:*port* is a service. */
+static __always_inline int lb_find(const struct cil_addr *addr, __be16 port, __u8 protocol,
+				   struct lb_service_key *key, struct lb_slot *service)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr = *addr;
+	key->port = port;
+	key->protocol = protocol;
+	return lb_read_slot(key, service);
+}
+
+/* A live backend of that id that still speaks *protocol*, or NULL. */
+static __always_inline const struct lb_backend *lb_backend(__u32 id, __u8 protocol)
+{
+	const struct lb_backend *backend = bpf_map_lookup_elem(&cilium_lb_backends_v1, &id);
+
+	if (!backend || backend->id != id || backend->protocol != protocol)
+		return NULL;
+	return backend;
+}
+
+/* A backend chosen at random among the frontend's slots; NULL only when rows are in flux. */
+static __always_inline const struct lb_backend *
+lb_choose(struct lb_service_key *key, const struct lb_slot *service, __u8 protocol)
+{
+	/* Slots may shrink while we choose: the second try reads the count again. */
+	struct lb_slot frontend = *service;
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		const struct lb_backend *backend;
+		struct lb_slot slot;
+
+		if (!frontend.target)
+			return NULL;
+		key->slot = bpf_get_prandom_u32() % frontend.target + 1;
+		if (lb_read_slot(key, &slot) && slot.rev_nat == frontend.rev_nat) {
+			backend = lb_backend(slot.target, protocol);
+			if (backend)
+				return backend;
+		}
+		key->slot = 0;
+		if (!lb_read_slot(key, &frontend))
+			return NULL;
+	}
+	return NULL;
+}
+
+static __always_inline const struct lb_revnat *lb_revnat(__u16 rev_nat)
+{
+	__u32 id = rev_nat;
+	const struct lb_revnat *row = bpf_map_lookup_elem(&cilium_lb_revnat_v1, &id);
+
+	return row && row->id == id ? row : NULL;
+}
+
+#endif /* CILIUMD_LB_H */

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From bytes to struct packet.  Rules, in order (tests/reference/parser.py states them again):
+ *  1. an Ethernet header and 20 bytes of IPv4 must be there, version 4, IHL >= 5;
+ *  2. IHL * 4 <= total length <= bytes there; bytes beyond total length are padding;
+ *  3. TCP, UDP, SCTP and ICMP are known protocols, others are refused;
+ *  4. unless it is a later fragment, the whole fixed L4 header lies within total length
+ *     (TCP 20 and its data offset, UDP 8, SCTP 12, ICMP 8);
+ *  5. ICMP is echo, echo reply, or an error that quotes an IPv4 packet with 8 bytes of L4.
+ * Reading goes through bpf_skb_load_bytes: it also reaches bytes outside the linear area.
+ */
+#ifndef CILIUMD_PARSE_H
+#define CILIUMD_PARSE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include "lib/addr.h"
+#include "lib/frag.h"
+#include "lib/packet.h"
+
+enum tcp_flag {
+	TCP_FIN = 0x01,
+	TCP_SYN = 0x02,
+	TCP_RST = 0x04,
+	TCP_ACK = 0x10,
+};
+
+enum icmp_v4 {
+	ICMP_V4_ECHO_REPLY = 0,
+	ICMP_V4_UNREACHABLE = 3,
+	ICMP_V4_PORT_UNREACHABLE = 3, /* code */
+	ICMP_V4_ECHO = 8,
+	ICMP_V4_TIME_EXCEEDED = 11,
+	ICMP_V4_PARAMETER_PROBLEM = 12,
+};
+
+/* Wire forms without bit fields, read as a whole. */
+struct ipv4_wire {
+	__u8 version_ihl;
+	__u8 tos;
+	__be16 total_length;
+	__be16 id;
+	__be16 fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__sum16 checksum;
+	__be32 src;
+	__be32 dst;
+};
+
+struct icmp_wire {
+	__u8 type;
+	__u8 code;
+	__sum16 checksum;
+	__be16 id;
+	__be16 sequence;
+};
+
+struct tcp_wire {
+	__be16 sport;
+	__be16 dport;
+	__be32 seq;
+	__be32 ack;
+	__u8 data_offset;
+	__u8 flags;
+	__be16 window;
+	__sum16 checksum;
+	__be16 urgent;
+};
+
+enum {
+	FRAGMENT_MORE = 0x2000,
+	FRAGMENT_OFFSET = 0x1fff,
+	UDP_HEADER = 8,
+	SCTP_HEADER = 12,
+};
+
+/* Addresses and EtherType of the frame; 0, or a drop reason. */
+static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *p)
+{
+	struct ethhdr eth;
+
+	if (bpf_skb_load_bytes(skb, 0, &eth, sizeof(eth)))
+		return DROP_UNSUPPORTED_L2;
+	__builtin_memcpy(p->dmac, eth.h_dest, ETH_ALEN);
+	__builtin_memcpy(p->smac, eth.h_source, ETH_ALEN);
+	p->ethertype = bpf_ntohs(eth.h_proto);
+	return 0;
+}
+
+/* The packet an ICMP error quotes, as its sender sent it. */
+static __always_inline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u32 end)
+{
+	__u32 off = p->l4_off + sizeof(struct icmp_wire);
+	struct ipv4_wire ip;
+	struct icmp_wire l4; /* the first 8 bytes of any L4 header */
+	__u32 ihl;
+
+	if (off + sizeof(ip) > end || bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+		return DROP_CT_INVALID_HDR;
+	ihl = (ip.version_ihl & 0xf) * 4;
+	if (ip.version_ihl >> 4 != 4 || ihl < sizeof(ip))
+		return DROP_CT_INVALID_HDR;
+	if (ip.fragment & bpf_htons(FRAGMENT_OFFSET))
+		return DROP_FRAG_NOT_FOUND;
+	off += ihl;
+	if (off + sizeof(l4) > end || bpf_skb_load_bytes(skb, off, &l4, sizeof(l4)))
+		return DROP_CT_INVALID_HDR;
+	addr_set_v4(&p->inner_src, ip.src);
+	addr_set_v4(&p->inner_dst, ip.dst);
+	p->inner_protocol = ip.protocol;
+	p->inner_l4_off = off;
+	p->inner_icmp_type = 0;
+	switch (ip.protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		p->inner_sport = *(__be16 *)&l4.type;
+		p->inner_dport = l4.checksum;
+		break;
+	case IPPROTO_ICMP:
+		if (l4.type != ICMP_V4_ECHO && l4.type != ICMP_V4_ECHO_REPLY)
+			return DROP_ICMP_TYPE;
+		p->inner_icmp_type = l4.type;
+		p->inner_sport = l4.type == ICMP_V4_ECHO ? l4.id : 0;
+		p->inner_dport = l4.type == ICMP_V4_ECHO ? 0 : l4.id;
+		break;
+	default:
+		return DROP_CT_UNKNOWN_PROTO;
+	}
+	p->flags |= PKT_ICMP_ERROR;
+	return 0;
+}
+
+static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 end)
+{
+	struct icmp_wire icmp;
+
+	if (p->l4_off + sizeof(icmp) > end ||
+	    bpf_skb_load_bytes(skb, p->l4_off, &icmp, sizeof(icmp)))
+		return DROP_CT_INVALID_HDR;
+	p->icmp_type = icmp.type;
+	p->icmp_code = icmp.code;
+	switch (icmp.type) {
+	case ICMP_V4_ECHO:
+		p->sport = icmp.id;
+		return 0;
+	case ICMP_V4_ECHO_REPLY:
+		p->dport = icmp.id;
+		return 0;
+	case ICMP_V4_UNREACHABLE:
+	case ICMP_V4_TIME_EXCEEDED:
+	case ICMP_V4_PARAMETER_PROBLEM:
+		if (p->flags & PKT_FIRST_FRAGMENT)
+			return DROP_FRAG_NOSUPPORT;
+		return parse_quoted(skb, p, end);
+	default:
+		return DROP_ICMP_TYPE;
+	}
+}
+
+static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u32 end)
+{
+	struct tcp_wire tcp;
+	__be16 ports[2];
+	__u32 header;
+
+	switch (p->protocol) {
+	case IPPROTO_ICMP:
+		return parse_icmp(skb, p, end);
+	case IPPROTO_TCP:
+		if (p->l4_off + sizeof(tcp) > end ||
+		    bpf_skb_load_bytes(skb, p->l4_off, &tcp, sizeof(tcp)))
+			return DROP_CT_INVALID_HDR;
+		header = (tcp.data_offset >> 4) * 4;
+		if (header < sizeof(tcp) || p->l4_off + header > end)
+			return DROP_CT_INVALID_HDR;
+		p->sport = tcp.sport;
+		p->dport = tcp.dport;
+		p->tcp_flags = tcp.flags;
+		return 0;
+	default: /* UDP and SCTP start with their ports alike */
+		header = p->protocol == IPPROTO_UDP ? UDP_HEADER : SCTP_HEADER;
+		if (p->l4_off + header > end ||
+		    bpf_skb_load_bytes(skb, p->l4_off, ports, sizeof(ports)))
+			return DROP_CT_INVALID_HDR;
+		p->sport = ports[0];
+		p->dport = ports[1];
+		return 0;
+	}
+}
+
+/* 0, or a drop reason; the Ethernet header has been parsed. */
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv4_wire ip;
+	__u32 ihl, total, end;
+	int reason = 0;
+
+	if (bpf_skb_load_bytes(skb, L3_OFF, &ip, sizeof(ip)))
+		return DROP_INVALID;
+	ihl = (ip.version_ihl & 0xf) * 4;
+	total = bpf_ntohs(ip.total_length);
+	end = L3_OFF + total;
+	if (ip.version_ihl >> 4 != 4 || ihl < sizeof(ip) || total < ihl || end > skb->len)
+		return DROP_INVALID;
+	addr_set_v4(&p->src, ip.src);
+	addr_set_v4(&p->dst, ip.dst);
+	p->protocol = ip.protocol;
+	p->ttl = ip.ttl;
+	p->ihl = ihl;
+	p->l4_off = L3_OFF + ihl;
+	if (ip.protocol != IPPROTO_TCP && ip.protocol != IPPROTO_UDP &&
+	    ip.protocol != IPPROTO_ICMP && ip.protocol != IPPROTO_SCTP)
+		return DROP_CT_UNKNOWN_PROTO;
+	if (ip.fragment & bpf_htons(FRAGMENT_OFFSET)) {
+		p->flags |= PKT_LATER_FRAGMENT;
+	} else {
+		if (ip.fragment & bpf_htons(FRAGMENT_MORE))
+			p->flags |= PKT_FIRST_FRAGMENT;
+		reason = parse_l4(skb, p, end);
+	}
+	if (!reason && p->flags & (PKT_FIRST_FRAGMENT | PKT_LATER_FRAGMENT))
+		reason = frag_ports(p, ip.id);
+	return reason;
+}
+
+#endif /* CILIUMD_PARSE_H */

@@ -1,0 +1,331 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Pods.  What a pod sends:
+ *
+ *   hook_from_container   anti-spoofing, ARP, conntrack hit?
+ *     |  miss               |  hit
+ *     v                     v
+ *   call_service ------> call_egress      egress policy; then into call_ingress of a local pod,
+ *     no backend            |             up to the node, or out by the routing table
+ *     v                     v
+ *   call_refuse          call_ingress     ingress policy, revNAT, redirect into the pod
+ *
+ * call_ingress is the one place that judges what a pod receives, whichever hook saw the packet.
+ */
+#include <ciliumd/abi.h>
+#define CILIUMD_FILE FILE_LXC
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/arp.h"
+#include "lib/calls.h"
+#include "lib/deliver.h"
+#include "lib/endpoint.h"
+#include "lib/event.h"
+#include "lib/ipcache.h"
+#include "lib/lb.h"
+#include "lib/packet.h"
+#include "lib/parse.h"
+#include "lib/refuse.h"
+#include "lib/rewrite.h"
+#include "lib/track.h"
+
+CONFIG(__be32, loopback_ipv4, 0, "source a pod sees when it reaches itself through a service");
+CONFIG(__u8, send_refusals, 1, "answer with ICMP when a service has no backend or TTL ran out");
+
+static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+{
+	__u8 differ = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}
+
+/* Drop, and say why to the sender when it can be said. */
+static __always_inline int drop_and_refuse(struct __sk_buff *skb, struct packet *p, __u8 reason,
+					   __u8 type, __u8 code, __u16 endpoint_id)
+{
+	int action = DROP(skb, p, reason, DIR_EGRESS, endpoint_id);
+
+	if (!cfg_send_refusals || p->hook != HOOK_FROM_CONTAINER)
+		return action;
+	p->refuse_type = type;
+	p->refuse_code = code;
+	bpf_tail_call(skb, &calls, CALL_REFUSE);
+	return action;
+}
+
+SEC("tc")
+int hook_from_container(struct __sk_buff *skb)
+{
+	struct packet *p = packet_start(HOOK_FROM_CONTAINER);
+	const struct endpoint *endpoint;
+	__u32 version;
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	reason = parse_ethernet(skb, p);
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, 0);
+	p->src_slot = slot_of_device(skb->ifindex);
+	endpoint = endpoint_in_slot(p->src_slot, &version);
+	if (!endpoint || endpoint->ifindex != skb->ifindex)
+		return DROP(skb, p, DROP_HOST_NOT_READY, DIR_EGRESS, 0);
+	p->src_identity = endpoint->identity;
+	p->endpoint_id = endpoint->id;
+	if (!mac_equal(p->smac, endpoint->mac))
+		return DROP(skb, p, DROP_INVALID_SMAC, DIR_EGRESS, endpoint->id);
+
+	/* A tag that the device took out of the frame would travel along, unseen. */
+	if (skb->vlan_present)
+		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_EGRESS, endpoint->id);
+	if (p->ethertype == ETH_P_ARP) {
+		reason = arp_answer(skb, endpoint);
+		if (reason)
+			return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+		return bpf_redirect_peer(skb->ifindex, 0);
+	}
+	if (p->ethertype != ETH_P_IP)
+		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_EGRESS, endpoint->id);
+	reason = parse_ipv4(skb, p);
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+	if (addr_v4(&p->src) != endpoint->ipv4)
+		return DROP(skb, p, DROP_INVALID_SIP, DIR_EGRESS, endpoint->id);
+
+	/* An established flow is no service's frontend: only others are looked up. */
+	if (!(p->flags & PKT_ICMP_ERROR)) {
+		ct_key_of_packet(p, 1);
+		if (!ct_lookup(&p->key, &p->ct, now_seconds()))
+			return tail_call(skb, p, CALL_SERVICE);
+		p->flags |= PKT_CT_FOUND;
+	}
+	return tail_call(skb, p, CALL_EGRESS);
+}
+
+/* Remember, or recall, which backend this flow's frontend was translated to. */
+static __always_inline const struct lb_backend *
+service_backend(struct packet *p, struct lb_service_key *key, const struct lb_slot *service)
+{
+	const struct lb_backend *backend = NULL;
+	__u32 now = now_seconds();
+	int advanced;
+
+	p->key.kind = CT_KIND_SERVICE;
+	if (ct_lookup(&p->key, &p->ct, now) && p->ct.rev_nat == service->rev_nat &&
+	    !ct_starts_anew(p, &p->ct, 0))
+		backend = lb_backend(p->ct.backend_id, p->protocol);
+	if (!backend) {
+		backend = lb_choose(key, service, p->protocol);
+		if (!backend)
+			return NULL;
+		__builtin_memset(&p->ct, 0, sizeof(p->ct));
+		p->ct.check = fold32(&p->key, sizeof(p->key));
+		p->ct.rev_nat = service->rev_nat;
+		p->ct.backend_id = backend->id;
+	}
+	advanced = ct_advance(p, &p->ct, 1, 0, now);
+	/* Answers do not pass here: the client's word that it is done has to do. */
+	if (p->ct.flags & CT_F_LOCAL_CLOSED && !(p->ct.flags & CT_F_REMOTE_CLOSED)) {
+		p->ct.flags |= CT_F_REMOTE_CLOSED;
+		p->ct.expires = now + ct_timeout(p->protocol, p->ct.flags);
+	}
+	if (advanced)
+		bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_ANY);
+	return backend;
+}
+
+SEC("tc")
+int call_service(struct __sk_buff *skb)
+{
+	struct packet *p = packet_in_hand();
+	const struct lb_backend *backend;
+	struct lb_service_key key;
+	struct lb_slot service;
+	__be32 addr;
+	__be16 port;
+	int reason;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	if (!lb_find(&p->dst, p->dport, p->protocol, &key, &service))
+		return tail_call(skb, p, CALL_EGRESS);
+	backend = service.target ? service_backend(p, &key, &service) : NULL;
+	if (!backend)
+		return drop_and_refuse(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
+				       ICMP_V4_PORT_UNREACHABLE, p->endpoint_id);
+	addr = addr_v4(&backend->addr);
+	port = backend->port;
+	p->rev_nat = service.rev_nat;
+	if (addr == addr_v4(&p->src))
+		p->flags |= PKT_LOOPBACK;
+	reason = rewrite(skb, p, REWRITE_DESTINATION, addr, port);
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, p->endpoint_id);
+	return tail_call(skb, p, CALL_EGRESS);
+}
+
+/* The answer of a pod to itself through a service goes back to it; 0, or a drop reason. */
+static __always_inline int turn_loopback(struct __sk_buff *skb, struct packet *p)
+{
+	int reason;
+
+	if (!(p->ct.flags & CT_F_LOOPBACK))
+		return DROP_UNROUTABLE;
+	p->flags |= PKT_LOOPBACK;
+	if (p->flags & PKT_ICMP_ERROR) {
+		reason = rewrite_quoted(skb, p, REWRITE_SOURCE, addr_v4(&p->src), p->inner_sport);
+		if (reason)
+			return reason;
+		p->inner_src = p->src;
+	}
+	return rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&p->src), p->dport);
+}
+
+SEC("tc")
+int call_egress(struct __sk_buff *skb)
+{
+	struct packet *p = packet_in_hand();
+	struct track_context by = { .direction = DIR_EGRESS };
+	const struct endpoint *endpoint, *peer;
+	int reason, loopback;
+	__u32 version, oif;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	endpoint = endpoint_in_slot(p->src_slot, &by.policy_version);
+	if (!endpoint)
+		return DROP(skb, p, DROP_HOST_NOT_READY, DIR_EGRESS, 0);
+
+	loopback = cfg_loopback_ipv4 && addr_v4(&p->dst) == cfg_loopback_ipv4;
+	p->dst_slot = loopback ? p->src_slot : slot_of_addr(&p->dst);
+	if (p->dst_slot == SLOT_HOST) {
+		p->dst_identity = ID_HOST;
+	} else {
+		peer = p->dst_slot == SLOT_NONE ? NULL : endpoint_in_slot(p->dst_slot, &version);
+		if (peer)
+			p->dst_identity = peer->identity;
+		else
+			p->dst_identity = ipcache_identity(&p->dst);
+	}
+	by.peer_identity = p->dst_identity;
+	by.endpoint_id = endpoint->id;
+	by.endpoint_flags = endpoint->flags;
+	reason = track(skb, p, &by);
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+
+	if (loopback) {
+		reason = turn_loopback(skb, p);
+		if (reason)
+			return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+	}
+	if (p->dst_slot == SLOT_HOST) {
+		reason = store_host_macs(skb);
+		if (reason)
+			return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+		count_packet(FORWARDED, DIR_EGRESS, skb->len);
+		trace_packet(skb, p, TRACE_TO_HOST, DIR_EGRESS, endpoint->id);
+		return deliver_to_host(skb);
+	}
+	if (p->ttl <= 1)
+		return drop_and_refuse(skb, p, DROP_TTL_EXCEEDED, ICMP_V4_TIME_EXCEEDED, 0,
+				       endpoint->id);
+	if (p->dst_slot != SLOT_NONE) {
+		count_packet(FORWARDED, DIR_EGRESS, skb->len);
+		return tail_call(skb, p, CALL_INGRESS);
+	}
+	reason = route_of(skb, p, &oif);
+	if (!reason)
+		reason = decrement_ttl(skb, p);
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+	count_packet(FORWARDED, DIR_EGRESS, skb->len);
+	trace_packet(skb, p, TRACE_TO_NETWORK, DIR_EGRESS, endpoint->id);
+	/* Who came in with the pod's own address gets its answers from that address. */
+	skb->mark = p->flags & PKT_REPLY ? MARK_SKIP_SNAT : 0;
+	return bpf_redirect_neigh(oif, NULL, 0, 0);
+}
+
+/* Replies of a translated flow show the frontend again; 0, or a drop reason. */
+static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p)
+{
+	const struct lb_revnat *frontend = lb_revnat(p->ct.rev_nat);
+	__be32 addr;
+	__be16 port;
+
+	/* The service is gone: its connections end with it. */
+	if (!frontend)
+		return DROP_NO_SERVICE;
+	addr = addr_v4(&frontend->addr);
+	port = frontend->port;
+	if (p->flags & PKT_ICMP_ERROR)
+		return rewrite_quoted(skb, p, REWRITE_DESTINATION, addr, port);
+	return rewrite(skb, p, REWRITE_SOURCE, addr, port);
+}
+
+SEC("tc")
+int call_ingress(struct __sk_buff *skb)
+{
+	struct packet *p = packet_in_hand();
+	struct track_context by = { .direction = DIR_INGRESS };
+	const struct endpoint *endpoint;
+	int reason = 0;
+
+	if (!p)
+		return TC_ACT_SHOT;
+	endpoint = endpoint_in_slot(p->dst_slot, &by.policy_version);
+	if (!endpoint || endpoint->ipv4 != addr_v4(&p->dst))
+		return DROP(skb, p, DROP_NO_LXC, DIR_INGRESS, 0);
+	/* New to itself through a service: from an address that its answer can be known by. */
+	if (p->flags & PKT_LOOPBACK && !(p->flags & PKT_REPLY))
+		reason = rewrite(skb, p, REWRITE_SOURCE, cfg_loopback_ipv4, p->sport);
+	if (reason)
+		return DROP(skb, p, reason, DIR_INGRESS, endpoint->id);
+	p->dst_identity = endpoint->identity;
+	by.peer_identity = p->src_identity;
+	by.endpoint_id = endpoint->id;
+	by.endpoint_flags = endpoint->flags;
+	reason = track(skb, p, &by);
+	if (!reason && p->ct.rev_nat && p->flags & PKT_REPLY)
+		reason = show_frontend(skb, p);
+	if (!reason && !(p->flags & PKT_NO_TTL))
+		reason = decrement_ttl(skb, p);
+	if (!reason && !(p->flags & PKT_PASS))
+		reason = store_macs(skb, endpoint->mac, endpoint->node_mac);
+	if (reason)
+		return DROP(skb, p, reason, DIR_INGRESS, endpoint->id);
+	count_packet(FORWARDED, DIR_INGRESS, skb->len);
+	trace_packet(skb, p, TRACE_TO_ENDPOINT, DIR_INGRESS, endpoint->id);
+	return deliver_to_pod(skb, p, endpoint);
+}
+
+SEC("tc")
+int call_refuse(struct __sk_buff *skb)
+{
+	struct packet *p = packet_in_hand();
+	const struct lb_revnat *frontend;
+
+	/* The drop is counted already; what cannot be answered stays a silent drop. */
+	if (!p)
+		return TC_ACT_SHOT;
+	if (p->rev_nat) {
+		/* Its sender knows the frontend only: quote what it sent. */
+		frontend = lb_revnat(p->rev_nat);
+		if (!frontend ||
+		    rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&frontend->addr), frontend->port))
+			return TC_ACT_SHOT;
+	}
+	if (refuse(skb, p, p->refuse_type, p->refuse_code))
+		return TC_ACT_SHOT;
+	return bpf_redirect_peer(skb->ifindex, 0);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,235 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Socket load balancing: a socket of this cgroup that connects or sends to a service talks to a
+ * backend from its first packet on; no packet is translated.  The application keeps seeing the
+ * service: getpeername and recvmsg show the frontend again.
+ *
+ * Attached to the agent's --cgroup-root.  IPv6 sockets also carry IPv4 (::ffff:a.b.c.d), which is
+ * the key form of our maps anyway.
+ */
+#include <ciliumd/abi.h>
+
+#include <linux/bpf.h>
+#include <linux/in.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "lib/addr.h"
+#include "lib/lb.h"
+
+enum {
+	SOCK_REFUSE = 0,
+	SOCK_PROCEED = 1,
+	CONNECTION_REFUSED = -111, /* -ECONNREFUSED */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct sock_revnat_key);
+	__type(value, struct sock_revnat);
+} cilium_lb_sock_v1 SEC(".maps");
+
+/* Helper ids of the running kernel: bpf_set_retval came with 5.18, before it the errno is EPERM. */
+enum bpf_func_id___kernel {
+	BPF_FUNC_set_retval___kernel,
+};
+
+static __always_inline int refuse_connection(void)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id___kernel, BPF_FUNC_set_retval___kernel))
+		bpf_set_retval(CONNECTION_REFUSED);
+	return SOCK_REFUSE;
+}
+
+/* The peer as an application means it, and after the call as the network does. */
+struct sock_peer {
+	struct cil_addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 translated;
+};
+
+static __always_inline void sock_key(struct sock_revnat_key *key, __u64 cookie,
+				     const struct sock_peer *peer)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->cookie = cookie;
+	key->addr = peer->addr;
+	key->port = peer->port;
+	key->protocol = peer->protocol;
+}
+
+/* Frontend to backend.  SOCK_REFUSE when the service has nobody behind it. */
+static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct sock_peer *peer)
+{
+	const struct lb_backend *backend;
+	struct sock_revnat frontend = {};
+	struct lb_service_key key;
+	struct sock_revnat_key sock;
+	struct lb_slot service;
+
+	peer->translated = 0;
+	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
+		return SOCK_PROCEED;
+	if (!lb_find(&peer->addr, peer->port, peer->protocol, &key, &service))
+		return SOCK_PROCEED;
+	backend = lb_choose(&key, &service, peer->protocol);
+	if (!backend)
+		return refuse_connection();
+	frontend.addr = peer->addr;
+	frontend.port = peer->port;
+	frontend.rev_nat = service.rev_nat;
+	peer->addr = backend->addr;
+	peer->port = backend->port;
+	peer->translated = 1;
+	sock_key(&sock, bpf_get_socket_cookie(ctx), peer);
+	/* Without the row the application would see a stranger answer: better no connection. */
+	if (bpf_map_update_elem(&cilium_lb_sock_v1, &sock, &frontend, BPF_ANY))
+		return refuse_connection();
+	return SOCK_PROCEED;
+}
+
+/* Backend to frontend, for what the application is told. */
+static __always_inline void sock_to_frontend(struct bpf_sock_addr *ctx, struct sock_peer *peer)
+{
+	struct sock_revnat_key key;
+	struct sock_revnat *frontend;
+
+	sock_key(&key, bpf_get_socket_cookie(ctx), peer);
+	frontend = bpf_map_lookup_elem(&cilium_lb_sock_v1, &key);
+	peer->translated = frontend && lb_revnat(frontend->rev_nat);
+	if (!peer->translated)
+		return;
+	peer->addr = frontend->addr;
+	peer->port = frontend->port;
+}
+
+static __always_inline void peer_from_v4(struct bpf_sock_addr *ctx, struct sock_peer *peer)
+{
+	addr_set_v4(&peer->addr, ctx->user_ip4);
+	peer->port = (__be16)ctx->user_port;
+	peer->protocol = ctx->protocol;
+}
+
+static __always_inline void peer_to_v4(struct bpf_sock_addr *ctx, const struct sock_peer *peer)
+{
+	if (!peer->translated)
+		return;
+	ctx->user_ip4 = addr_v4(&peer->addr);
+	ctx->user_port = peer->port;
+}
+
+static __always_inline void peer_from_v6(struct bpf_sock_addr *ctx, struct sock_peer *peer)
+{
+	peer->addr.w[0] = ctx->user_ip6[0];
+	peer->addr.w[1] = ctx->user_ip6[1];
+	peer->addr.w[2] = ctx->user_ip6[2];
+	peer->addr.w[3] = ctx->user_ip6[3];
+	peer->port = (__be16)ctx->user_port;
+	peer->protocol = ctx->protocol;
+}
+
+static __always_inline void peer_to_v6(struct bpf_sock_addr *ctx, const struct sock_peer *peer)
+{
+	if (!peer->translated)
+		return;
+	ctx->user_ip6[0] = peer->addr.w[0];
+	ctx->user_ip6[1] = peer->addr.w[1];
+	ctx->user_ip6[2] = peer->addr.w[2];
+	ctx->user_ip6[3] = peer->addr.w[3];
+	ctx->user_port = peer->port;
+}
+
+static __always_inline int forward_v4(struct bpf_sock_addr *ctx)
+{
+	struct sock_peer peer;
+	int verdict;
+
+	peer_from_v4(ctx, &peer);
+	verdict = sock_to_backend(ctx, &peer);
+	peer_to_v4(ctx, &peer);
+	return verdict;
+}
+
+static __always_inline int forward_v6(struct bpf_sock_addr *ctx)
+{
+	struct sock_peer peer;
+	int verdict;
+
+	peer_from_v6(ctx, &peer);
+	verdict = sock_to_backend(ctx, &peer);
+	peer_to_v6(ctx, &peer);
+	return verdict;
+}
+
+static __always_inline int backward_v4(struct bpf_sock_addr *ctx)
+{
+	struct sock_peer peer;
+
+	peer_from_v4(ctx, &peer);
+	sock_to_frontend(ctx, &peer);
+	peer_to_v4(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+static __always_inline int backward_v6(struct bpf_sock_addr *ctx)
+{
+	struct sock_peer peer;
+
+	peer_from_v6(ctx, &peer);
+	sock_to_frontend(ctx, &peer);
+	peer_to_v6(ctx, &peer);
+	return SOCK_PROCEED;
+}
+
+SEC("cgroup/connect4")
+int sock_connect4(struct bpf_sock_addr *ctx)
+{
+	return forward_v4(ctx);
+}
+
+SEC("cgroup/sendmsg4")
+int sock_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	return forward_v4(ctx);
+}
+
+SEC("cgroup/recvmsg4")
+int sock_recvmsg4(struct bpf_sock_addr *ctx)
+{
+	return backward_v4(ctx);
+}
+
+SEC("cgroup/getpeername4")
+int sock_getpeername4(struct bpf_sock_addr *ctx)
+{
+	return backward_v4(ctx);
+}
+
+SEC("cgroup/connect6")
+int sock_connect6(struct bpf_sock_addr *ctx)
+{
+	return forward_v6(ctx);
+}
+
+SEC("cgroup/sendmsg6")
+int sock_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	return forward_v6(ctx);
+}
+
+SEC("cgroup/recvmsg6")
+int sock_recvmsg6(struct bpf_sock_addr *ctx)
+{
+	return backward_v6(ctx);
+}
+
+SEC("cgroup/getpeername6")
+int sock_getpeername6(struct bpf_sock_addr *ctx)
+{
+	return backward_v6(ctx);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

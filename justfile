@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+# The front door; every recipe is one call of build/dev.
+
+# List the recipes.
+default:
+    @just --list
+
+# Packages and the Python environment.
+deps:
+    build/dev deps
+
+# Objects and the extension, in place.
+build:
+    build/dev build
+
+# src/ciliumd/abi.py from the objects.
+gen:
+    build/dev gen
+
+# Fail when abi.py is not what the objects say.
+gen-check: build
+    build/out/venv/bin/python build/gen_abi.py --check
+
+# Test layers; all of them without arguments.
+test *layers:
+    build/dev test {{ layers }}
+
+# Formatters, types, layer contracts, licences, reproducible objects.
+lint:
+    build/dev lint
+
+# Rewrite Python and C in the house style.
+format:
+    build/dev format
+
+# Pure tests, seconds.
+unit:
+    build/dev test unit
+
+# Objects in, tables and maps out.
+stories:
+    build/dev test stories
+
+# Laws on generated cases.
+property:
+    build/dev test property
+
+# Programs over single packets.
+datapath:
+    build/dev test datapath
+
+# Real sockets in network namespaces.
+netns:
+    build/dev test netns
+
+# Pods, a service and a policy on this machine.
+demo *arguments:
+    build/dev demo {{ arguments }}
+
+# Take down what `just demo --keep` left.
+down:
+    build/dev down
+
+# Benchmarks.
+bench *arguments:
+    build/dev bench {{ arguments }}
+
+# What CI runs.
+ci:
+    .ci/run

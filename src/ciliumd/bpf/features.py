@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What this machine offers, asked once at start: kernel, capabilities, map types, tcx.
+
+`require` turns what is missing and cannot be done without into one error that says what, where
+and what to do; `tcx` only chooses how programs are attached.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from ciliumd.abi import MapType
+from ciliumd.bpf._libbpf import lib
+from ciliumd.bpf.errors import KernelTooOld, NotPermitted, check
+
+OLDEST_KERNEL = (5, 10)
+CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Findings of one probe."""
+
+    kernel: str
+    capabilities: frozenset[str]
+    kernel_btf: bool
+    ringbuf: bool
+    tcx: bool
+
+    @property
+    def kernel_version(self) -> tuple[int, int]:
+        """Major and minor number."""
+        return kernel_version(self.kernel)
+
+
+def kernel_version(release: str) -> tuple[int, int]:
+    """(6, 1) of "6.1.0-18-amd64"."""
+    numbers = re.match(r"(\d+)\.(\d+)", release)
+    if numbers is None:
+        raise KernelTooOld("Linux", release, "a release number like 6.1")
+    return int(numbers[1]), int(numbers[2])
+
+
+def effective_capabilities(status: str) -> frozenset[str]:
+    """Names of the capabilities in the text of /proc/self/status that matter here."""
+    line = next(line for line in status.splitlines() if line.startswith("CapEff:"))
+    mask = int(line.split()[1], 16)
+    held = {name for name, bit in CAPABILITIES.items() if mask >> bit & 1}
+    # CAP_SYS_ADMIN still stands for the capabilities that were split off it.
+    return frozenset(held | {"CAP_BPF", "CAP_PERFMON"} if "CAP_SYS_ADMIN" in held else held)
+
+
+def require_capabilities(held: frozenset[str]) -> None:
+    """Raise NotPermitted unless programs can be loaded and attached."""
+    missing = sorted({"CAP_BPF", "CAP_NET_ADMIN"} - held)
+    if missing:
+        hint = f"missing {' and '.join(missing)}: run as root, or add them to the container's securityContext"
+        raise NotPermitted("use", "BPF", errno.EPERM, hint)
+
+
+def require_kernel(release: str) -> None:
+    """Raise KernelTooOld before the oldest kernel the datapath is tested on."""
+    if kernel_version(release) < OLDEST_KERNEL:
+        raise KernelTooOld("Linux", release, f"{OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer")
+
+
+def tcx_supported() -> bool:
+    """Whether programs can hang on devices by tcx links (Linux 6.6); touches no device."""
+    return check(lib.cil_has_tcx(), "probe", "tcx") == 1
+
+
+def probe() -> Features:
+    """Ask everything; NotPermitted and KernelTooOld come first, as all else fails obscurely then."""
+    release = os.uname().release
+    held = effective_capabilities(Path("/proc/self/status").read_text())
+    require_kernel(release)
+    require_capabilities(held)
+    ringbuf = check(lib.cil_has_map_type(MapType.RINGBUF), "probe", "ring buffer") == 1
+    if not ringbuf:
+        raise KernelTooOld("ring buffer", release, "CONFIG_BPF_SYSCALL on Linux 5.8 or newer")
+    return Features(release, held, KERNEL_BTF.exists(), ringbuf, tcx_supported())

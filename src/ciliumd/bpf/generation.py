@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+One generation of programs: loaded aside, then made the active one by a single store.
+
+What hangs on devices is the entry object, which jumps through cilium_hooks_v1 into the active
+generation.  A generation brings its own tail-call table and scratch maps; state maps are pinned
+and shared.  Old programs stay callable until `retire`, so packets in flight finish where they
+began.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Self
+
+from ciliumd import abi
+from ciliumd.bpf import layout
+from ciliumd.bpf.link import TcxHook, attach_cgroup, attach_tcx, detach
+from ciliumd.bpf.map import Map
+from ciliumd.bpf.object import Object, embedded
+from ciliumd.bpf.words import U64Array
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from types import TracebackType
+
+    from ciliumd.bpf.pins import Pins
+    from ciliumd.bpf.program import Program
+
+ENTRY = "entry"
+STATE = layout.STATE_PREFIX
+NODE_STATE, HOOKS, CALLS = "cilium_node_state_v1", "cilium_hooks_v1", "calls"
+# A packet leaves the programs within microseconds; a loaded machine gets this long.
+GRACE_SECONDS = 1.0
+ROW = struct.Struct("=I")
+DESCRIPTOR = struct.Struct("=i")
+
+
+@dataclass(slots=True)
+class Generation:
+    """Programs that were loaded together; `maps` are the pinned state maps by name."""
+
+    number: int
+    pins: Pins
+    programs: dict[str, Program] = field(default_factory=dict)
+    entries: dict[str, Program] = field(default_factory=dict)
+    maps: dict[str, Map] = field(default_factory=dict)
+    _own: dict[str, Map] = field(default_factory=dict)
+
+    @classmethod
+    def load(
+        cls,
+        pins: Pins,
+        *,
+        config: Mapping[str, bool | int | bytes],
+        max_entries: Mapping[str, int] | None = None,
+    ) -> Self:
+        """
+        Load every object against the pinned maps, one number after the active generation.
+
+        Nothing runs through the new programs before activate().  Maps that are pinned already
+        keep their size; *max_entries* is for those made now.
+        """
+        unknown = sorted(set(config) - set(abi.CONFIG))
+        if unknown:
+            raise ValueError(
+                f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(abi.CONFIG))}"
+            )
+        pinned = layout.check_pinned(pins.maps)
+        layout.record(pins.maps, pinned)
+        generation = cls(active(pins) + 1, pins)
+        try:
+            sizes = _sizes(pins, pinned, max_entries or {})
+            for name in sorted(embedded()):
+                generation._load_object(name, config, sizes)
+            generation._fill()
+        except BaseException:
+            generation.close()
+            pins.drop_generation(generation.number)
+            raise
+        return generation
+
+    def _load_object(
+        self, name: str, config: Mapping[str, bool | int | bytes], sizes: Mapping[str, int]
+    ) -> None:
+        with Object.open(name) as source:
+            for option in source.config_names:
+                if option in config:
+                    source.set_config(option, config[option])
+            for map_name in source.map_names:
+                self._place_map(source, map_name, sizes)
+            source.load()
+            for map_name in source.map_names:
+                known = self.maps if map_name.startswith(STATE) else self._own
+                if map_name not in known:
+                    known[map_name] = source.map(map_name)
+            target = self.entries if name == ENTRY else self.programs
+            for program_name in source.program_names:
+                if program_name in self.programs or program_name in self.entries:
+                    raise ValueError(f"two objects have a program called {program_name}")
+                target[program_name] = source.program(program_name)
+
+    def _place_map(self, source: Object, name: str, sizes: Mapping[str, int]) -> None:
+        """State maps are the pinned ones; tail-call table and scratch maps are one per generation."""
+        if name.startswith(STATE):
+            source.set_pin_path(name, self.pins.maps / name)
+            if name in sizes:
+                source.set_max_entries(name, sizes[name])
+        elif name in self._own:
+            source.reuse_map(name, self._own[name])
+
+    def _fill(self) -> None:
+        """Programs called call_* and hook_* go where the enums of abi.h say."""
+        directory = self.pins.make_generation(self.number)
+        calls = self._own[CALLS]
+        # The pin keeps the table filled when this process ends: the kernel empties unheld ones.
+        calls.pin(directory / CALLS)
+        half = (self.number & 1) * abi.Hook.HOOK_MAX
+        for name, program in self.programs.items():
+            value = DESCRIPTOR.pack(program.fd)
+            if name.upper() in abi.Call.__members__:
+                calls.update(ROW.pack(abi.Call[name.upper()]), value)
+            elif name.upper() in abi.Hook.__members__:
+                self.maps[HOOKS].update(ROW.pack(half + abi.Hook[name.upper()]), value)
+
+    def activate(self) -> None:
+        """Every hook of every device runs these programs from this store on."""
+        with U64Array(self.maps[NODE_STATE]) as state:
+            state[abi.NodeState.NODE_STATE_GENERATION] = self.number
+
+    def attach_device(self, ifindex: int, *, ingress: str | None = None, egress: str | None = None) -> None:
+        """
+        Hang entry programs on a device by pinned tcx links, or replace those that hang there.
+
+        *ingress* and *egress* name entry programs, e.g. "entry_from_container".
+        """
+        for hook, name in ((TcxHook.INGRESS, ingress), (TcxHook.EGRESS, egress)):
+            if name is not None:
+                pin = device_pin(self.pins, ifindex, hook)
+                attach_tcx(self.entries[name], ifindex=ifindex, hook=hook, pin=pin)
+
+    def attach_cgroup(self, cgroup: Path) -> None:
+        """Hang the socket programs on a control group, or replace those that hang there."""
+        for name, program in self.programs.items():
+            if program.section.startswith("cgroup/"):
+                attach_cgroup(program, cgroup=cgroup, pin=self.pins.link("cgroup", name))
+
+    def verified_insns(self) -> dict[str, int]:
+        """Instructions the verifier walked, per program."""
+        return {name: program.verified_insns for name, program in (self.entries | self.programs).items()}
+
+    def close(self) -> None:
+        """Give this process's handles back; what is pinned goes on running."""
+        for handle in (
+            *self.programs.values(),
+            *self.entries.values(),
+            *self.maps.values(),
+            *self._own.values(),
+        ):
+            handle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def active(pins: Pins) -> int:
+    """The number of the generation packets run through; 0 before the first."""
+    path = pins.maps / NODE_STATE
+    if not path.exists():
+        return 0
+    with Map.from_pin(path) as pinned, U64Array(pinned) as state:
+        return state[abi.NodeState.NODE_STATE_GENERATION]
+
+
+def retire(pins: Pins) -> list[int]:
+    """
+    Let go of every generation but the active one; call it GRACE_SECONDS after activate().
+
+    Returns the numbers that had pins.
+    """
+    current = active(pins)
+    retired = [number for number in pins.generations() if number != current]
+    for number in retired:
+        pins.drop_generation(number)
+    idle = ((current + 1) & 1) * abi.Hook.HOOK_MAX
+    with Map.from_pin(pins.maps / HOOKS) as hooks:
+        for row in range(idle, idle + abi.Hook.HOOK_MAX):
+            hooks.delete(ROW.pack(row))
+    return retired
+
+
+def device_pin(pins: Pins, ifindex: int, hook: TcxHook) -> Path:
+    """The pin of a device's link."""
+    return pins.link("tcx", ifindex, hook.name.lower())
+
+
+def detach_device(pins: Pins, ifindex: int) -> None:
+    """Take our programs off a device, whether it still exists or not."""
+    for hook in TcxHook:
+        detach(device_pin(pins, ifindex, hook))
+
+
+def detach_cgroup(pins: Pins) -> None:
+    """Take our programs off the control group."""
+    for pin in sorted(pins.links.glob("cgroup_*")):
+        detach(pin)
+
+
+def detach_all(pins: Pins) -> None:
+    """Take every link away, for an uninstall."""
+    for pin in sorted(pins.links.iterdir()):
+        detach(pin)
+
+
+def _sizes(pins: Pins, pinned: set[str], wanted: Mapping[str, int]) -> dict[str, int]:
+    """max_entries by map: of pinned maps what they have, of others what is wanted."""
+    unknown = sorted(set(wanted) - set(abi.MAPS))
+    if unknown:
+        raise ValueError(f"no such map: {', '.join(unknown)}")
+    sizes = dict(wanted)
+    for name in pinned:
+        with Map.from_pin(pins.maps / name) as found:
+            sizes[name] = found.info.max_entries
+    return sizes

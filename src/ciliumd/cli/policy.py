@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+``cilium policy``: what is in force, why traffic passes or not, and waiting for a change to arrive.
+
+Consumed::
+
+    GET /v1/policy           {revision, policy: [{kind, namespace, name, ...}],
+                              problems: [{kind, namespace, name, field, message, file?, line?}],
+                              rule-cookies: {"<cookie>": [origin]}}
+    GET /v1/policy/explain   {verdict: allowed | denied, from, to, protocol, port,
+                              directions: [{direction, endpoint, verdict, origins: [text], row?: text}]}
+                             verdict of a direction: allow, deny, default-deny
+    GET /v1/endpoint         status.policy.realized.policy-revision and status.state of each endpoint
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, Final
+
+from ciliumd.cli.arguments import Commands, client, command, group
+from ciliumd.cli.client import Client
+from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
+from ciliumd.cli.output import emit, note, table
+
+Json = dict[str, Any]
+
+POLL_SECONDS: Final = 0.1
+_SETTLED_STATES: Final = frozenset({"ready", "disconnected"})
+
+
+def register(commands: Commands) -> None:
+    """Add ``policy``."""
+    verbs = group(commands, "policy", "Manage security policies")
+    get = command(verbs, "get", "Display policies in force and those refused", run_get)
+    get.add_argument("-n", "--namespace", help="only policies of this namespace")
+    explain = command(verbs, "explain", "Say whether traffic passes, and which policy decides", run_explain)
+    explain.add_argument(
+        "--from", dest="source", required=True, metavar="WHO", help="ns/pod, address or entity"
+    )
+    explain.add_argument(
+        "--to", dest="destination", required=True, metavar="WHO", help="ns/pod, address or entity"
+    )
+    explain.add_argument("--dport", "--port", required=True, metavar="PORT[/PROTO]", help="e.g. 80/TCP")
+    wait = command(verbs, "wait", "Wait until all endpoints run a policy revision", run_wait, output=False)
+    wait.add_argument("revision", type=int, metavar="REVISION")
+    wait.add_argument("--max-wait-time", type=float, default=360, metavar="SECONDS")
+    wait.add_argument("--fail-wait-time", type=float, default=0, metavar="SECONDS", help=argparse.SUPPRESS)
+
+
+def run_get(arguments: argparse.Namespace) -> int:
+    """Print the policies."""
+    answer: Json = client(arguments).get("policy")
+    for problem in answer.get("problems") or ():
+        note(f"Refused: {_problem(problem)}")
+    if arguments.namespace:
+        answer["policy"] = [p for p in answer["policy"] if p.get("namespace") == arguments.namespace]
+    emit(
+        answer,
+        arguments.output,
+        f"{json.dumps(answer['policy'], indent=2)}\nRevision: {answer['revision']}\n",
+    )
+    return OK
+
+
+def run_explain(arguments: argparse.Namespace) -> int:
+    """Print the verdict and who decided it; 1 if the traffic is denied."""
+    answer: Json = client(arguments).get(
+        "policy/explain",
+        **{"from": arguments.source, "to": arguments.destination, "dport": _dport(arguments.dport)},
+    )
+    emit(answer, arguments.output, _explanation(answer))
+    return OK if answer["verdict"] == "allowed" else FAILED
+
+
+def run_wait(arguments: argparse.Namespace) -> int:
+    """Return once every endpoint has the revision; 1 if it takes too long."""
+    agent = client(arguments)
+    deadline = time.monotonic() + arguments.max_wait_time
+    while lagging := _lagging(agent, arguments.revision):
+        if time.monotonic() >= deadline:
+            raise CommandError(
+                f"endpoints {', '.join(map(str, lagging))} have not reached revision {arguments.revision} "
+                f"after {arguments.max_wait_time:g} s",
+                hint="cilium endpoint list; cilium policy get",
+            )
+        time.sleep(POLL_SECONDS)
+    return OK
+
+
+def _lagging(agent: Client, revision: int) -> list[int]:
+    """Endpoints that do not run *revision* yet; no endpoints means the agent's own revision counts."""
+    endpoints = agent.get("endpoint")
+    if not endpoints:
+        return [] if agent.get("policy")["revision"] >= revision else [0]
+    return [endpoint["id"] for endpoint in endpoints if not _realized(endpoint, revision)]
+
+
+def _realized(endpoint: Json, revision: int) -> bool:
+    status = endpoint.get("status") or {}
+    realized = (status.get("policy") or {}).get("realized") or {}
+    return status.get("state") in _SETTLED_STATES and realized.get("policy-revision", 0) >= revision
+
+
+def _dport(text: str) -> str:
+    port, _, protocol = text.partition("/")
+    if not port.isdecimal() or not 0 <= int(port) <= 65535:
+        raise CommandError(f"{text!r} is no port", hint="example: --dport 80/TCP", code=USAGE)
+    return f"{port}/{protocol.upper() or 'TCP'}"
+
+
+def _problem(problem: Json) -> str:
+    where = f"{problem['namespace']}/{problem['name']}" if problem.get("namespace") else problem["name"]
+    text = f"{problem['kind']} {where}: {problem.get('field', '')} {problem['message']}"
+    file = problem.get("file")
+    line = f":{problem['line']}" if problem.get("line") else ""
+    return f"{text} ({file}{line})" if file else text
+
+
+def _explanation(answer: Json) -> str:
+    traffic = f"{answer['from']} -> {answer['to']} {answer['port']}/{answer['protocol']}"
+    head = f"{traffic}: {answer['verdict'].upper()}\n"
+    return head + table(_directions(answer), min_width=0)
+
+
+def _directions(answer: Json) -> Iterator[tuple[str, ...]]:
+    for direction in answer["directions"]:
+        who = f"  {direction['direction']} of {direction['endpoint']}"
+        origins = direction.get("origins") or []
+        first, *others = origins or ["no policy applies in this direction"]
+        yield (who, direction["verdict"], first)
+        for other in others:
+            yield ("", "", other)
+        if row := direction.get("row"):
+            yield ("", "", f"row {row}")

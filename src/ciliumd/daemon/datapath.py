@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From settings and the node's devices to a loaded datapath: options, map sizes, generation, targets.
+
+Blocking; called once at start, in the writer thread.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from ciliumd import abi
+from ciliumd.bpf.generation import Generation
+from ciliumd.bpf.pins import Pins
+from ciliumd.bpf.policy_maps import CLASSES, RULES, PolicyMaps, split_key
+from ciliumd.bpf.target import ArrayTarget, MapTarget, WordsTarget
+from ciliumd.bpf.words import U64Array
+from ciliumd.daemon import stages
+from ciliumd.daemon.settings import Settings
+from ciliumd.daemon.state import StateFile
+from ciliumd.model.net import mac_bytes
+from ciliumd.net.devices import NativeDevice
+from ciliumd.net.host import HostLinks
+from ciliumd.reconcile.target import Target
+
+POLICY_PINS = "policies"
+
+
+@dataclass(slots=True)
+class Datapath:
+    """What is loaded, and how it is written to."""
+
+    generation: Generation
+    policies: PolicyMaps
+    node_state: U64Array
+    endpoint_states: U64Array
+    targets: dict[str, Target]
+
+    def word(self, row: abi.NodeState) -> int:
+        """A word of the node's state."""
+        return self.node_state[int(row)]
+
+    def set_word(self, row: abi.NodeState, value: int) -> None:
+        """Store a word of the node's state."""
+        self.node_state[int(row)] = value
+
+    def rows(self, name: str) -> list[tuple[bytes, bytes]]:
+        """Every row of a live map; of a map of maps every inner row behind its outer key."""
+        which = {"cilium_policy_classes_v1": CLASSES, "cilium_policy_rules_v1": RULES}.get(name)
+        if which is None:
+            return list(self.generation.maps[name].items())
+        rows = []
+        for key, value in self.policies.load().items():
+            version, kind, inner = split_key(key)
+            if kind == which:
+                rows.append((version.to_bytes(4, "little") + inner, value))
+        return rows
+
+    def close(self) -> None:
+        """Give handles back; everything pinned stays."""
+        self.policies.close()
+        self.node_state.close()
+        self.endpoint_states.close()
+        self.generation.close()
+
+
+def load(pins: Pins, settings: Settings, *, router: IPv4Address, host: HostLinks) -> Datapath:
+    """Load the next generation and open every target.  Raises BpfError."""
+    generation = Generation.load(
+        pins,
+        config=options(settings, router=router, host=host),
+        max_entries={
+            "cilium_ct_v1": settings.bpf_ct_max,
+            "cilium_snat_v1": settings.bpf_nat_max,
+            "cilium_lb_services_v1": settings.bpf_lb_map_max,
+            "cilium_lb_backends_v1": settings.bpf_lb_map_max,
+            "cilium_lb_revnat_v1": settings.bpf_lb_map_max,
+            "cilium_ipcache_v1": settings.bpf_ipcache_max,
+            "cilium_ipcache_lpm_v1": settings.bpf_ipcache_max,
+            "cilium_events_v1": settings.bpf_events_size,
+        },
+    )
+    generation.activate()
+    pins.commit()
+    directory = pins.root / POLICY_PINS
+    directory.mkdir(mode=0o700, exist_ok=True)
+    maps = generation.maps
+    policies = PolicyMaps(maps["cilium_policy_classes_v1"], maps["cilium_policy_rules_v1"], directory)
+    node_state = U64Array(maps["cilium_node_state_v1"])
+    endpoint_states = U64Array(maps[stages.STATES])
+    hashes = (
+        stages.IPCACHE,
+        stages.IPCACHE_LPM,
+        stages.LXC,
+        stages.IFINDEX,
+        stages.BACKENDS,
+        stages.REVNAT,
+        stages.SERVICES,
+        stages.DEVICES,
+    )
+    files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.ENDPOINT_FILE)
+    targets: dict[str, Target] = {name: MapTarget(maps[name]) for name in hashes}
+    targets |= {name: StateFile(settings.state_dir / name) for name in files}
+    targets[stages.POLICY] = policies
+    targets[stages.FACTS] = ArrayTarget(maps[stages.FACTS])
+    targets[stages.STATES] = WordsTarget(endpoint_states)
+    return Datapath(generation, policies, node_state, endpoint_states, targets)
+
+
+def options(settings: Settings, *, router: IPv4Address, host: HostLinks) -> dict[str, bool | int | bytes]:
+    """Read-only data of the programs."""
+    values: dict[str, bool | int | bytes] = {
+        "router_ipv4": int(router),
+        "loopback_ipv4": int(settings.loopback_ipv4),
+        "cilium_host_ifindex": host.host.ifindex,
+        "cilium_host_mac": int.from_bytes(mac_bytes(host.host.mac), "little"),
+        "masquerade": settings.enable_ipv4_masquerade,
+        **_network("pod_cidr", settings.pod_cidr),
+    }
+    if settings.ipv4_native_routing_cidr is not None:
+        values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
+    return values
+
+
+def _network(name: str, network: IPv4Network) -> dict[str, int]:
+    return {f"{name}_ipv4": int(network.network_address), f"{name}_mask": int(network.netmask)}
+
+
+def device_rows(devices: tuple[NativeDevice, ...]) -> Mapping[bytes, bytes]:
+    """Rows of ``cilium_devices_v1``: what pods are masqueraded as, by device."""
+    return {
+        device.ifindex.to_bytes(4, "little"): abi.NativeDevice(
+            ipv4=int(device.ipv4[0]) if device.ipv4 else 0,
+            check=device.ifindex,
+            ipv6=device.ipv6[0].packed if device.ipv6 else bytes(16),
+            mac=mac_bytes(device.mac),
+            flags=0,
+        ).pack()
+        for device in devices
+    }
+
+
+def cgroup_problem(path: Path | None) -> str:
+    """Why *path* cannot be the control group root; empty when it can or none is wanted."""
+    if path is None or (path / "cgroup.controllers").exists():
+        return ""
+    return f"--cgroup-root {path} is no cgroup2 directory; mount cgroup2 or name another"

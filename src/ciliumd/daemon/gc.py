@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removes conntrack and NAT rows that have had their time; what is over is decided in ``reconcile.gc``."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import ParamSpec, TypeVar
+
+from ciliumd.bpf.map import Map
+from ciliumd.reconcile import gc
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Judge = Callable[[Iterable[gc.Row]], Iterator[list[bytes]]]
+
+
+@dataclass(slots=True)
+class GcTotals:
+    """Rows removed since start."""
+
+    conntrack: int = 0
+    nat: int = 0
+    runs: int = 0
+
+
+class ConntrackGc:
+    """Works in the writer thread, a chunk at a time, so that policy writes get in between."""
+
+    def __init__(self, maps: Mapping[str, Map], *, executor: Executor) -> None:
+        self.totals = GcTotals()
+        self._ct = maps["cilium_ct_v1"]
+        self._nat = maps["cilium_snat_v1"]
+        self._executor = executor
+
+    async def collect(self) -> None:
+        """One walk over both maps."""
+        for chunk in await self._judged(self._ct, self._expired):
+            self.totals.conntrack += await self._in_writer(self._delete_expired, chunk)
+        for chunk in await self._judged(self._nat, self._over):
+            self.totals.nat += await self._in_writer(self._delete_over, chunk)
+        self.totals.runs += 1
+
+    async def _judged(self, source: Map, judge: Judge) -> list[list[bytes]]:
+        """Keys that *judge* gives up, in chunks; read a piece of the map at a time."""
+        rows = source.items()
+        found: list[list[bytes]] = []
+        while piece := await self._in_writer(lambda: list(islice(rows, gc.CHUNK))):
+            found += await self._in_writer(list, judge(piece))
+        return found
+
+    async def _in_writer(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, partial(call, *args, **kwargs)
+        )
+
+    def _expired(self, rows: Iterable[gc.Row]) -> Iterator[list[bytes]]:
+        return gc.expired_ct(rows, _now())
+
+    def _over(self, rows: Iterable[gc.Row]) -> Iterator[list[bytes]]:
+        return gc.expired_nat(rows, _now(), is_live_flow=self._is_live)
+
+    def _delete_expired(self, keys: list[bytes]) -> int:
+        """Delete what is still expired: a row may have been taken into use since it was read."""
+        rows = ((key, value) for key in keys if (value := self._ct.lookup(key)) is not None)
+        return sum(len(chunk) - len(self._ct.delete_batch(chunk)) for chunk in self._expired(rows))
+
+    def _delete_over(self, keys: list[bytes]) -> int:
+        rows = ((key, value) for key in keys if (value := self._nat.lookup(key)) is not None)
+        return sum(len(chunk) - len(self._nat.delete_batch(chunk)) for chunk in self._over(rows))
+
+    def _is_live(self, key: bytes) -> bool:
+        value = self._ct.lookup(key)
+        return value is not None and gc.is_live_ct(value, _now())
+
+
+def _now() -> int:
+    return int(time.monotonic())

@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What this node's maps must hold, from the tables: the pure core called once per round.
+
+Numbers have memory, so they are rows: whatever needs one gets it here, before rows are computed.
+Everything else is a function of the tables as they are now.  Each part is computed again only when
+a table it reads has changed.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
+from ciliumd.desired import endpoints as endpoint_stage
+from ciliumd.desired import identities as identity_stage
+from ciliumd.desired import ipcache as ipcache_stage
+from ciliumd.desired import services as service_stage
+from ciliumd.desired.endpoints import EndpointRows
+from ciliumd.desired.ipcache import IpcacheRows
+from ciliumd.desired.lbrows import LbRows, lb_rows
+from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
+from ciliumd.desired.slices import derived_slices
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.labels import Labels
+from ciliumd.model.net import Addr, Prefix
+from ciliumd.reconcile.target import Changes
+from ciliumd.tables.schema import ObjectKey, Problem, Tables
+
+if TYPE_CHECKING:
+    from ciliumd.desired.services import ServedFrontend
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What is known of the node itself."""
+
+    name: str
+    cluster: str
+    addresses: tuple[Addr, ...]
+
+
+@dataclass(slots=True)
+class PolicyView:
+    """Who is under which policy, for the CLI and for events."""
+
+    rules: dict[int, EndpointRules] = field(default_factory=dict)
+    versions: dict[int, int] = field(default_factory=dict)
+    states: dict[int, MapState] = field(default_factory=dict)
+    cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
+
+
+class NodePlan:
+    """Desired rows of every stage; call :meth:`refresh` first."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        node: NodeFacts,
+        *,
+        reserve_version: Callable[[int], None],
+        next_version: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.node = node
+        self.policy = PolicyView()
+        self.labels: dict[int, Labels] = {}
+        self.identities: dict[int, int] = {}
+        self.served: list[ServedFrontend] = []
+        self.endpoint_rows = EndpointRows({}, {}, {}, {})
+        self.ipcache_rows = IpcacheRows({}, {})
+        self.lb_rows = LbRows()
+        self.policy_revision = 0
+        self._tables = tables
+        self._clock = clock
+        self._policies = PolicyVersions(reserve_version=reserve_version, next_version=next_version)
+        self._policy_rounds = 0
+        self._prefixes: set[Prefix] = set()
+        self._known: tuple[tuple[int, int], dict[int, Labels]] | None = None
+        self._seen: dict[str, tuple[object, ...]] = {}
+        self._reported: dict[str, set[ObjectKey]] = {}
+
+    def restore_versions(self, rows: Mapping[bytes, bytes]) -> None:
+        """Start from the policy versions the kernel holds, given as flat rows."""
+        self._policies.restore(rows)
+
+    def set_addresses(self, addresses: tuple[Addr, ...]) -> None:
+        """The node's own addresses changed."""
+        self.node = NodeFacts(self.node.name, self.node.cluster, addresses)
+
+    @property
+    def policy_rows(self) -> dict[bytes, bytes]:
+        """The flat rows of every policy version."""
+        return self._policies.rows
+
+    def policy_changes(self) -> Changes:
+        """How :attr:`policy_rows` changed since this was last asked."""
+        return self._policies.take_changes()
+
+    @property
+    def known_identities(self) -> Mapping[int, Labels]:
+        """Every identity of the node by number."""
+        tables = self._tables
+        revisions = (tables.identities.revision, tables.prefixes.revision)
+        if self._known is None or self._known[0] != revisions:
+            known = identity_stage.known_identities(tables.identities.view(), tables.prefixes.view())
+            self._known = (revisions, known)
+        return self._known[1]
+
+    def refresh(self) -> None:
+        """
+        Bring every row up to date with the tables.
+
+        Nothing is planned before every source has told all it has: half of the policies would be
+        other policies, and use up version numbers.  What fails is planned again next time.
+        """
+        if not self._tables.in_sync:
+            return
+        self._plan(
+            "identities",
+            self._assign_identities,
+            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+        )
+        self._plan(
+            "policy",
+            self._plan_policies,
+            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+        )
+        self._policies.retire(self._clock())
+        self._plan(
+            "rows",
+            self._plan_endpoints,
+            *("endpoints", "identities", "prefixes"),
+            extra=(self.node, self._policy_rounds),
+        )
+        self._plan("services", self._plan_services, "services", "slices", "pods", "endpoints")
+
+    def named_ports_of(self, endpoint: EndpointSpec) -> NamedPorts:
+        """Named ports of the pod of *endpoint*."""
+        return identity_stage.named_ports_of_pod(self._tables.pods.get(endpoint.pod_key))
+
+    def next_retirement(self) -> float | None:
+        """When an unused policy version may go; None when there is none."""
+        return self._policies.next_retirement()
+
+    # ---- identities ------------------------------------------------------------------------
+
+    def _assign_identities(self) -> None:
+        tables = self._tables
+        pods, namespaces = tables.pods.view(), tables.namespaces.view()
+        self.labels = {
+            number: identity_stage.endpoint_labels(endpoint, pods, namespaces, cluster=self.node.cluster)
+            for number, endpoint in tables.endpoints.items()
+        }
+        labels = identity_stage.allocate_identities(
+            tables.identities.view(), identity_stage.wanted_identities(self.labels.values())
+        )
+        for key, number in labels.assigned.items():
+            tables.identities.set(key, number)
+        self._prefixes = cidrs(tables.policies.values())
+        prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), self._prefixes)
+        for prefix, number in prefixes.assigned.items():
+            tables.prefixes.set(prefix, number)
+        self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
+        self._report(
+            "CIDR",
+            {
+                ("CIDR", "", str(prefix)): Problem("", "no identity is left: rules do not apply to it")
+                for prefix in prefixes.refused
+            },
+        )
+
+    # ---- policy ----------------------------------------------------------------------------
+
+    def _plan_policies(self) -> None:
+        tables = self._tables
+        pods = tables.pods.view()
+        subjects = {
+            number: Subject(
+                self.labels[number], identity_stage.named_ports_of_pod(pods.get(endpoint.pod_key))
+            )
+            for number, endpoint in tables.endpoints.items()
+            if number in self.identities
+        }
+        named_ports = identity_stage.named_ports_by_identity(tables.endpoints.values(), pods, self.identities)
+        self._policies.update(
+            tables.policies.view(), subjects, World(self.known_identities, named_ports), now=self._clock()
+        )
+        self.policy.rules = self._policies.rules
+        self.policy.versions = self._policies.versions
+        self.policy.states = self._policies.states
+        self.policy.cookies = cookies(tables.policies.values())
+        self.policy_revision = tables.policies.revision + 1
+        self._policy_rounds += 1
+        self._report("Endpoint", dict(self._endpoint_problems()))
+
+    def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
+        """Endpoints that are not under the policies as written."""
+        for number, endpoint in self._tables.endpoints.items():
+            key = ("Endpoint", *endpoint.pod_key)
+            if number not in self.identities:
+                yield key, Problem("identity", "no identity is left for its labels")
+            elif number in self._policies.problems:
+                yield key, Problem("policy", self._policies.problems[number])
+
+    # ---- endpoints, ipcache, services --------------------------------------------------------
+
+    def _plan_endpoints(self) -> None:
+        endpoints = self._tables.endpoints.values()
+        self.endpoint_rows = endpoint_stage.endpoint_rows(
+            endpoints, self.identities, self.policy.versions, host_addresses=self.node.addresses
+        )
+        self.ipcache_rows = ipcache_stage.ipcache_rows(
+            endpoints,
+            self.identities,
+            host_addresses=self.node.addresses,
+            # A prefix no policy names keeps its number for a while, but nobody carries it any more.
+            prefixes={
+                prefix: number for prefix, number in self._tables.prefixes.items() if prefix in self._prefixes
+            },
+        )
+
+    def _plan_services(self) -> None:
+        tables = self._tables
+        written = tables.slices.values()
+        derived = derived_slices(
+            tables.services.values(),
+            written,
+            tables.pods.view(),
+            tables.endpoints.values(),
+            node=self.node.name,
+        )
+        self.served, refused = service_stage.served_frontends(
+            tables.services.values(), [*written, *derived.values()], node=self.node.name
+        )
+        services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
+        for frontend, number in services.assigned.items():
+            tables.service_ids.set(frontend, number)
+        backends = service_stage.allocate_backend_ids(tables.backend_ids.view(), self.served)
+        for backend, number in backends.assigned.items():
+            tables.backend_ids.set(backend, number)
+        self.lb_rows = lb_rows(self.served, tables.service_ids.view(), tables.backend_ids.view())
+        self._report(
+            "Service",
+            {
+                ("Service", *problem.service): Problem(str(problem.frontend), problem.message)
+                for problem in (*refused, *self.lb_rows.problems)
+            },
+        )
+
+    def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
+        """Problems found here, as rows beside those of the sources; they vanish when they are solved."""
+        for key in self._reported.get(part, set()) - problems.keys():
+            self._tables.problems.delete(key)
+        for key, problem in problems.items():
+            self._tables.problems.set(key, problem)
+        self._reported[part] = set(problems)
+
+    # ---- what changed ----------------------------------------------------------------------
+
+    def _plan(
+        self, part: str, work: Callable[[], None], *tables: str, extra: tuple[object, ...] = ()
+    ) -> None:
+        """Do *work* if a table it reads has changed since it was last done; its own writes do not count."""
+
+        def now() -> tuple[object, ...]:
+            return (*(getattr(self._tables, table).revision for table in tables), *extra)
+
+        if self._seen.get(part) != now():
+            work()
+            self._seen[part] = now()

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+When a number nobody wants any more may be given to somebody else.
+
+Maps, conntrack rows and packets under way know numbers only, so a number that changes hands too early
+is taken for its former owner.  Service and backend ids rest after their last row has gone; identities
+rest longer than any conntrack row that may remember one.
+
+What is decided here is a function of tables, rows and the time; deleting a row of a table of numbers
+is all that is done, and the next round does the rest.
+"""
+
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from dataclasses import fields
+from functools import cache
+from typing import Generic, TypeVar
+
+import structlog
+
+from ciliumd import abi
+from ciliumd.daemon import stages
+from ciliumd.daemon.plan import NodePlan
+from ciliumd.desired.policy import cidrs
+from ciliumd.tables.schema import Tables
+from ciliumd.tables.table import Table
+
+ROW_REST = 60.0
+"""Seconds a service or backend id rests."""
+
+IDENTITY_REST = 8100.0
+"""Seconds an identity rests: a conntrack row of an idle TCP connection lives for 8000."""
+
+Key = TypeVar("Key", bound=Hashable)
+Rows = Mapping[bytes, bytes]
+
+log = structlog.get_logger("release")
+
+
+class Resting(Generic[Key]):
+    """Keys whose numbers nobody wants, and since when."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._since: dict[Key, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def rested(self, unused: Iterable[Key], now: float) -> list[Key]:
+        """Those of the *unused* keys that were unused at every look for long enough."""
+        self._since = {key: self._since.get(key, now) for key in unused}
+        return [key for key, since in self._since.items() if now - since >= self._seconds]
+
+
+class Release:
+    """
+    Looks, now and then, which numbers may go.
+
+    *rows* answers what a stage's map is known to hold, *settled* whether every map holds what is desired;
+    *readers* how far those who follow a table's changes have read, by table name: its deleted keys are
+    remembered until then.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        plan: NodePlan,
+        *,
+        rows: Callable[[str], Rows],
+        settled: Callable[[], bool],
+        readers: Mapping[str, Callable[[], int]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._tables = tables
+        self._plan = plan
+        self._rows = rows
+        self._settled = settled
+        self._readers = readers
+        self._clock = clock
+        self._services: Resting[Hashable] = Resting(ROW_REST)
+        self._backends: Resting[Hashable] = Resting(ROW_REST)
+        self._identities: Resting[Hashable] = Resting(IDENTITY_REST)
+        self._prefixes: Resting[Hashable] = Resting(IDENTITY_REST)
+
+    @property
+    def resting(self) -> int:
+        """Numbers that wait for their release."""
+        return sum(map(len, (self._services, self._backends, self._identities, self._prefixes)))
+
+    def look(self) -> int:
+        """
+        Release what is due; how many numbers that were.
+
+        Nothing before every source is in sync, nor while a map still holds rows that should be gone:
+        an identity's classes must not wait for their deletion when its number is given away.
+        """
+        self._forget()
+        tables, plan = self._tables, self._plan
+        if not tables.in_sync or not self._settled():
+            return 0
+        served = [one.frontend.key for one in plan.served]
+        backends = [backend.key for one in plan.served for backend in one.backends]
+        # Gathered only if a number is unwanted: there may be half a million rows.
+        services_held = cache(lambda: _service_ids(self._rows(stages.SERVICES), self._rows(stages.REVNAT)))
+        backends_held = cache(lambda: _backend_ids(self._rows(stages.SERVICES), self._rows(stages.BACKENDS)))
+        held = cache(
+            lambda: _identities(
+                self._rows(stages.FACTS), self._rows(stages.IPCACHE), self._rows(stages.IPCACHE_LPM)
+            )
+        )
+        return (
+            self._go(tables.service_ids, self._services, wanted=served, held=services_held)
+            + self._go(tables.backend_ids, self._backends, wanted=backends, held=backends_held)
+            + self._go(tables.identities, self._identities, wanted=plan.labels.values(), held=held)
+            + self._go(tables.prefixes, self._prefixes, wanted=cidrs(tables.policies.values()), held=held)
+        )
+
+    def _go(
+        self,
+        table: Table[Key, int],
+        resting: Resting[Hashable],
+        *,
+        wanted: Iterable[Key],
+        held: Callable[[], Collection[int]],
+    ) -> int:
+        """Let go of the rested numbers of one table."""
+        keep = set(wanted)
+        unused = {key for key, number in table.items() if key not in keep and number not in held()}
+        rested = resting.rested(unused, self._clock())
+        released = [key for key in unused.intersection(rested) if table.delete(key)]
+        if released:
+            log.info("numbers.released", table=table.name, count=len(released))
+        return len(released)
+
+    def _forget(self) -> None:
+        """Drop what tables remember of deleted keys once everybody has read it."""
+        for one in fields(self._tables):
+            table = getattr(self._tables, one.name)
+            if isinstance(table, Table):
+                read = self._readers.get(table.name)
+                table.forget(table.revision if read is None else read())
+
+
+def _service_ids(services: Rows, revnat: Rows) -> set[int]:
+    """Service ids the load balancer's rows know."""
+    found = {int.from_bytes(key, "little") for key in revnat}
+    found.update(abi.LbService.unpack(row).rev_nat for row in services.values())
+    return found
+
+
+def _backend_ids(services: Rows, backends: Rows) -> set[int]:
+    """Backend ids the load balancer's rows know."""
+    found = {int.from_bytes(key, "little") for key in backends}
+    found.update(
+        abi.LbService.unpack(row).target for key, row in services.items() if abi.LbServiceKey.unpack(key).slot
+    )
+    return found
+
+
+def _identities(facts: Rows, *ipcaches: Rows) -> set[int]:
+    """Identities packets may carry: of endpoints, and behind addresses."""
+    found = {abi.Endpoint.unpack(row).identity for row in facts.values()}
+    for rows in ipcaches:
+        found.update(int.from_bytes(row[_IDENTITY], "little") for row in rows.values())
+    return found
+
+
+def _offset_of_identity() -> int:
+    """Where ``identity`` lies in a packed ipcache row: a large cache is judged without unpacking it."""
+    zeros = {"check": 0, "identity": 0xFFFFFFFF, "tunnel_endpoint": bytes(16), "encrypt_key": 0, "flags": 0}
+    return abi.IpcacheEntry(**zeros).pack().index(b"\xff\xff\xff\xff")  # type: ignore[arg-type]
+
+
+_IDENTITY = slice(_offset_of_identity(), _offset_of_identity() + 4)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The stages of a round, in the order of writes, and which rows of one refer to rows of another.
+
+Identities and policies first, then the words that put endpoints under a policy, then endpoints' facts
+(ignored while their slot generation is not that of the word); only then may addresses lead to identities
+and endpoints.  So an identity is carried by nobody, neither as the source of an endpoint's packets nor
+behind an address, before every endpoint is under a policy that knows it.  Deletions go the other way
+round.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from ciliumd import abi
+from ciliumd.bpf.policy_maps import PolicyMaps
+from ciliumd.daemon.plan import NodePlan
+from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
+from ciliumd.reconcile.target import BeforeSync, Compute, Stage, Target, Whole
+from ciliumd.tables.schema import Tables
+
+ENDPOINT_FILE, IDENTITY_FILE, PREFIX_FILE = "endpoints.json", "identities.json", "prefixes.json"
+POLICY = PolicyMaps.name
+FACTS, STATES = "cilium_endpoints_v1", "cilium_endpoint_state_v1"
+IPCACHE, IPCACHE_LPM = "cilium_ipcache_v1", "cilium_ipcache_lpm_v1"
+LXC, IFINDEX = "cilium_lxc_v1", "cilium_ifindex_v1"
+BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "cilium_lb_services_v1"
+DEVICES = "cilium_devices_v1"
+
+
+def stages(
+    plan: NodePlan,
+    tables: Tables,
+    targets: Mapping[str, Target],
+    *,
+    devices: Callable[[], Mapping[bytes, bytes]],
+) -> list[Stage]:
+    """Every stage; *targets* by the names above, *devices* the rows of native devices."""
+
+    def whole(rows: Callable[[], Mapping[bytes, bytes]]) -> Compute:
+        return lambda: Whole(dict(rows()))
+
+    def first() -> Whole:
+        # The first stage of a round brings the plan up to date for all of them.
+        plan.refresh()
+        return Whole(dict(identity_row(labels, number) for labels, number in tables.identities.items()))
+
+    return [
+        Stage(name=IDENTITY_FILE, target=targets[IDENTITY_FILE], compute=first, before_sync=BeforeSync.WRITE),
+        Stage(
+            name=PREFIX_FILE,
+            target=targets[PREFIX_FILE],
+            compute=whole(lambda: dict(prefix_row(p, n) for p, n in tables.prefixes.items())),
+            before_sync=BeforeSync.WRITE,
+        ),
+        Stage(
+            name=ENDPOINT_FILE,
+            target=targets[ENDPOINT_FILE],
+            compute=whole(lambda: dict(endpoint_row(one) for one in tables.endpoints.values())),
+            before_sync=BeforeSync.WRITE,
+        ),
+        Stage(name=DEVICES, target=targets[DEVICES], compute=whole(devices), before_sync=BeforeSync.WRITE),
+        Stage(name=POLICY, target=targets[POLICY], compute=plan.policy_changes),
+        Stage(
+            name=STATES,
+            target=targets[STATES],
+            compute=whole(lambda: plan.endpoint_rows.states),
+            needs=(POLICY,),
+        ),
+        Stage(
+            name=FACTS,
+            target=targets[FACTS],
+            compute=whole(lambda: plan.endpoint_rows.facts),
+            needs=(STATES,),
+        ),
+        Stage(
+            name=IPCACHE,
+            target=targets[IPCACHE],
+            compute=whole(lambda: plan.ipcache_rows.addresses),
+            needs=(STATES,),
+        ),
+        Stage(
+            name=IPCACHE_LPM,
+            target=targets[IPCACHE_LPM],
+            compute=whole(lambda: plan.ipcache_rows.prefixes),
+            needs=(STATES,),
+        ),
+        Stage(
+            name=LXC,
+            target=targets[LXC],
+            compute=whole(lambda: plan.endpoint_rows.addresses),
+            needs=(FACTS,),
+        ),
+        Stage(
+            name=IFINDEX,
+            target=targets[IFINDEX],
+            compute=whole(lambda: plan.endpoint_rows.devices),
+            needs=(FACTS,),
+        ),
+        Stage(name=BACKENDS, target=targets[BACKENDS], compute=whole(lambda: plan.lb_rows.backends)),
+        Stage(name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat)),
+        Stage(
+            name=SERVICES,
+            target=targets[SERVICES],
+            compute=whole(lambda: plan.lb_rows.services),
+            needs=(BACKENDS, REVNAT),
+            refers=service_refers,
+        ),
+    ]
+
+
+def service_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
+    """The backend of a slot, and the revNAT row of its frontend."""
+    service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
+    yield REVNAT, row.rev_nat.to_bytes(4, "little")
+    if service.slot:
+        yield BACKENDS, row.target.to_bytes(4, "little")

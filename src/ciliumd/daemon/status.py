@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The agent's account of itself, as Cilium's ``models.StatusResponse``.
+
+Each part is asked now: links and maps in the kernel, threads, tasks, tables.  What this version does
+not have is absent, which the CLI shows as Disabled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from ciliumd import __version__, abi
+from ciliumd.bpf.errors import BpfError
+from ciliumd.daemon import stages
+from ciliumd.daemon.controllers import rfc3339
+from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, Reserved
+from ciliumd.model.net import Addr, addr16
+from ciliumd.net import devices as net_devices
+from ciliumd.net import links
+from ciliumd.net.errors import NetError
+
+if TYPE_CHECKING:
+    from ciliumd.daemon.agent import Agent
+    from ciliumd.daemon.attachments import Missing
+    from ciliumd.reconcile.loop import Reconciler, ReconcilerStatus
+
+Json = dict[str, Any]
+
+PAGE = 4096
+HUNG_SECONDS = 5.0
+"""A call of a worker thread that takes longer is reported."""
+
+
+async def status(agent: Agent) -> Json:
+    """Everything, read now."""
+    reconciler = agent.reconciler.status()
+    native, host_links, problems = await _network(agent)
+    missing, generation, sockets = await _programs(agent, reconciler)
+    problems += [f"detached: {one.text}" for one in missing]
+    problems += _problems(agent, reconciler, generation)
+    ring = agent.ring.stats()
+    answer: Json = {
+        "cilium": {
+            "state": "Failure" if problems else "Ok",
+            "msg": "; ".join(problems) if problems else f"{__version__} (v{__version__})",
+        },
+        "kube-proxy-replacement": {
+            "mode": "Partial" if generation["active"] else "Disabled",
+            "deviceList": [
+                {"name": one.name, "ip": [str(address) for address in (*one.ipv4, *one.ipv6)]}
+                for one in native
+            ],
+            "features": {"socketLB": {"enabled": sockets}, "bpfSocketLBHostnsOnly": False},
+        },
+        "nodeMonitor": {
+            "cpus": os.cpu_count() or 1,
+            "npages": agent.map("cilium_events_v1").info.max_entries // PAGE,
+            "pagesize": PAGE,
+            "lost": ring.lost,
+            "unknown": ring.unknown,
+        },
+        "ipam": _ipam(agent),
+        "host-routing": {"mode": "BPF" if generation["active"] and host_links else "Legacy"},
+        "attach-mode": {"mode": agent.attachments.mode},
+        "datapath-mode": "veth",
+        "routing": {"network": "Native", "host": "BPF" if generation["active"] else "Legacy"},
+        "masquerading": _masquerading(agent, missing, native),
+        "controllers": [one.model() for one in agent.controllers.all()] + _stage_controllers(reconciler),
+        "identity-range": {"min-identity": CLUSTER_MIN, "max-identity": CLUSTER_MAX},
+        "clock-source": {"mode": "ktime"},
+        "bpf-maps": {
+            "maps": [
+                {"name": name, "size": found.info.max_entries}
+                for name, found in sorted(agent.datapath.generation.maps.items())
+            ]
+        },
+        "datapath": {
+            **generation["details"],
+            "attached": f"{len(agent.attachments.devices)} devices, {len(missing)} programs missing",
+            "manifests": _manifests(agent),
+            "netlink": _netlink(agent),
+            "socket LB": str(agent.attachments.cgroup) if sockets else "Disabled",
+            "drift repaired": f"{agent.observer.drifted_rows} rows",
+            "conntrack gc": f"{agent.gc.totals.conntrack} rows, {agent.gc.totals.nat} NAT rows removed",
+            "kernel": agent.kernel.kernel,
+        },
+    }
+    return answer
+
+
+async def _programs(agent: Agent, reconciler: ReconcilerStatus) -> tuple[list[Missing], Json, bool]:
+    """What is not attached, which programs run, whether sockets are served; the writer thread is asked."""
+    running = reconciler.running
+    try:
+        # One that is known to hang is not waited for.
+        hangs = running is not None and running.seconds > HUNG_SECONDS
+        async with asyncio.timeout(0 if hangs else HUNG_SECONDS):
+            missing = await agent.attachments.missing()
+            sockets = await agent.attachments.socket_lb()
+            return missing, await agent.in_writer(lambda: _generation(agent)), sockets
+    except TimeoutError:
+        where = f" in {running.stage} {running.operation}" if running is not None else ""
+        problem = f"writer thread hangs{where}"
+        return [], {"active": False, "problem": problem, "details": {"generation": "unknown"}}, False
+
+
+async def _network(agent: Agent) -> tuple[tuple[net_devices.NativeDevice, ...], bool, list[str]]:
+    """Native devices, whether cilium_host and cilium_net are up, and what is wrong."""
+    thread = agent.netlink.status()
+    if not thread.alive:
+        return (), False, ["netlink thread has ended"]
+    try:
+        async with asyncio.timeout(0 if thread.age > HUNG_SECONDS else HUNG_SECONDS):
+            return await _read_network(agent)
+    except TimeoutError:
+        return (), False, [f"netlink thread hangs in {agent.netlink.status().running}"]
+
+
+async def _read_network(agent: Agent) -> tuple[tuple[net_devices.NativeDevice, ...], bool, list[str]]:
+    problems: list[str] = []
+    try:
+        native = await agent.netlink.call(net_devices.native_devices, agent.settings.devices)
+    except NetError as error:
+        native = ()
+        problems.append(str(error))
+    up = True
+    for name, ifindex in (
+        (links.HOST_LINK, agent.host.host.ifindex),
+        (links.NET_LINK, agent.host.net.ifindex),
+    ):
+        link = await agent.netlink.call(links.link_by_index, ifindex)
+        if link is None or not link.up:
+            up = False
+            problems.append(
+                f"{name} is {'gone' if link is None else 'down'}; restart the agent to make it again"
+            )
+    if not agent.watch.alive:
+        problems.append("link watch has ended")
+    return native, up, problems
+
+
+def _generation(agent: Agent) -> Json:
+    """Which programs packets run through."""
+    number = agent.datapath.word(abi.NodeState.NODE_STATE_GENERATION)
+    ours = agent.datapath.generation.number
+    half = (number & 1) * abi.Hook.HOOK_MAX
+    hooks = agent.map("cilium_hooks_v1")
+    try:
+        filled = [
+            hook.name
+            for hook in abi.Hook
+            if hook is not abi.Hook.HOOK_MAX and hooks.lookup((half + hook).to_bytes(4, "little")) is not None
+        ]
+    except BpfError as error:
+        return {"active": False, "problem": str(error), "details": {"generation": str(error)}}
+    expected = {one.upper() for one in agent.datapath.generation.programs if one.startswith("hook_")}
+    missing = sorted(expected - set(filled))
+    problem = ""
+    if number != ours:
+        problem = f"generation {number} is active, this agent loaded {ours}"
+    elif missing:
+        problem = f"no program in {', '.join(missing)}"
+    return {
+        "active": not problem,
+        "problem": problem,
+        "details": {"generation": number, "hooks": f"{len(filled)} filled"},
+    }
+
+
+def _problems(agent: Agent, reconciler: ReconcilerStatus, generation: Json) -> list[str]:
+    problems = [generation["problem"]] if generation["problem"] else []
+    if not agent.tables.in_sync:
+        problems.append("waiting for manifests")
+    elif not agent.synced:
+        problems.append("writing what the manifests say")
+    problems += [
+        f"{one.name}: {one.last_error}" for one in reconciler.stages if not one.in_sync and one.last_error
+    ]
+    if error := agent.source.status().error:
+        problems.append(f"manifests directory {agent.settings.manifests}: {error}")
+    return problems
+
+
+def _ipam(agent: Agent) -> Json:
+    usage = agent.ipam.usage
+    return {
+        "status": f"IPv4: {usage.used}/{usage.used + usage.free} allocated from {usage.cidr}, ",
+        "allocations": {str(address): owner for address, owner in agent.ipam.owners().items()},
+    }
+
+
+def _masquerading(agent: Agent, missing: list[Missing], native: tuple[net_devices.NativeDevice, ...]) -> Json:
+    """On when it is wanted, and every native device has an address and its programs."""
+    broken = {one.ifindex for one in missing}
+    works = bool(native) and all(one.ipv4 and one.ifindex not in broken for one in native)
+    enabled = agent.settings.enable_ipv4_masquerade and works
+    exclusion = agent.settings.ipv4_native_routing_cidr
+    return {
+        "enabled": enabled,
+        "mode": "BPF",
+        "enabledProtocols": {"ipv4": enabled, "ipv6": False},
+        "snat-exclusion-cidr-v4": str(exclusion) if exclusion else "",
+    }
+
+
+def _stage_controllers(reconciler: ReconcilerStatus) -> list[Json]:
+    """Each stage of the reconciler as a controller."""
+    now, monotonic = time.time(), time.monotonic()
+
+    def wall(when: float | None) -> str:
+        return rfc3339(now - (monotonic - when) if when is not None else 0)
+
+    return [
+        {
+            "name": f"reconcile-{one.name}",
+            "status": {
+                "consecutive-failure-count": 0 if one.in_sync or not one.last_error else max(1, one.failing),
+                "last-failure-msg": "" if one.in_sync else one.last_error or "",
+                "last-failure-timestamp": wall(one.last_error_at),
+                "last-success-timestamp": wall(one.last_success),
+            },
+        }
+        for one in reconciler.stages
+    ]
+
+
+def _manifests(agent: Agent) -> str:
+    source = agent.source.status()
+    return f"{source.files} files, {source.objects} objects, {source.problems} problems"
+
+
+def _netlink(agent: Agent) -> str:
+    thread = agent.netlink.status()
+    return f"{thread.calls} calls, {thread.failures} failed, {thread.queued} queued"
+
+
+def identity_of_address(reconciler: Reconciler, address: Addr) -> int:
+    """Identity of an address as the realized ipcache has it: the single address, else the longest prefix."""
+    packed = addr16(address)
+    single = reconciler.tracker(stages.IPCACHE).realized.get(abi.IpcacheKey(packed, 0).pack())
+    if single is not None:
+        return abi.IpcacheEntry.unpack(single).identity
+    bits = int.from_bytes(packed, "big")
+    best, identity = -1, int(Reserved.WORLD)
+    for raw_key, raw in reconciler.tracker(stages.IPCACHE_LPM).realized.items():
+        key = abi.IpcacheLpmKey.unpack(raw_key)
+        length = key.prefixlen - 32
+        shift = 128 - length
+        if length > best and int.from_bytes(key.addr, "big") >> shift == bits >> shift:
+            best, identity = length, abi.IpcacheEntry.unpack(raw).identity
+    return identity

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What the agent tells about its objects, in the shapes of Cilium's API models.
+
+Functions of rows: reading them from tables and live maps is the caller's part.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ciliumd import abi
+from ciliumd.desired.policy import EndpointRules, Explanation
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.labels import Labels, labels_text
+from ciliumd.model.policy import (
+    Direction,
+    Operator,
+    Peer,
+    PeerCIDR,
+    PeerEntity,
+    PeerSelector,
+    Policy,
+    PortRule,
+    Requirement,
+    Selector,
+)
+from ciliumd.tables.schema import ObjectKey, Problem
+
+Json = dict[str, Any]
+
+VERDICTS: Mapping[int, str] = {
+    abi.PolicyVerdict.POLICY_VERDICT_ALLOW: "allow",
+    abi.PolicyVerdict.POLICY_VERDICT_DENY: "deny",
+    abi.PolicyVerdict.POLICY_VERDICT_DEFAULT_DENY: "default-deny",
+}
+
+
+def enforcement(rules: EndpointRules | None) -> str:
+    """In which directions an endpoint is in default deny: none, ingress, egress or both."""
+    if rules is None:
+        return "none"
+    match rules.ingress_enforced, rules.egress_enforced:
+        case True, True:
+            return "both"
+        case True, False:
+            return "ingress"
+        case False, True:
+            return "egress"
+        case _:
+            return "none"
+
+
+def endpoint_model(
+    endpoint: EndpointSpec,
+    *,
+    state: str,
+    identity: int | None,
+    labels: Labels,
+    rules: EndpointRules | None,
+    version: int | None,
+    revision: int,
+) -> Json:
+    """``models.Endpoint``: one local pod."""
+    texts = list(labels_text(labels))
+    return {
+        "id": endpoint.id,
+        "status": {
+            "state": state,
+            "identity": {"id": identity or 0, "labels": texts},
+            "labels": {"security-relevant": texts},
+            "networking": {
+                "addressing": [
+                    {
+                        "ipv4": str(endpoint.ipv4) if endpoint.ipv4 else "",
+                        "ipv6": str(endpoint.ipv6) if endpoint.ipv6 else "",
+                    }
+                ],
+                "mac": endpoint.mac,
+                "host-mac": endpoint.node_mac,
+                "interface-name": endpoint.ifname,
+                "interface-index": endpoint.ifindex,
+                "container-interface-name": "",
+            },
+            "policy": {
+                "realized": {
+                    "policy-enabled": enforcement(rules),
+                    "policy-revision": revision,
+                    "policy-version": version or 0,
+                }
+            },
+            "external-identifiers": {
+                "k8s-namespace": endpoint.namespace,
+                "k8s-pod-name": endpoint.pod,
+                "pod-name": f"{endpoint.namespace}/{endpoint.pod}",
+                "container-id": endpoint.container_id,
+                "netns": endpoint.netns,
+            },
+            "slot": endpoint.slot,
+            "slot-generation": endpoint.slot_gen,
+        },
+    }
+
+
+def identity_models(identities: Mapping[int, Labels]) -> list[Json]:
+    """``models.Identity`` of every identity this node knows, by number."""
+    return [
+        {"id": number, "labels": list(labels_text(labels))} for number, labels in sorted(identities.items())
+    ]
+
+
+def policy_model(policy: Policy) -> Json:
+    """One policy in force: what it selects, and what its rules are called in events."""
+    return {
+        "kind": policy.kind,
+        "namespace": policy.namespace,
+        "name": policy.name,
+        "uid": policy.uid,
+        "origin": policy.origin,
+        "subject": selector_text(policy.subject),
+        "default-deny": {"ingress": policy.default_deny_ingress, "egress": policy.default_deny_egress},
+        "rules": [
+            {
+                "origin": rule.origin,
+                "direction": rule.direction.name.lower(),
+                "deny": rule.deny,
+                "peers": None if rule.peers is None else [peer_text(peer) for peer in rule.peers],
+                "ports": None if rule.ports is None else [port_text(port) for port in rule.ports],
+            }
+            for rule in policy.rules
+        ],
+    }
+
+
+def peer_text(peer: Peer) -> str:
+    """A peer as people write it: a label selector, a CIDR, an entity."""
+    match peer:
+        case PeerSelector(selector):
+            return selector_text(selector)
+        case PeerCIDR(prefix, excepts):
+            excluded = f" except {', '.join(map(str, excepts))}" if excepts else ""
+            return f"{prefix}{excluded}"
+        case PeerEntity(name):
+            return f"entity {name}"
+
+
+def selector_text(selector: Selector) -> str:
+    """A selector in the short form of kubectl, with the source of each label."""
+    terms = [f"{source}:{key}={value}" for source, key, value in sorted(selector.match_labels)]
+    terms += [_requirement_text(one) for one in selector.expressions]
+    return ", ".join(terms) or "every endpoint"
+
+
+def _requirement_text(requirement: Requirement) -> str:
+    key = f"{requirement.source}:{requirement.key}"
+    values = f"({', '.join(sorted(requirement.values))})"
+    match requirement.op:
+        case Operator.IN:
+            return f"{key} in {values}"
+        case Operator.NOT_IN:
+            return f"{key} notin {values}"
+        case Operator.EXISTS:
+            return key
+        case Operator.DOES_NOT_EXIST:
+            return f"!{key}"
+
+
+def port_text(rule: PortRule) -> str:
+    """Ports as ``number/protocol``, ``first-last/protocol`` or ``name/protocol``."""
+    port = rule.name or (str(rule.port) if rule.port else "any")
+    if rule.end_port:
+        port = f"{rule.port}-{rule.end_port}"
+    return f"{port}/{rule.protocol}"
+
+
+def policy_answer(
+    policies: Iterable[Policy],
+    problems: Mapping[ObjectKey, Problem],
+    *,
+    revision: int,
+    cookies: Mapping[int, tuple[str, ...]],
+) -> Json:
+    """Body of ``GET /v1/policy``."""
+    return {
+        "revision": revision,
+        "policy": [policy_model(p) for p in sorted(policies, key=lambda p: (p.kind, p.namespace, p.name))],
+        "problems": [
+            {
+                "kind": kind,
+                "namespace": namespace,
+                "name": name,
+                "field": problem.field,
+                "message": problem.message,
+                "file": problem.file,
+            }
+            for (kind, namespace, name), problem in sorted(problems.items())
+        ],
+        "rule-cookies": {str(number): list(origins) for number, origins in sorted(cookies.items())},
+    }
+
+
+def explanation(found: Explanation, *, source: str, destination: str) -> Json:
+    """Body of ``GET /v1/policy/explain``."""
+    return {
+        "verdict": "allowed" if found.allowed else "denied",
+        "from": source,
+        "to": destination,
+        "protocol": found.protocol,
+        "port": found.port,
+        "directions": [
+            {
+                "direction": one.direction.name.lower(),
+                "endpoint": destination if one.direction is Direction.INGRESS else source,
+                "verdict": VERDICTS.get(one.verdict, "none"),
+                "origins": list(one.origins),
+                "row": _row_text(one.row),
+            }
+            for one in found.directions
+        ],
+    }
+
+
+def _row_text(row: tuple[abi.PolicyKey, abi.PolicyEntry] | None) -> str:
+    if row is None:
+        return "none"
+    key, entry = row
+    place = f"class {key.class_id} protocol {key.protocol} port {key.dport} /{key.prefixlen}"
+    return f"{place} -> {VERDICTS.get(entry.verdict, 'none')}"

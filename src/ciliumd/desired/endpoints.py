@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Endpoint rows: what the programs shared by all endpoints must know of each.
+
+An endpoint appears only when it is complete: without an identity and a policy version it has no rows,
+and packets from and to it find nothing that would let them pass.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from struct import Struct
+
+from ciliumd import abi
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Addr, addr16, fold32, mac_bytes
+
+_U32 = Struct("<I")
+_U64 = Struct("<Q")
+_NO_IPV6 = bytes(16)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRows:
+    """
+    Rows by map: ``cilium_endpoints_v1`` (*facts*), ``cilium_lxc_v1`` (*addresses*),
+    ``cilium_ifindex_v1`` (*devices*), ``cilium_endpoint_state_v1`` (*states*).
+    """
+
+    facts: dict[bytes, bytes]
+    addresses: dict[bytes, bytes]
+    devices: dict[bytes, bytes]
+    states: dict[bytes, bytes]
+
+
+def state_word(slot_gen: int, policy_version: int) -> int:
+    """What is written with one store: the generation of the slot and the policy that holds there."""
+    return slot_gen << 32 | policy_version
+
+
+def endpoint_rows(
+    endpoints: Iterable[EndpointSpec],
+    identities: Mapping[int, NumericIdentity],
+    versions: Mapping[int, int],
+    *,
+    host_addresses: Iterable[Addr] = (),
+    audited: Collection[int] = (),
+) -> EndpointRows:
+    """
+    The rows of every complete endpoint, and of the node's own addresses.
+
+    *identities* and *versions* give identity and policy version by endpoint id; *audited* are the ids
+    of endpoints whose policy drops are only reported.
+    """
+    rows = EndpointRows({}, {}, {}, {})
+    for endpoint in endpoints:
+        if endpoint.id not in identities or endpoint.id not in versions:
+            continue
+        slot = _U32.pack(endpoint.slot)
+        rows.facts[slot] = endpoint_fact(
+            endpoint, identities[endpoint.id], audit=endpoint.id in audited
+        ).pack()
+        rows.states[slot] = _U64.pack(state_word(endpoint.slot_gen, versions[endpoint.id]))
+        rows.devices[_U32.pack(endpoint.ifindex)] = slot
+        rows.addresses.update(address_row(addr, endpoint.slot) for addr in endpoint.addresses)
+    # Last, so that an address of the node stays the node's whatever a pod claims.
+    rows.addresses.update(address_row(addr, int(abi.Slot.SLOT_HOST)) for addr in host_addresses)
+    return rows
+
+
+def endpoint_fact(endpoint: EndpointSpec, identity: NumericIdentity, *, audit: bool = False) -> abi.Endpoint:
+    """The facts of one endpoint."""
+    return abi.Endpoint(
+        identity=identity,
+        id=endpoint.id,
+        flags=int(abi.EndpointFlags.ENDPOINT_F_AUDIT) if audit else 0,
+        ifindex=endpoint.ifindex,
+        slot_gen=endpoint.slot_gen,
+        ipv4=int(endpoint.ipv4) if endpoint.ipv4 is not None else 0,
+        ipv6=addr16(endpoint.ipv6) if endpoint.ipv6 is not None else _NO_IPV6,
+        mac=mac_bytes(endpoint.mac),
+        node_mac=mac_bytes(endpoint.node_mac),
+    )
+
+
+def address_row(addr: Addr, slot: int) -> tuple[bytes, bytes]:
+    """The row that leads from an address to its endpoint's slot, or to the node."""
+    packed = addr16(addr)
+    return abi.LxcKey(packed).pack(), abi.LxcValue(fold32(packed), slot).pack()

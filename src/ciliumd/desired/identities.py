@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Identities: which label sets need a number on this node, and which number an endpoint carries.
+
+An endpoint whose pod is not known (yet) is ``reserved:init``: it exists, but no label speaks for it.
+The numbers themselves are rows (``identities``, ``prefixes``), restored before anything is computed.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import (
+    CLUSTER_MAX,
+    CLUSTER_MIN,
+    LOCAL_MAX,
+    LOCAL_MIN,
+    NumericIdentity,
+    Reserved,
+    cidr_labels,
+    reserved_identities,
+    reserved_labels,
+)
+from ciliumd.model.labels import Labels, labels_text, pod_labels
+from ciliumd.model.net import Prefix
+from ciliumd.model.objects import NamespacedName, NamespaceRow, PodRow
+from ciliumd.model.policy import NamedPort
+
+INIT_LABELS = reserved_labels(Reserved.INIT)
+_RESERVED = {labels: number for number, labels in reserved_identities().items()}
+# The API server gives every namespace this label; a namespace nobody described has it too.
+_NAMESPACE_NAME = "kubernetes.io/metadata.name"
+
+
+def labels_of_pod(pod: PodRow, namespace: NamespaceRow | None, *, cluster: str = "default") -> Labels:
+    """The labels policy may select *pod* by."""
+    return pod_labels(
+        pod.namespace,
+        pod.labels,
+        {_NAMESPACE_NAME: pod.namespace} if namespace is None else namespace.labels,
+        pod.service_account,
+        cluster,
+    )
+
+
+def endpoint_labels(
+    endpoint: EndpointSpec,
+    pods: Mapping[NamespacedName, PodRow],
+    namespaces: Mapping[str, NamespaceRow],
+    *,
+    cluster: str = "default",
+) -> Labels:
+    """The labels of *endpoint*: its pod's, or ``reserved:init`` while there is no such pod."""
+    pod = pods.get(endpoint.pod_key)
+    if pod is None:
+        return INIT_LABELS
+    return labels_of_pod(pod, namespaces.get(pod.namespace), cluster=cluster)
+
+
+def wanted_identities(label_sets: Iterable[Labels]) -> set[Labels]:
+    """Those *label_sets* that need a number: all but the reserved ones."""
+    return {labels for labels in label_sets if labels not in _RESERVED}
+
+
+def allocate_identities(
+    existing: Mapping[Labels, NumericIdentity], wanted: Iterable[Labels]
+) -> Allocation[Labels]:
+    """New cluster identities for the *wanted* label sets that have none."""
+    return allocate(existing, wanted, first=CLUSTER_MIN, last=CLUSTER_MAX, order=labels_text)
+
+
+def allocate_prefixes(
+    existing: Mapping[Prefix, NumericIdentity], wanted: Iterable[Prefix]
+) -> Allocation[Prefix]:
+    """New node-local identities for the *wanted* prefixes that have none."""
+    return allocate(existing, wanted, first=LOCAL_MIN, last=LOCAL_MAX, order=prefix_order)
+
+
+def prefix_order(prefix: Prefix) -> tuple[int, int, int]:
+    """Sorts prefixes of both families: IPv4 first, by address, wider before narrower."""
+    return (prefix.version, int(prefix.network_address), prefix.prefixlen)
+
+
+def identity_of(labels: Labels, identities: Mapping[Labels, NumericIdentity]) -> NumericIdentity | None:
+    """The number of *labels*, reserved or allocated; None while there is none."""
+    reserved = _RESERVED.get(labels)
+    return identities.get(labels) if reserved is None else reserved
+
+
+def endpoint_identities(
+    labels_by_endpoint: Mapping[int, Labels], identities: Mapping[Labels, NumericIdentity]
+) -> dict[int, NumericIdentity]:
+    """Identity by endpoint id; endpoints whose label set has no number yet are left out."""
+    found = {endpoint: identity_of(labels, identities) for endpoint, labels in labels_by_endpoint.items()}
+    return {endpoint: identity for endpoint, identity in found.items() if identity is not None}
+
+
+def named_ports_of_pod(pod: PodRow | None) -> frozenset[NamedPort]:
+    """The container ports *pod* gives names to; none of a pod that is not known."""
+    if pod is None:
+        return frozenset()
+    return frozenset(NamedPort(name, protocol, port) for name, (protocol, port) in pod.named_ports.items())
+
+
+def named_ports_by_identity(
+    endpoints: Iterable[EndpointSpec],
+    pods: Mapping[NamespacedName, PodRow],
+    identities: Mapping[int, NumericIdentity],
+) -> dict[NumericIdentity, frozenset[NamedPort]]:
+    """
+    The named ports of the pods of each identity, together; identities without any are left out.
+
+    Where pods of one identity use a name for different numbers, it stands for all of them.
+    """
+    ports: dict[NumericIdentity, frozenset[NamedPort]] = {}
+    for endpoint in endpoints:
+        named = named_ports_of_pod(pods.get(endpoint.pod_key))
+        if named and endpoint.id in identities:
+            identity = identities[endpoint.id]
+            ports[identity] = ports.get(identity, frozenset()) | named
+    return ports
+
+
+def known_identities(
+    identities: Mapping[Labels, NumericIdentity], prefixes: Mapping[Prefix, NumericIdentity]
+) -> dict[NumericIdentity, Labels]:
+    """Every identity policy may have to judge, by number: reserved, cluster and CIDR identities."""
+    known = reserved_identities()
+    known.update((number, labels) for labels, number in identities.items())
+    known.update((number, cidr_labels(prefix)) for prefix, number in prefixes.items())
+    return known

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Load-balancer rows: served frontends as the datapath reads them, and back.
+
+Slot 0 of a frontend carries the number of its backends, slots 1..n lead to them.  Backends that are
+shutting down keep their rows as long as they are listed, so that connections they have go on.  A frontend
+without backends keeps slot 0 with a count of zero: the datapath then refuses at once instead of sending
+packets into the void.
+
+Of the three maps, backends and revNAT are to be written before services.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import Any
+
+from ciliumd import abi
+from ciliumd.desired.services import SERVICE_ID_MAX, ServedFrontend, ServiceProblem
+from ciliumd.model.net import addr16, addr_from16
+from ciliumd.model.service import (
+    PROTOCOL_NUMBERS,
+    BackendKey,
+    BackendState,
+    FrontendKey,
+    ServiceKind,
+)
+
+_SLOT_MAX = 65535
+_U32 = Struct("<I")
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
+_FLAGS = {
+    ServiceKind.CLUSTER_IP: abi.LbServiceFlags.LB_F_CLUSTER_IP,
+    ServiceKind.NODE_PORT: abi.LbServiceFlags.LB_F_NODE_PORT,
+    ServiceKind.EXTERNAL_IP: abi.LbServiceFlags.LB_F_EXTERNAL_IP,
+    ServiceKind.LOAD_BALANCER: abi.LbServiceFlags.LB_F_LOAD_BALANCER,
+    ServiceKind.HOST_PORT: abi.LbServiceFlags.LB_F_HOST_PORT,
+}
+
+
+class DanglingRowError(ValueError):
+    """A service's row leads to nothing."""
+
+
+@dataclass(slots=True)
+class LbRows:
+    """
+    Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1`` and ``cilium_lb_services_v1``.
+
+    In *services* a frontend's slots come before its slot 0, to be written in that order.
+    """
+
+    backends: dict[bytes, bytes] = field(default_factory=dict)
+    revnat: dict[bytes, bytes] = field(default_factory=dict)
+    services: dict[bytes, bytes] = field(default_factory=dict)
+    problems: list[ServiceProblem] = field(default_factory=list)
+
+
+def lb_rows(
+    served: Iterable[ServedFrontend],
+    service_ids: Mapping[FrontendKey, int],
+    backend_ids: Mapping[BackendKey, int],
+) -> LbRows:
+    """
+    Every load-balancer row of the *served* frontends.
+
+    A frontend without an id is left out and reported; so is a backend without one.
+    """
+    rows = LbRows()
+    states: dict[BackendKey, BackendState] = {}
+    for one in served:
+        service_id = service_ids.get(one.frontend.key)
+        if service_id is None:
+            rows.problems.append(_problem(one, f"no service id is free, at most {SERVICE_ID_MAX} fit"))
+            continue
+        for backend in one.backends:
+            if backend.key in backend_ids:
+                # Shared by several frontends: as fit as any of them knows it to be.
+                states[backend.key] = min(backend.state, states.get(backend.key, backend.state))
+        chosen = [backend_ids[b.key] for b in one.chosen if b.key in backend_ids]
+        if len(chosen) < len(one.chosen):
+            rows.problems.append(_problem(one, f"{len(one.chosen) - len(chosen)} backends have no id"))
+        if len(chosen) > _SLOT_MAX:
+            rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
+            chosen = chosen[:_SLOT_MAX]
+        rows.services.update(_service_rows(one, service_id, chosen))
+        rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
+    rows.backends.update(
+        _backend_row(key, backend_ids[key], state)
+        for key, state in sorted(states.items(), key=lambda item: backend_ids[item[0]])
+    )
+    return rows
+
+
+def backends_in_rows(
+    key: FrontendKey, services: Mapping[bytes, bytes], backends: Mapping[bytes, bytes]
+) -> tuple[BackendKey, ...] | None:
+    """
+    The backends of a frontend as the datapath finds them in packed rows, in slot order.
+
+    None for a frontend the rows do not know, empty for one that is refused.  Raises DanglingRowError
+    where the datapath would lose its way.
+    """
+    head = services.get(_service_key(key, 0))
+    if head is None:
+        return None
+    found = []
+    for slot in range(1, abi.LbService.unpack(head).target + 1):
+        packed = services.get(_service_key(key, slot))
+        if packed is None:
+            raise DanglingRowError(f"{key.addr}:{key.port}/{key.protocol} has no slot {slot}")
+        backend_id = abi.LbService.unpack(packed).target
+        row = backends.get(_U32.pack(backend_id))
+        if row is None:
+            raise DanglingRowError(
+                f"{key.addr}:{key.port}/{key.protocol} slot {slot}: no backend {backend_id}"
+            )
+        backend = abi.LbBackend.unpack(row)
+        protocol = _PROTOCOL_NAMES[backend.protocol]
+        found.append(BackendKey(addr_from16(backend.addr), backend.port, protocol))
+    return tuple(found)
+
+
+def service_model(
+    one: ServedFrontend, service_id: int, *, realized: Iterable[BackendKey] | None
+) -> dict[str, Any]:
+    """
+    One frontend as ``service get`` shows it.
+
+    *realized* are the backends found in the live maps (see :func:`backends_in_rows`), None when the maps
+    do not know the frontend; then nothing is realized.
+    """
+    nodes = {backend.key: backend.node or "" for backend in one.backends}
+    status = {} if realized is None else {"realized": _spec_model(one, service_id, realized, nodes)}
+    return {
+        "spec": _spec_model(one, service_id, (backend.key for backend in one.chosen), nodes),
+        "status": status,
+    }
+
+
+def _spec_model(
+    one: ServedFrontend, service_id: int, backends: Iterable[BackendKey], nodes: Mapping[BackendKey, str]
+) -> dict[str, Any]:
+    return {
+        "backend-addresses": [
+            {"ip": str(key.addr), "nodeName": nodes.get(key, ""), "port": key.port} for key in backends
+        ],
+        "flags": {
+            "name": one.service.name,
+            "namespace": one.service.namespace,
+            "trafficPolicy": one.service.internal_policy.value,
+            "type": one.frontend.kind.value,
+        },
+        "frontend-address": {
+            "ip": str(one.frontend.addr),
+            "port": one.frontend.port,
+            "scope": "internal" if one.frontend.scope else "external",
+        },
+        "id": service_id,
+    }
+
+
+def _problem(one: ServedFrontend, message: str) -> ServiceProblem:
+    return ServiceProblem(one.service.key, one.frontend.key, message)
+
+
+def _service_rows(one: ServedFrontend, service_id: int, chosen: list[int]) -> dict[bytes, bytes]:
+    timeout = one.service.affinity_timeout
+    flags = _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
+
+    def value(target: int) -> bytes:
+        return abi.LbService(target, rev_nat=service_id, flags=flags, affinity_timeout=timeout).pack()
+
+    rows = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
+    rows[_service_key(one.frontend.key, 0)] = value(len(chosen))
+    return rows
+
+
+def _service_key(frontend: FrontendKey, slot: int) -> bytes:
+    return abi.LbServiceKey(
+        addr=addr16(frontend.addr),
+        port=frontend.port,
+        protocol=PROTOCOL_NUMBERS[frontend.protocol],
+        scope=frontend.scope,
+        slot=slot,
+    ).pack()
+
+
+def _backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple[bytes, bytes]:
+    row = abi.LbBackend(backend_id, key.port, PROTOCOL_NUMBERS[key.protocol], int(state), addr16(key.addr))
+    return _U32.pack(backend_id), row.pack()
+
+
+def _revnat_row(key: FrontendKey, service_id: int) -> tuple[bytes, bytes]:
+    return _U32.pack(service_id), abi.LbRevnat(service_id, key.port, addr16(key.addr)).pack()

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What one rule covers: which identities its peers are, which blocks of ports its ports are.
+
+Pods and nodes are never matched by address: a CIDR peer selects CIDR identities and, at length 0,
+the world of its address family.  Precedence between rules is not decided here, see ``mapstate``.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from functools import lru_cache
+from ipaddress import ip_network
+from typing import NamedTuple
+
+from ciliumd import abi
+from ciliumd.model.identity import NumericIdentity, Reserved
+from ciliumd.model.labels import CIDR, K8S, POD_NAMESPACE, RESERVED, Labels
+from ciliumd.model.net import Prefix
+from ciliumd.model.policy import ANY_PROTOCOL, NamedPort, Peer, PeerCIDR, PeerEntity, PeerSelector, PortRule
+
+PROTOCOL_NUMBERS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPV6": 58, "SCTP": 132}
+_ANY_PROTOCOLS = ("TCP", "UDP", "SCTP")
+
+PREFIX_CLASS = int(abi.PolicyPrefix.POLICY_PREFIX_CLASS)
+PREFIX_PROTOCOL = int(abi.PolicyPrefix.POLICY_PREFIX_PROTOCOL)
+PREFIX_PORT = int(abi.PolicyPrefix.POLICY_PREFIX_PORT)
+_PORTS = 1 << 16
+
+NamedPorts = frozenset[NamedPort]
+
+_WORLD = frozenset(r.label for r in (Reserved.WORLD, Reserved.WORLD_IPV4, Reserved.WORLD_IPV6))
+_WORLD_OF_VERSION = {
+    4: frozenset({Reserved.WORLD.label, Reserved.WORLD_IPV4.label}),
+    # The plain world is IPv4's too: matching it here would let ::/0 open or close IPv4.
+    6: frozenset({Reserved.WORLD_IPV6.label}),
+}
+_CLUSTER_RESERVED = frozenset(
+    r.label
+    for r in (
+        Reserved.HOST,
+        Reserved.REMOTE_NODE,
+        Reserved.INIT,
+        Reserved.UNMANAGED,
+        Reserved.HEALTH,
+        Reserved.INGRESS,
+        Reserved.KUBE_APISERVER,
+    )
+)
+
+
+class PortBlock(NamedTuple):
+    """A block of traffic as the rules map spells it: the part of its key behind class and direction."""
+
+    prefixlen: int
+    protocol: int
+    dport: int
+
+    def covers(self, protocol: int, dport: int) -> bool:
+        """Tell whether traffic to *dport* of *protocol* lies in this block."""
+        if self.prefixlen == PREFIX_CLASS:
+            return True
+        shift = PREFIX_PORT - self.prefixlen
+        return self.protocol == protocol and self.dport >> shift == dport >> shift
+
+    def enclosing(self) -> Iterator["PortBlock"]:
+        """Yield every larger block around this one, the smallest first."""
+        for prefixlen in range(self.prefixlen - 1, PREFIX_PROTOCOL - 1, -1):
+            shift = PREFIX_PORT - prefixlen
+            yield PortBlock(prefixlen, self.protocol, self.dport >> shift << shift)
+        if self.prefixlen > PREFIX_CLASS:
+            yield EVERYTHING
+
+
+EVERYTHING = PortBlock(PREFIX_CLASS, 0, 0)
+
+
+def port_range_blocks(protocol: int, first: int, last: int) -> Iterator[PortBlock]:
+    """Yield the fewest blocks that together are ports *first* to *last*."""
+    port = first
+    while port <= last:
+        size = port & -port or _PORTS
+        while port + size - 1 > last:
+            size //= 2
+        yield PortBlock(PREFIX_PORT - size.bit_length() + 1, protocol, port)
+        port += size
+
+
+def port_blocks(ports: tuple[PortRule, ...] | None, named: NamedPorts = frozenset()) -> frozenset[PortBlock]:
+    """
+    Return what *ports* cover, given the named ports of the pod they are on.
+
+    A name the pod does not have, or has for another protocol, covers nothing.
+    """
+    if ports is None:
+        return frozenset({EVERYTHING})
+    blocks: set[PortBlock] = set()
+    for rule in resolve_names(ports, named):
+        for name in _ANY_PROTOCOLS if rule.protocol == ANY_PROTOCOL else (rule.protocol,):
+            protocol = PROTOCOL_NUMBERS[name]
+            if rule.port == 0 and rule.end_port == 0:
+                blocks.add(PortBlock(PREFIX_PROTOCOL, protocol, 0))
+            else:
+                blocks.update(port_range_blocks(protocol, rule.port, max(rule.port, rule.end_port)))
+    return frozenset(blocks)
+
+
+def resolve_names(ports: tuple[PortRule, ...], named: NamedPorts) -> tuple[PortRule, ...]:
+    """Return *ports* with every name replaced by the numbers *named* gives it, if any."""
+    resolved: list[PortRule] = []
+    for rule in ports:
+        if rule.name is None:
+            resolved.append(rule)
+            continue
+        resolved.extend(
+            PortRule(protocol=port.protocol, port=port.port)
+            for port in sorted(named, key=lambda port: (port.protocol, port.port))
+            if port.name == rule.name and rule.protocol in (ANY_PROTOCOL, port.protocol)
+        )
+    return tuple(resolved)
+
+
+def is_anybody(peers: tuple[Peer, ...] | None) -> bool:
+    """Tell whether *peers* include identities nobody has heard of yet."""
+    return peers is None or PeerEntity("all") in peers
+
+
+def peer_matches(peer: Peer, labels: Labels) -> bool:
+    """Tell whether the identity with *labels* is one of *peer*."""
+    match peer:
+        case PeerSelector(selector):
+            return selector.matches(labels)
+        case PeerCIDR():
+            return _cidr_matches(peer, labels)
+        case PeerEntity(name):
+            return _entity_matches(name, labels)
+
+
+def peers_match(peers: tuple[Peer, ...] | None, labels: Labels) -> bool:
+    """Tell whether the identity with *labels* is one of *peers* (None: anybody)."""
+    return peers is None or any(peer_matches(peer, labels) for peer in peers)
+
+
+def _entity_matches(name: str, labels: Labels) -> bool:
+    reserved = {label.key for label in labels if label.source == RESERVED}
+    match name:
+        case "all":
+            return True
+        case "none":
+            return False
+        case "world":
+            return not reserved.isdisjoint(_WORLD)
+        case "cluster":
+            in_namespace = any(label.source == K8S and label.key == POD_NAMESPACE for label in labels)
+            return in_namespace or not reserved.isdisjoint(_CLUSTER_RESERVED)
+        case _:
+            return name in reserved
+
+
+def _cidr_matches(peer: PeerCIDR, labels: Labels) -> bool:
+    prefixes = [_prefix(label.key) for label in labels if label.source == CIDR]
+    if not prefixes:
+        # No prefix of its own: what is left of the world once every CIDR identity is taken out.
+        worlds = _WORLD_OF_VERSION[peer.prefix.version]
+        is_world = any(label.source == RESERVED and label.key in worlds for label in labels)
+        return is_world and peer.prefix.prefixlen == 0 and all(p.prefixlen > 0 for p in peer.excepts)
+    return any(
+        _inside(prefix, peer.prefix) and not any(_inside(prefix, excluded) for excluded in peer.excepts)
+        for prefix in prefixes
+    )
+
+
+@lru_cache(maxsize=1 << 16)
+def _prefix(text: str) -> Prefix:
+    return ip_network(text)
+
+
+def _inside(prefix: Prefix, outer: Prefix) -> bool:
+    if prefix.version != outer.version or prefix.prefixlen < outer.prefixlen:
+        return False
+    shift = outer.max_prefixlen - outer.prefixlen
+    return int(prefix.network_address) >> shift == int(outer.network_address) >> shift
+
+
+class SelectorCache:
+    """
+    The known identities, and which of them each peer is: evaluated once, kept right by add and remove.
+
+    A memo, not state: what it answers depends only on the identities it holds.
+    """
+
+    def __init__(self, identities: Mapping[NumericIdentity, Labels] | None = None) -> None:
+        self._labels: dict[NumericIdentity, Labels] = {}
+        self._holders: dict[tuple[str, str], set[NumericIdentity]] = {}
+        self._matching: dict[Peer, set[NumericIdentity]] = {}
+        for identity, labels in (identities or {}).items():
+            self.add(identity, labels)
+
+    def __contains__(self, identity: NumericIdentity) -> bool:
+        return identity in self._labels
+
+    def add(self, identity: NumericIdentity, labels: Labels) -> None:
+        """Learn *identity*, or that it now stands for other labels."""
+        if self._labels.get(identity) == labels:
+            return
+        self.remove(identity)
+        self._labels[identity] = labels
+        for label in labels:
+            self._holders.setdefault((label.key, label.value), set()).add(identity)
+        for peer, identities in self._matching.items():
+            if peer_matches(peer, labels):
+                identities.add(identity)
+
+    def remove(self, identity: NumericIdentity) -> None:
+        """Forget *identity*; not knowing it is not an error."""
+        for label in self._labels.pop(identity, frozenset()):
+            holders = self._holders[label.key, label.value]
+            holders.discard(identity)
+            if not holders:
+                del self._holders[label.key, label.value]
+        for identities in self._matching.values():
+            identities.discard(identity)
+
+    def matching(self, peer: Peer) -> AbstractSet[NumericIdentity]:
+        """Return the identities *peer* is; a live view."""
+        found = self._matching.get(peer)
+        if found is None:
+            candidates = self._candidates(peer)
+            found = {identity for identity in candidates if peer_matches(peer, self._labels[identity])}
+            self._matching[peer] = found
+        return found
+
+    def keep_only(self, peers: Collection[Peer]) -> None:
+        """Drop what is remembered about peers other than *peers*."""
+        wanted = set(peers)
+        self._matching = {peer: ids for peer, ids in self._matching.items() if peer in wanted}
+
+    def _candidates(self, peer: Peer) -> Collection[NumericIdentity]:
+        if isinstance(peer, PeerSelector) and peer.selector.match_labels:
+            wanted = [(key, value) for _, key, value in peer.selector.match_labels]
+            return min((self._holders.get(pair, set()) for pair in wanted), key=len)
+        return self._labels

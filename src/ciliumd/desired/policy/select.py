@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which rules an endpoint is under, and in which directions it is in default deny.
+
+An endpoint whose pod is not known yet is closed: which policies will select it cannot be told.
+
+The answer is what endpoints are grouped by: equal rules share a policy version.  What the rules
+mean for a peer is decided in ``mapstate``.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from ciliumd.desired.policy.cookies import INIT_ORIGIN
+from ciliumd.desired.policy.rules import NamedPorts, resolve_names
+from ciliumd.model.identity import Reserved, reserved_labels
+from ciliumd.model.labels import Labels
+from ciliumd.model.net import Prefix
+from ciliumd.model.policy import Direction, NamedPort, PeerCIDR, Policy, Rule
+
+_INIT = reserved_labels(Reserved.INIT)
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRules:
+    """
+    Every rule that applies to an endpoint, sorted by origin, and who switched default deny on.
+
+    Named ports of ingress rules are numbers here already, since the pod they are on is the endpoint.
+    The default: no policy selects it, everything is allowed.
+    """
+
+    rules: tuple[Rule, ...] = ()
+    default_deny_ingress: tuple[str, ...] = ()
+    default_deny_egress: tuple[str, ...] = ()
+
+    def of(self, direction: Direction) -> tuple[Rule, ...]:
+        """Return the rules of one direction."""
+        return tuple(rule for rule in self.rules if rule.direction is direction)
+
+    def default_deny(self, direction: Direction) -> tuple[str, ...]:
+        """Return the origins, sorted, of the policies that switched default deny on; empty: none."""
+        return self.default_deny_ingress if direction is Direction.INGRESS else self.default_deny_egress
+
+    @property
+    def ingress_enforced(self) -> bool:
+        """Whether traffic to the endpoint needs a rule that allows it."""
+        return bool(self.default_deny_ingress)
+
+    @property
+    def egress_enforced(self) -> bool:
+        """Whether traffic from the endpoint needs a rule that allows it."""
+        return bool(self.default_deny_egress)
+
+
+def select(
+    policies: Iterable[Policy], labels: Labels, *, named_ports: Iterable[NamedPort] = ()
+) -> EndpointRules:
+    """Return what *policies* say about the endpoint with *labels* whose pod has *named_ports*."""
+    named = frozenset(named_ports)
+    rules: list[Rule] = []
+    ingress: set[str] = set()
+    egress: set[str] = set()
+    if labels == _INIT:
+        ingress.add(INIT_ORIGIN)
+        egress.add(INIT_ORIGIN)
+    for policy in policies:
+        if not policy.subject.matches(labels):
+            continue
+        if policy.default_deny_ingress:
+            ingress.add(policy.origin)
+        if policy.default_deny_egress:
+            egress.add(policy.origin)
+        rules.extend(_numbered(rule, named) for rule in policy.rules)
+    effective = (rule for rule in rules if rule.peers != () and rule.ports != ())
+    return EndpointRules(
+        tuple(sorted(effective, key=lambda rule: (rule.origin, rule.direction, rule.deny))),
+        tuple(sorted(ingress)),
+        tuple(sorted(egress)),
+    )
+
+
+def cidrs(policies: Iterable[Policy]) -> set[Prefix]:
+    """
+    Return the prefixes *policies* tell apart: each needs a local identity.
+
+    Length 0 is left out: that is the world, which has an identity already.
+    """
+    found: set[Prefix] = set()
+    for policy in policies:
+        for rule in policy.rules:
+            for peer in rule.peers or ():
+                if isinstance(peer, PeerCIDR):
+                    found.update(prefix for prefix in (peer.prefix, *peer.excepts) if prefix.prefixlen)
+    return found
+
+
+def _numbered(rule: Rule, named: NamedPorts) -> Rule:
+    if rule.direction is Direction.EGRESS or not any(port.name for port in rule.ports or ()):
+        return rule
+    return replace(rule, ports=resolve_names(rule.ports or (), named))

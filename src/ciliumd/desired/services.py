@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Load balancing: which frontends this node serves, for which service, with which backends and ids.
+
+How that is spelled in maps is said in ``desired.lbrows``.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.model.objects import EndpointSliceRow, NamespacedName
+from ciliumd.model.service import (
+    Backend,
+    BackendKey,
+    BackendState,
+    Frontend,
+    FrontendKey,
+    Service,
+    TrafficPolicy,
+)
+
+SERVICE_ID_MAX = 65535
+BACKEND_ID_MAX = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceProblem:
+    """Why part of a valid service is not in force."""
+
+    service: NamespacedName
+    frontend: FrontendKey
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedFrontend:
+    """
+    One frontend and everything behind it.
+
+    *chosen* get new connections, in slot order; *backends* are all that are listed, chosen or not.
+    """
+
+    service: Service
+    frontend: Frontend
+    chosen: tuple[Backend, ...]
+    backends: tuple[Backend, ...]
+
+
+def claimed_frontends(
+    services: Iterable[Service],
+) -> tuple[dict[FrontendKey, Service], list[ServiceProblem]]:
+    """
+    Which service each frontend belongs to, and what is wrong with the others that claim it.
+
+    The older service keeps it, of equally old ones the first by namespace and name; a service that
+    does not say when it was created counts as the youngest.
+    """
+    owners: dict[FrontendKey, Service] = {}
+    problems: list[ServiceProblem] = []
+    for service in sorted(services, key=lambda s: (s.created == "", s.created, s.key)):
+        for frontend in service.frontends:
+            owner = owners.setdefault(frontend.key, service)
+            if owner is not service:
+                where = f"{frontend.addr}:{frontend.port}/{frontend.protocol}"
+                message = f"{where} belongs to service {owner.namespace}/{owner.name}"
+                problems.append(ServiceProblem(service.key, frontend.key, message))
+    return owners, problems
+
+
+def served_frontend(
+    service: Service, frontend: Frontend, slices: Iterable[EndpointSliceRow], *, node: str | None = None
+) -> ServedFrontend:
+    """
+    *frontend* with its backends from the service's *slices*.
+
+    Backends belong to it by port name, protocol and address family.  With a local internal traffic
+    policy only those on *node* count.  One listed twice is as fit as its best listing.
+    """
+    name = service.port_of(frontend).name
+    local_only = service.internal_policy is TrafficPolicy.LOCAL
+    best: dict[BackendKey, Backend] = {}
+    for row in slices:
+        for port_name, backend in row.backends:
+            if (port_name, backend.protocol, backend.addr.version) != (
+                name,
+                frontend.protocol,
+                frontend.addr.version,
+            ):
+                continue
+            if local_only and (node is None or backend.node != node):
+                continue
+            known = best.get(backend.key)
+            if known is None or _preference(backend) < _preference(known):
+                best[backend.key] = backend
+    backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
+    active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
+    fallback = tuple(backend for backend in backends if backend.state is BackendState.TERMINATING)
+    return ServedFrontend(service, frontend, active or fallback, backends)
+
+
+def served_frontends(
+    services: Iterable[Service], slices: Iterable[EndpointSliceRow], *, node: str | None = None
+) -> tuple[list[ServedFrontend], list[ServiceProblem]]:
+    """Every frontend of the node with its backends, in a stable order, and claims that were refused."""
+    owners, problems = claimed_frontends(services)
+    by_service: dict[NamespacedName, list[EndpointSliceRow]] = {}
+    for row in slices:
+        by_service.setdefault(row.service_key, []).append(row)
+    served = [
+        served_frontend(owner, frontend, by_service.get(owner.key, ()), node=node)
+        for key, owner in sorted(owners.items(), key=lambda item: frontend_order(item[0]))
+        for frontend in owner.frontends
+        if frontend.key == key
+    ]
+    return served, problems
+
+
+def allocate_service_ids(
+    existing: Mapping[FrontendKey, int], served: Iterable[ServedFrontend]
+) -> Allocation[FrontendKey]:
+    """New service ids for the frontends that have none."""
+    wanted = (one.frontend.key for one in served)
+    return allocate(existing, wanted, first=1, last=SERVICE_ID_MAX, order=frontend_order)
+
+
+def allocate_backend_ids(
+    existing: Mapping[BackendKey, int], served: Iterable[ServedFrontend]
+) -> Allocation[BackendKey]:
+    """New backend ids for the backends that have none."""
+    wanted = (backend.key for one in served for backend in one.backends)
+    return allocate(existing, wanted, first=1, last=BACKEND_ID_MAX, order=backend_order)
+
+
+def frontend_order(key: FrontendKey) -> tuple[int, int, int, str, int]:
+    """Sorts frontends of both families by address, port and protocol."""
+    return (key.addr.version, int(key.addr), key.port, key.protocol, key.scope)
+
+
+def backend_order(key: BackendKey) -> tuple[int, int, int, str]:
+    """Sorts backends of both families by address, port and protocol."""
+    return (key.addr.version, int(key.addr), key.port, key.protocol)
+
+
+def _preference(backend: Backend) -> tuple[int, str]:
+    return (backend.state, backend.node or "~")

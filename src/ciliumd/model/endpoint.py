@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What an endpoint is made of: the facts fixed when a pod was wired to the node, kept across restarts.
+
+Identity and policy are not here: they follow from pods and policies and change while it lives.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from ciliumd.model.net import Addr
+
+ENDPOINT_ID_MAX = 65535
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """One pod's wiring.  *ifname* and *ifindex* are the host side of its veth, *mac* is the pod's."""
+
+    id: int
+    slot: int
+    slot_gen: int
+    namespace: str
+    pod: str
+    container_id: str
+    netns: str
+    ifname: str
+    ifindex: int
+    mac: str
+    node_mac: str
+    ipv4: IPv4Address | None
+    ipv6: IPv6Address | None
+
+    @property
+    def addresses(self) -> tuple[Addr, ...]:
+        """Its addresses, IPv4 first."""
+        return tuple(addr for addr in (self.ipv4, self.ipv6) if addr is not None)
+
+    @property
+    def pod_key(self) -> tuple[str, str]:
+        """Key of its pod's row: (namespace, name)."""
+        return (self.namespace, self.pod)

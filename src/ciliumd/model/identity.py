@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Security identities: the numbers that stand for label sets, and those that are reserved.
+
+Ranges and names only; numbers are handed out by ``desired.identities``.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from ciliumd.model.labels import CIDR, RESERVED, Label, Labels
+from ciliumd.model.net import Prefix
+
+NumericIdentity = int
+
+CLUSTER_MIN = 256
+CLUSTER_MAX = 65535
+LOCAL_MIN = 1 << 24
+LOCAL_MAX = LOCAL_MIN + 0xFFFF
+
+
+class Reserved(IntEnum):
+    """Reserved numeric identities; the same numbers as ``cil_identity`` in the datapath."""
+
+    UNKNOWN = 0
+    HOST = 1
+    WORLD = 2
+    UNMANAGED = 3
+    HEALTH = 4
+    INIT = 5
+    REMOTE_NODE = 6
+    KUBE_APISERVER = 7
+    INGRESS = 8
+    WORLD_IPV4 = 9
+    WORLD_IPV6 = 10
+    ENCRYPTED_OVERLAY = 11
+
+    @property
+    def label(self) -> str:
+        """The name in the label, e.g. ``remote-node``."""
+        return self.name.lower().replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """A number and the label set it stands for."""
+
+    id: NumericIdentity
+    labels: Labels
+
+
+def reserved_labels(reserved: Reserved) -> Labels:
+    """The label set of a reserved identity, e.g. ``{reserved:host}``."""
+    return frozenset({Label(RESERVED, reserved.label)})
+
+
+def cidr_labels(prefix: Prefix) -> Labels:
+    """The label set of the local identity of *prefix*: the prefix itself, and the world."""
+    return frozenset({Label(CIDR, str(prefix)), Label(RESERVED, Reserved.WORLD.label)})
+
+
+def reserved_identities() -> dict[NumericIdentity, Labels]:
+    """Every reserved identity a packet may carry, by number (``unknown`` is not one)."""
+    return {int(reserved): reserved_labels(reserved) for reserved in Reserved if reserved}

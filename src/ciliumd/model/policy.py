@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policy as plain data: who is selected, which peers and which ports, allowed or denied.
+
+Every policy kind (CiliumNetworkPolicy, NetworkPolicy, ...) is reduced to these types by
+``ciliumd.resources``; ``ciliumd.desired.policy`` turns them into map rows.  Whatever is implicit in
+a document is explicit here: namespaces are labels of the selectors, default deny is two flags,
+"any" is None and "nothing" is an empty tuple.  Nothing here parses, validates or resolves.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from ciliumd.model.labels import ANY, Label, Labels
+from ciliumd.model.net import Prefix
+
+ANY_SOURCE = ANY
+"""Label source of a selector that accepts the key from every source."""
+
+ENTITIES = frozenset(
+    {
+        "all",
+        "world",
+        "cluster",
+        "host",
+        "remote-node",
+        "init",
+        "health",
+        "unmanaged",
+        "ingress",
+        "kube-apiserver",
+        "none",
+    }
+)
+"""Names a :class:`PeerEntity` may carry."""
+
+ANY_PROTOCOL = "ANY"
+"""Protocol of a port rule that stands for TCP, UDP and SCTP."""
+
+
+class Direction(IntEnum):
+    """Traffic direction seen from the endpoint whose policy judges (numbers of the datapath ABI)."""
+
+    INGRESS = 1
+    EGRESS = 2
+
+
+class Operator(StrEnum):
+    """How a requirement compares, spelled as in Kubernetes label selectors."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One matchExpressions term; *source* is a label source or ``any``."""
+
+    source: str
+    key: str
+    op: Operator
+    values: frozenset[str] = frozenset()
+
+    def matches(self, labels: Labels) -> bool:
+        """Tell whether *labels* fulfil this requirement; an absent key fulfils the negative operators."""
+        found = _values(labels, self.source, self.key)
+        match self.op:
+            case Operator.IN:
+                return any(value in self.values for value in found)
+            case Operator.NOT_IN:
+                return all(value not in self.values for value in found)
+            case Operator.EXISTS:
+                return any(True for _ in found)
+            case Operator.DOES_NOT_EXIST:
+                return not any(True for _ in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """
+    Label selector: every label of *match_labels* (source or ``any``, key, value) and every expression.
+
+    An empty selector matches every set of labels; scope (a namespace) is a label like any other.
+    """
+
+    match_labels: frozenset[tuple[str, str, str]] = frozenset()
+    expressions: tuple[Requirement, ...] = ()
+    _exact: frozenset[Label] = field(init=False, repr=False, compare=False)
+    _loose: tuple[tuple[str, str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # Split once: labels of a known source are then one subset test, the common case.
+        exact = frozenset(Label(s, k, v) for s, k, v in self.match_labels if s != ANY_SOURCE)
+        loose = tuple(sorted((k, v) for s, k, v in self.match_labels if s == ANY_SOURCE))
+        object.__setattr__(self, "_exact", exact)
+        object.__setattr__(self, "_loose", loose)
+
+    def matches(self, labels: Labels) -> bool:
+        """Tell whether *labels* are selected."""
+        return (
+            self._exact <= labels
+            and all(value in _values(labels, ANY_SOURCE, key) for key, value in self._loose)
+            and all(requirement.matches(labels) for requirement in self.expressions)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PeerSelector:
+    """Identities selected by their labels."""
+
+    selector: Selector
+
+
+@dataclass(frozen=True, slots=True)
+class PeerCIDR:
+    """Addresses outside the cluster that lie in *prefix* and in none of *excepts*; never pods or nodes."""
+
+    prefix: Prefix
+    excepts: tuple[Prefix, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEntity:
+    """A named group of identities, one of :data:`ENTITIES`."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        # A name nobody knows would match nothing: harmless in an allow, a hole in a deny.
+        if self.name not in ENTITIES:
+            raise ValueError(f"unknown entity: {self.name!r}")
+
+
+Peer = PeerSelector | PeerCIDR | PeerEntity
+"""Whom a rule allows or denies; the members of a rule's peers are alternatives."""
+
+
+@dataclass(frozen=True, slots=True)
+class PortRule:
+    """
+    Destination ports of one protocol: TCP, UDP, SCTP, ICMP, ICMPV6 or ANY (the first three).
+
+    *port* 0 with no *name* is every port; *end_port* 0 is a single port; *name* is a named port of
+    the destination pod, to be resolved per destination.
+    """
+
+    protocol: str = ANY_PROTOCOL
+    port: int = 0
+    end_port: int = 0
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPort:
+    """A container port a pod gives a name to."""
+
+    name: str
+    protocol: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """
+    One allow or deny in one direction: any of *peers* on any of *ports*.
+
+    None means unrestricted (any peer, any protocol and port), an empty tuple means nothing.
+    *origin* says where the rule is written, e.g. ``cnp:default/rule1/ingress/0``.
+    """
+
+    direction: Direction
+    deny: bool
+    peers: tuple[Peer, ...] | None
+    ports: tuple[PortRule, ...] | None
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """
+    One policy: the endpoints *subject* selects get *rules*.
+
+    A default-deny flag puts the selected endpoints into default deny in that direction whether or
+    not the policy has rules for it.
+    """
+
+    kind: str
+    namespace: str
+    name: str
+    uid: str
+    subject: Selector
+    rules: tuple[Rule, ...]
+    default_deny_ingress: bool
+    default_deny_egress: bool
+    origin: str
+
+
+def _values(labels: Labels, source: str, key: str) -> Iterator[str]:
+    return (label.value for label in labels if label.key == key and source in (ANY_SOURCE, label.source))

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Services as the load balancer sees them: frontends clients speak to, backends that answer.
+
+Which backends a frontend gets is decided in ``desired.services``.
+"""
+
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from typing import NamedTuple
+
+from ciliumd.model.net import Addr
+
+PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+
+
+class ServiceKind(Enum):
+    """Why a frontend exists; the text is what ``service list`` shows."""
+
+    CLUSTER_IP = "ClusterIP"
+    NODE_PORT = "NodePort"
+    EXTERNAL_IP = "ExternalIPs"
+    LOAD_BALANCER = "LoadBalancer"
+    HOST_PORT = "HostPort"
+
+
+class TrafficPolicy(Enum):
+    """Which nodes' backends may be chosen."""
+
+    CLUSTER = "Cluster"
+    LOCAL = "Local"
+
+
+class BackendState(IntEnum):
+    """Whether a backend takes new connections; the same numbers as the datapath."""
+
+    ACTIVE = 0
+    TERMINATING = 1
+    QUARANTINED = 2
+    MAINTENANCE = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class L4:
+    """A transport port; *protocol* is ``TCP``, ``UDP`` or ``SCTP``."""
+
+    protocol: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.port}/{self.protocol}"
+
+
+class FrontendKey(NamedTuple):
+    """What makes a frontend unique on the node."""
+
+    addr: Addr
+    port: int
+    protocol: str
+    scope: int = 0
+
+
+class BackendKey(NamedTuple):
+    """What makes a backend unique on the node, whichever services use it."""
+
+    addr: Addr
+    port: int
+    protocol: str
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """An address and port clients connect to.  *scope* 0 is external, 1 internal (node-local rules)."""
+
+    addr: Addr
+    port: int
+    protocol: str
+    kind: ServiceKind
+    scope: int = 0
+
+    @property
+    def key(self) -> FrontendKey:
+        """Its identity, without the kind."""
+        return FrontendKey(self.addr, self.port, self.protocol, self.scope)
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An address and port that answers; *node* is where it runs, when known."""
+
+    addr: Addr
+    port: int
+    protocol: str
+    node: str | None = None
+    state: BackendState = BackendState.ACTIVE
+
+    @property
+    def key(self) -> BackendKey:
+        """Its identity, without node and state."""
+        return BackendKey(self.addr, self.port, self.protocol)
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One entry of a service's ports; *target* is a number or the name of a container port."""
+
+    name: str
+    protocol: str
+    port: int
+    target: int | str
+    node_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """
+    A service and the frontends this node serves for it.
+
+    *selector* is empty for services whose endpoints somebody else writes.  *affinity_timeout* is in
+    seconds, 0 without client affinity.  *created* is the creation time as written, for precedence.
+    """
+
+    namespace: str
+    name: str
+    type: str
+    frontends: tuple[Frontend, ...]
+    ports: tuple[ServicePort, ...]
+    selector: tuple[tuple[str, str], ...] = ()
+    internal_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
+    affinity_timeout: int = 0
+    publish_not_ready: bool = False
+    created: str = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Key of its row: (namespace, name)."""
+        return (self.namespace, self.name)
+
+    def port_of(self, frontend: Frontend) -> ServicePort:
+        """The port *frontend* belongs to."""
+        for port in self.ports:
+            if (port.protocol, port.port) == (frontend.protocol, frontend.port):
+                return port
+        raise KeyError(f"service {self.namespace}/{self.name} has no port for {frontend}")

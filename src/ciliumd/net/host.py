@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The node's own end of the pod network: cilium_host, cilium_net and the route to the pods.
+
+What the node sends to its pods is routed to cilium_host and comes out of cilium_net, where a program
+takes it; what pods send to the router address ends at cilium_host.  No address is ever resolved over
+the pair.  Programs are attached by others.
+"""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from pyroute2 import IPRoute
+
+from ciliumd.net import links, sysctl
+from ciliumd.net.errors import LinkConflict, LinkGone
+from ciliumd.net.links import HOST_ALIAS, HOST_LINK, NET_LINK, Link
+from ciliumd.net.routes import Route, ensure_address, ensure_routes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostWiring:
+    """What the pair is configured for; *router* is the node's address inside *pod_cidr*."""
+
+    router: IPv4Address
+    pod_cidr: IPv4Network
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostLinks:
+    """The pair, and what on this machine is in the way of it working."""
+
+    host: Link
+    net: Link
+    warnings: tuple[str, ...]
+
+
+def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
+    """Create or correct the pair, the router address and the route to the pods."""
+    host, net = _ensure_pair(ipr, wiring.mtu)
+    for link in (host, net):
+        if link.alias != HOST_ALIAS:
+            links.mark(ipr, link.ifindex, HOST_ALIAS)
+        if link.mtu != wiring.mtu:
+            links.set_mtu(ipr, link.ifindex, wiring.mtu)
+        sysctl.forward_through(link.name)
+        links.set_up(ipr, link.ifindex, noarp=True)
+    ensure_address(ipr, host.ifindex, wiring.router)
+    ensure_routes(ipr, host.ifindex, _routes(wiring))
+    conflict = sysctl.reverse_path_conflict()
+    return HostLinks(
+        host=_present(ipr, host.ifindex),
+        net=_present(ipr, net.ifindex),
+        warnings=(conflict,) if conflict else (),
+    )
+
+
+def remove_host(ipr: IPRoute) -> bool:
+    """Delete the pair, with its address and routes; False if it is not there or not ours."""
+    host = links.link_by_name(ipr, HOST_LINK)
+    return host is not None and host.alias == HOST_ALIAS and links.delete_link(ipr, host.ifindex)
+
+
+def _routes(wiring: HostWiring) -> tuple[Route, ...]:
+    """The router on the link first: it is the next hop of the second."""
+    return (
+        Route(destination=IPv4Network(wiring.router)),
+        Route(
+            destination=wiring.pod_cidr,
+            via=wiring.router,
+            source=wiring.router,
+            mtu=wiring.mtu,
+        ),
+    )
+
+
+def _ensure_pair(ipr: IPRoute, mtu: int) -> tuple[Link, Link]:
+    host, net = links.link_by_name(ipr, HOST_LINK), links.link_by_name(ipr, NET_LINK)
+    for link in (host, net):
+        # A pair without any mark is one whose creator died before marking it.
+        if link is not None and (link.kind != "veth" or link.alias not in {"", HOST_ALIAS}):
+            raise LinkConflict(
+                f"create {HOST_LINK} and {NET_LINK}",
+                f"a device {link.name} exists that is not ours; delete or rename it",
+            )
+    if host is not None and net is not None and host.peer == net.ifindex:
+        return host, net
+    for link in (host, net):
+        if link is not None:
+            links.delete_link(ipr, link.ifindex)
+    host = links.create_veth(ipr, HOST_LINK, peer=NET_LINK, mtu=mtu)
+    return host, _present(ipr, host.peer)
+
+
+def _present(ipr: IPRoute, ifindex: int) -> Link:
+    """The device as it is now."""
+    link = links.link_by_index(ipr, ifindex)
+    if link is None:
+        raise LinkGone(f"configure {HOST_LINK} and {NET_LINK}", "somebody deleted them")
+    return link

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Per-device settings under /proc/sys/net of the calling thread's namespace.
+
+Only devices of our own are written, never ``all`` or ``default``: those belong to the machine.
+"""
+
+from pathlib import Path
+
+from ciliumd.net.errors import LinkGone, NetError
+
+_ROOT = Path("/proc/sys/net")
+
+
+def forward_through(name: str) -> None:
+    """Let the stack forward the IPv4 that arrives on device *name*, from any source address; no IPv6."""
+    _write(f"ipv4/conf/{name}/forwarding", "1")
+    # Pods' addresses are not routed to their veth, so a reverse path check would drop all they send.
+    _write(f"ipv4/conf/{name}/rp_filter", "0")
+    # The stack's own router solicitations and multicast reports would count as dropped packets.
+    disable_ipv6(name)
+
+
+def disable_ipv6(name: str) -> None:
+    """No IPv6 on device *name*, not even a link-local address."""
+    path = f"ipv6/conf/{name}/disable_ipv6"
+    if (_ROOT / path).exists():
+        _write(path, "1")
+
+
+def reverse_path_conflict() -> str | None:
+    """
+    Why this machine's own settings would drop pods' packets, or None.
+
+    The stricter of ``all`` and the device counts; only the strict mode is in the way.
+    """
+    path = _ROOT / "ipv4/conf/all/rp_filter"
+    try:
+        strict = path.read_text("ascii").strip() == "1"
+    except OSError:
+        return None
+    if not strict:
+        return None
+    return (
+        "net.ipv4.conf.all.rp_filter is 1 and overrides the devices' setting: packets from pods to the "
+        "host and beyond are dropped; set it to 0 or 2"
+    )
+
+
+def _write(key: str, value: str) -> None:
+    path = _ROOT / key
+    try:
+        # Equal values are left alone: a read-only /proc/sys that is right is no problem.
+        if path.read_text("ascii").strip() != value:
+            path.write_text(value, "ascii")
+    except FileNotFoundError as error:
+        raise LinkGone(f"set sysctl {path}", "the device is gone") from error
+    except OSError as error:
+        raise NetError(f"set sysctl {path}", error.strerror or str(error), errno=error.errno or 0) from error

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Create before reference, delete after dereference: which rows of a stage must wait for which others.
+
+Order within a round is the order of stages; this module is about what did *not* work out: a row that
+could not be written must not be referred to, and a row that is still referred to must not go.
+Pure bookkeeping over :class:`StageProgress`.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+
+from ciliumd.reconcile.progress import StageProgress
+from ciliumd.reconcile.target import Stage
+
+
+class Order:
+    """The stages in their order of writes, and who needs whom."""
+
+    def __init__(self, progress: Sequence[StageProgress]) -> None:
+        _check([each.stage for each in progress])
+        self._progress = {each.stage.name: each for each in progress}
+        self._dependants = {
+            name: [other for other in progress if name in other.stage.needs] for name in self._progress
+        }
+
+    def ready_updates(self, progress: StageProgress, rows: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Those of *rows* that may be written now; says in ``progress.held`` what the others wait for."""
+        if progress.unread or progress.broken:
+            progress.held = "target not read" if progress.unread else "desired rows not computed"
+            return {}
+        refers = progress.stage.refers
+        if refers is None:
+            for name in progress.stage.needs:
+                needed = self._progress[name]
+                if needed.unread or needed.updates_failing or needed.held is not None:
+                    progress.held = f"updates wait for {name}"
+                    return {}
+            return dict(rows)
+        ready: dict[bytes, bytes] = {}
+        for key, value in rows.items():
+            missing = [name for name, other in refers(key, value) if not self._is_written(name, other)]
+            if missing:
+                progress.held = f"updates wait for {missing[0]}"
+            else:
+                ready[key] = value
+        return ready
+
+    def ready_deletions(self, progress: StageProgress, keys: Collection[bytes]) -> list[bytes]:
+        """Those of *keys* that may be deleted now; says in ``progress.held`` what the others wait for."""
+        if progress.unread or progress.broken:
+            return []
+        name = progress.stage.name
+        kept: set[bytes] = set()
+        for dependant in self._dependants[name]:
+            waits = f"deletions wait for {dependant.stage.name}"
+            if dependant.unread or dependant.broken:
+                progress.held = waits
+                return []
+            references = _old_references(dependant, name)
+            if references is None:
+                progress.held = waits
+                return []
+            kept |= references
+        ready = [key for key in keys if key not in kept]
+        if len(ready) < len(keys):
+            progress.held = "deletions wait for rows that refer to them"
+        return ready
+
+    def _is_written(self, stage: str, key: bytes) -> bool:
+        """Whether the target of *stage* holds *key* as desired."""
+        needed = self._progress[stage]
+        value = needed.tracker.desired.get(key)
+        return not needed.unread and value is not None and needed.tracker.realized.get(key) == value
+
+
+def _old_references(dependant: StageProgress, name: str) -> set[bytes] | None:
+    """
+    Keys of stage *name* that rows of *dependant* refer to which are not yet replaced or deleted.
+
+    A row that is in sync refers to desired rows only, so the pending ones are all there is to ask.
+    None: there are such rows and the stage does not say what they refer to.
+    """
+    tracker = dependant.tracker
+    refers = dependant.stage.refers
+    references: set[bytes] = set()
+    for key in chain(tracker.pending_updates, tracker.pending_deletions):
+        value = tracker.realized.get(key)
+        if value is None:
+            continue  # a row still to be created refers to nothing that goes away
+        if refers is None:
+            return None
+        references.update(other for stage, other in refers(key, value) if stage == name)
+    return references
+
+
+def _check(stages: Sequence[Stage]) -> None:
+    """Refuse stages that need something written after them."""
+    seen: set[str] = set()
+    for stage in stages:
+        if stage.name in seen:
+            raise ValueError(f"two stages are named {stage.name}")
+        if missing := [name for name in stage.needs if name not in seen]:
+            raise ValueError(f"stage {stage.name} needs {', '.join(missing)}, which must come before it")
+        seen.add(stage.name)

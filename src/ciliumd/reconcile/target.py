@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What an effect must offer to be reconciled, and where it stands in the order of writes.
+
+``bpf`` and ``net`` fulfil :class:`Target` by shape; they never import this module.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+Rows = Mapping[bytes, bytes]
+Failures = Mapping[bytes, Exception]
+
+
+class Target(Protocol):
+    """
+    Something that holds packed rows.  Called from the writer thread only; may block.
+
+    A failure of one row is returned under its key; an exception fails every row of the call.
+    """
+
+    name: str
+
+    def load(self) -> dict[bytes, bytes]:
+        """Read everything it holds."""
+
+    def update(self, items: Rows) -> Failures:
+        """Create or overwrite rows, in the order given; writing what is already there is success."""
+
+    def delete(self, keys: Collection[bytes]) -> Failures:
+        """Remove rows; an absent row is success."""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """A stage's desired rows, computed from scratch."""
+
+    rows: Rows
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed in a stage's desired rows since it was last asked; a key in both is wanted."""
+
+    updates: Rows = field(default_factory=dict)
+    removals: Iterable[bytes] = ()
+
+
+Compute = Callable[[], Whole | Changes]
+Refers = Callable[[bytes, bytes], Iterable[tuple[str, bytes]]]
+
+
+class BeforeSync(Enum):
+    """
+    What a stage may write while a source is still reading.
+
+    Rows computed from half of the objects are not wrong alone by having too many deletions: a
+    service would shrink, a policy would open.  So existing rows are left as they are by default.
+    """
+
+    HOLD = "hold"  # nothing
+    CREATE = "create"  # rows the target does not have yet
+    WRITE = "write"  # new and changed rows: the stage does not depend on what is being read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """
+    One target and its place in the order of writes.
+
+    *compute* is called on the loop's thread in each round that follows a trigger; it is None when
+    somebody else feeds the tracker, and if it raises nothing may have been taken from its inputs.
+
+    *needs* names earlier stages whose rows this one's refer to.  Without *refers* that is coarse: while
+    one of them has failed updates all updates here wait, and while rows here are still to be changed
+    or deleted its deletions wait.  With *refers*, which answers the (stage, key) pairs one row refers
+    to, only the rows concerned wait for each other.
+    """
+
+    name: str
+    target: Target
+    compute: Compute | None = None
+    needs: tuple[str, ...] = ()
+    refers: Refers | None = None
+    before_sync: BeforeSync = BeforeSync.CREATE

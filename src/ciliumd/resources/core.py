@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Namespace and Pod (v1): where labels, service accounts and named ports come from.
+
+Most of a pod is no concern of ours and is not read.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from ciliumd.model.objects import NamespaceRow, PodRow
+from ciliumd.resources.fields import Address, Lenient, ObjectMeta, PortName, PortNumber, Row
+
+NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
+_FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+class Namespace(Lenient):
+    """A namespace; its labels select it in policies."""
+
+    metadata: ObjectMeta
+
+    def rows(self) -> list[Row]:
+        """One row of ``namespaces``.  The name is a label too, as the API server sees to it."""
+        name = self.metadata.name
+        labels = {**(self.metadata.labels or {}), NAMESPACE_NAME_LABEL: name}
+        return [("namespaces", name, NamespaceRow(name, labels))]
+
+
+class ContainerPort(Lenient):
+    """A port a container says it listens on."""
+
+    name: PortName | None = None
+    container_port: PortNumber
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+
+class Container(Lenient):
+    """A container, for its ports."""
+
+    ports: list[ContainerPort] | None = None
+    restart_policy: str | None = None
+
+
+class PodSpec(Lenient):
+    """What we read of a pod's spec."""
+
+    containers: list[Container] | None = None
+    init_containers: list[Container] | None = None
+    service_account_name: str | None = None
+    host_network: bool | None = None
+    node_name: str | None = None
+
+
+class PodCondition(Lenient):
+    """One of a pod's conditions."""
+
+    type: str
+    status: str
+
+
+class PodStatus(Lenient):
+    """What we read of a pod's status; absent in manifests."""
+
+    phase: str | None = None
+    pod_ip: Address | Literal[""] | None = Field(None, alias="podIP")
+    conditions: list[PodCondition] | None = None
+
+
+class Pod(Lenient):
+    """A pod: labels and service account make its identity, named ports resolve in rules and services."""
+
+    metadata: ObjectMeta
+    spec: PodSpec = PodSpec()
+    status: PodStatus | None = None
+
+    def rows(self) -> list[Row]:
+        """One row of ``pods``; none once the pod has run to its end, since nothing answers any more."""
+        status = self.status or PodStatus.model_validate({})
+        if status.phase in _FINISHED:
+            return []
+        row = PodRow(
+            namespace=self.metadata.scope,
+            name=self.metadata.name,
+            labels=dict(self.metadata.labels or {}),
+            service_account=self.spec.service_account_name or "default",
+            ip=status.pod_ip or None,
+            host_network=bool(self.spec.host_network),
+            node=self.spec.node_name or None,
+            named_ports=self._named_ports(),
+            ready=all(c.status == "True" for c in status.conditions or () if c.type == "Ready"),
+            terminating=self.metadata.deletion_timestamp is not None,
+        )
+        return [("pods", (row.namespace, row.name), row)]
+
+    def _named_ports(self) -> dict[str, tuple[str, int]]:
+        # Init containers that keep running are sidecars; of equal names the first container's counts.
+        sidecars = [c for c in self.spec.init_containers or () if c.restart_policy == "Always"]
+        ports: dict[str, tuple[str, int]] = {}
+        for container in [*(self.spec.containers or ()), *sidecars]:
+            for port in container.ports or ():
+                if port.name:
+                    ports.setdefault(port.name, (port.protocol, port.container_port))
+        return ports

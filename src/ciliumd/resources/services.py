@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Service (v1) and EndpointSlice (discovery.k8s.io/v1).
+
+All service types parse.  Frontends are made for cluster addresses only: headless and ExternalName
+services have none, and node ports, external and load-balancer addresses give none in this version.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ciliumd.model.net import Addr
+from ciliumd.model.objects import EndpointSliceRow
+from ciliumd.model.service import (
+    Backend,
+    BackendState,
+    Frontend,
+    Service,
+    ServiceKind,
+    ServicePort,
+    TrafficPolicy,
+)
+from ciliumd.resources.errors import FieldError
+from ciliumd.resources.fields import (
+    LabelMap,
+    Lenient,
+    ObjectMeta,
+    PortNumber,
+    PortNumberOrName,
+    Row,
+    parse_address,
+)
+
+Protocol = Literal["TCP", "UDP", "SCTP"]
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+_AFFINITY_SECONDS = 10800
+_HEADLESS = "None"
+
+
+class ServicePortSpec(Lenient):
+    """One port of a service.  Port names of services are DNS labels, longer than a container port's."""
+
+    name: Annotated[str, Field(max_length=63)] | None = None
+    protocol: Protocol = "TCP"
+    port: PortNumber
+    target_port: PortNumberOrName | None = None
+    node_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+
+    def to_model(self) -> ServicePort:
+        """The port; without a target it is its own."""
+        target = self.port if self.target_port is None else self.target_port
+        return ServicePort(self.name or "", self.protocol, self.port, target, self.node_port or 0)
+
+
+class ClientIPConfig(Lenient):
+    """How long a client keeps its backend."""
+
+    timeout_seconds: Annotated[int, Field(ge=1, le=86400)] | None = None
+
+
+class SessionAffinityConfig(Lenient):
+    """Settings of session affinity."""
+
+    client_ip: ClientIPConfig | None = Field(None, alias="clientIP")
+
+
+class ServiceSpec(Lenient):
+    """What we read of a service's spec."""
+
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
+    cluster_ip: str | None = Field(None, alias="clusterIP")
+    cluster_ips: list[str] | None = Field(None, alias="clusterIPs")
+    ports: list[ServicePortSpec] | None = None
+    selector: LabelMap | None = None
+    internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    external_traffic_policy: Literal["Cluster", "Local", ""] = "Cluster"
+    session_affinity: Literal["None", "ClientIP"] = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
+    publish_not_ready_addresses: bool | None = None
+
+    def affinity_timeout(self) -> int:
+        """Seconds a client keeps its backend; 0 without affinity."""
+        if self.session_affinity == "None":
+            return 0
+        config = self.session_affinity_config
+        seconds = config.client_ip.timeout_seconds if config and config.client_ip else None
+        return seconds or _AFFINITY_SECONDS
+
+    def cluster_addresses(self) -> tuple[Addr, ...]:
+        """The cluster addresses; none for headless and ExternalName services."""
+        if self.type == "ExternalName" or self.cluster_ip == _HEADLESS:
+            return ()
+        if not self.cluster_ip and not self.cluster_ips:
+            message = "is missing: write an address, or None for a headless service"
+            raise FieldError("spec.clusterIP", message)
+        if not self.cluster_ips:
+            return (_address("spec.clusterIP", self.cluster_ip or ""),)
+        if self.cluster_ip and self.cluster_ips[0] != self.cluster_ip:
+            raise FieldError("spec.clusterIPs[0]", f"must be clusterIP, {self.cluster_ip}")
+        if self.cluster_ips == [_HEADLESS]:
+            return ()
+        addresses = tuple(_address(f"spec.clusterIPs[{i}]", text) for i, text in enumerate(self.cluster_ips))
+        if len({addr.version for addr in addresses}) < len(addresses):
+            raise FieldError("spec.clusterIPs", "may have one address of each family")
+        return addresses
+
+
+class ServiceResource(Lenient):
+    """A service."""
+
+    metadata: ObjectMeta
+    spec: ServiceSpec
+
+    def rows(self) -> list[Row]:
+        """One row of ``services``."""
+        spec = self.spec
+        ports = tuple(port.to_model() for port in spec.ports or ())
+        _check_ports(ports)
+        addresses = spec.cluster_addresses()
+        if addresses and not ports:
+            raise FieldError("spec.ports", "is missing: a service with an address needs a port")
+        service = Service(
+            namespace=self.metadata.scope,
+            name=self.metadata.name,
+            type=spec.type,
+            frontends=tuple(
+                Frontend(addr, port.port, port.protocol, ServiceKind.CLUSTER_IP)
+                for addr in addresses
+                for port in ports
+            ),
+            ports=ports,
+            selector=() if spec.type == "ExternalName" else tuple(sorted((spec.selector or {}).items())),
+            internal_policy=TrafficPolicy(spec.internal_traffic_policy),
+            external_policy=TrafficPolicy(spec.external_traffic_policy or "Cluster"),
+            affinity_timeout=spec.affinity_timeout(),
+            publish_not_ready=bool(spec.publish_not_ready_addresses),
+            created=self.metadata.creation_timestamp or "",
+        )
+        return [("services", service.key, service)]
+
+
+class EndpointConditions(Lenient):
+    """What an endpoint is fit for; unknown counts as the API says: ready, serving, not terminating."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+    def state(self) -> BackendState | None:
+        """The state of a backend in these conditions, None when it must get no traffic at all."""
+        ready = self.ready is not False
+        terminating = bool(self.terminating)
+        if ready:
+            return BackendState.ACTIVE
+        if terminating and self.serving is not False:
+            return BackendState.TERMINATING
+        return None
+
+
+class SliceEndpoint(Lenient):
+    """One endpoint of a slice.  Addresses beyond the first have no defined meaning and are not used."""
+
+    addresses: Annotated[list[str], Field(min_length=1)]
+    conditions: EndpointConditions | None = None
+    node_name: str | None = None
+
+
+class SlicePort(Lenient):
+    """One port of a slice; without a number it stands for every port, which no service port does."""
+
+    name: Annotated[str, Field(max_length=63)] | None = None
+    protocol: Protocol | None = None
+    port: PortNumber | None = None
+
+
+class EndpointSlice(Lenient):
+    """Some endpoints of one service."""
+
+    metadata: ObjectMeta
+    address_type: Literal["IPv4", "IPv6", "FQDN"]
+    endpoints: list[SliceEndpoint] | None = None
+    ports: list[SlicePort] | None = None
+
+    def rows(self) -> list[Row]:
+        """One row of ``slices``; none for slices of no service and for host names."""
+        service = (self.metadata.labels or {}).get(SERVICE_NAME_LABEL)
+        if not service or self.address_type == "FQDN":
+            return []
+        backends = tuple(
+            (port.name or "", Backend(addr, port.port, port.protocol or "TCP", endpoint.node_name, state))
+            for addr, endpoint, state in self._usable()
+            for port in self.ports or ()
+            if port.port is not None
+        )
+        row = EndpointSliceRow(self.metadata.scope, self.metadata.name, service, backends)
+        return [("slices", (row.namespace, row.name), row)]
+
+    def _usable(self) -> list[tuple[Addr, SliceEndpoint, BackendState]]:
+        version = 4 if self.address_type == "IPv4" else 6
+        usable = []
+        for i, endpoint in enumerate(self.endpoints or ()):
+            field = f"endpoints[{i}].addresses[0]"
+            addr = _address(field, endpoint.addresses[0])
+            if addr.version != version:
+                raise FieldError(field, f"{addr} is not an {self.address_type} address")
+            state = (endpoint.conditions or EndpointConditions()).state()
+            if state is not None:
+                usable.append((addr, endpoint, state))
+        return usable
+
+
+def _address(field: str, text: str) -> Addr:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise FieldError(field, str(error)) from None
+
+
+def _check_ports(ports: tuple[ServicePort, ...]) -> None:
+    names: set[str] = set()
+    numbers: set[tuple[str, int]] = set()
+    for i, port in enumerate(ports):
+        if not port.name and len(ports) > 1:
+            raise FieldError(f"spec.ports[{i}].name", "is missing: with several ports each needs a name")
+        if port.name in names:
+            raise FieldError(f"spec.ports[{i}].name", f"{port.name!r} is the name of another port")
+        if (port.protocol, port.port) in numbers:
+            raise FieldError(f"spec.ports[{i}].port", f"{port.port}/{port.protocol} is listed twice")
+        names.add(port.name)
+        numbers.add((port.protocol, port.port))

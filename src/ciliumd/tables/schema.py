@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The tables of the agent, their keys and their rows.
+
+Objects users write (namespaces, pods, services, slices, policies) are rows as long as they are valid;
+what is wrong with the others is in ``problems``.  Numbers that others hold on to (identities, service
+and backend ids) are rows too, restored at start, so that ``desired`` needs no memory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.labels import Labels
+from ciliumd.model.net import Prefix
+from ciliumd.model.objects import EndpointSliceRow, NamespacedName, NamespaceRow, PodRow
+from ciliumd.model.policy import Policy
+from ciliumd.model.service import BackendKey, FrontendKey, Service
+from ciliumd.tables.table import Index, Table
+
+__all__ = [
+    "EndpointSliceRow",
+    "NamespaceRow",
+    "NamespacedName",
+    "ObjectKey",
+    "PodRow",
+    "Problem",
+    "Snapshot",
+    "Tables",
+]
+
+ObjectKey = tuple[str, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an object is not in force as written: the field, what is wrong with it, and in which file."""
+
+    field: str
+    message: str
+    file: str = ""
+
+
+def _by_service(_key: NamespacedName, row: EndpointSliceRow) -> tuple[NamespacedName]:
+    return (row.service_key,)
+
+
+def _by_namespace(_key: NamespacedName, row: PodRow) -> tuple[str]:
+    return (row.namespace,)
+
+
+def _by_pod(_key: int, row: EndpointSpec) -> tuple[NamespacedName]:
+    return (row.pod_key,)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every table as it was at one moment, for pure functions to read."""
+
+    in_sync: bool
+    namespaces: Mapping[str, NamespaceRow]
+    pods: Mapping[NamespacedName, PodRow]
+    services: Mapping[NamespacedName, Service]
+    slices: Mapping[NamespacedName, EndpointSliceRow]
+    policies: Mapping[ObjectKey, Policy]
+    problems: Mapping[ObjectKey, Problem]
+    endpoints: Mapping[int, EndpointSpec]
+    identities: Mapping[Labels, NumericIdentity]
+    prefixes: Mapping[Prefix, NumericIdentity]
+    service_ids: Mapping[FrontendKey, int]
+    backend_ids: Mapping[BackendKey, int]
+
+
+@dataclass(slots=True)
+class Tables:
+    """All tables of one agent, and the indexes between them."""
+
+    namespaces: Table[str, NamespaceRow] = field(default_factory=lambda: Table("namespaces"))
+    pods: Table[NamespacedName, PodRow] = field(default_factory=lambda: Table("pods"))
+    services: Table[NamespacedName, Service] = field(default_factory=lambda: Table("services"))
+    slices: Table[NamespacedName, EndpointSliceRow] = field(default_factory=lambda: Table("slices"))
+    policies: Table[ObjectKey, Policy] = field(default_factory=lambda: Table("policies"))
+    problems: Table[ObjectKey, Problem] = field(default_factory=lambda: Table("problems"))
+    endpoints: Table[int, EndpointSpec] = field(default_factory=lambda: Table("endpoints"))
+    identities: Table[Labels, NumericIdentity] = field(default_factory=lambda: Table("identities"))
+    prefixes: Table[Prefix, NumericIdentity] = field(default_factory=lambda: Table("prefixes"))
+    service_ids: Table[FrontendKey, int] = field(default_factory=lambda: Table("service_ids"))
+    backend_ids: Table[BackendKey, int] = field(default_factory=lambda: Table("backend_ids"))
+    pods_of_namespace: Index[str, NamespacedName] = field(init=False)
+    slices_of_service: Index[NamespacedName, NamespacedName] = field(init=False)
+    endpoints_of_pod: Index[NamespacedName, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pods_of_namespace = self.pods.add_index(_by_namespace)
+        self.slices_of_service = self.slices.add_index(_by_service)
+        self.endpoints_of_pod = self.endpoints.add_index(_by_pod)
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether every source has reported all it has: only then does absence mean deletion."""
+        return all(
+            (
+                self.namespaces.initialized,
+                self.pods.initialized,
+                self.services.initialized,
+                self.slices.initialized,
+                self.policies.initialized,
+                self.endpoints.initialized,
+            )
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Every table as of now; costs nothing until a table changes."""
+        return Snapshot(
+            in_sync=self.in_sync,
+            namespaces=self.namespaces.view(),
+            pods=self.pods.view(),
+            services=self.services.view(),
+            slices=self.slices.view(),
+            policies=self.policies.view(),
+            problems=self.problems.view(),
+            endpoints=self.endpoints.view(),
+            identities=self.identities.view(),
+            prefixes=self.prefixes.view(),
+            service_ids=self.service_ids.view(),
+            backend_ids=self.backend_ids.view(),
+        )

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+P10, P11, P18: pods added and deleted one after the other, what each costs the kernel, and the agent at
+rest.
+
+Namespaces and manifests are there before the clock starts; asked over the agent's socket, so no process is
+in the time.
+"""
+
+import time
+from pathlib import Path
+from typing import Final
+
+from bench.machine import memory_kib, process_seconds
+from bench.paths import DEFAULT_SIZES
+from bench.result import Figure, Goal, Section, Table
+from bench.samples import percentile
+from bench.syscalls import LOAD_PROGRAM, SyscallTrace, tracefs
+from ciliumd.bpf import Map
+from lab import manifests
+from lab.node import Node
+from lab.pod import Pod
+from lab.waiting import eventually
+from lab.world import World
+
+IDLE_SECONDS: Final = 10.0
+IDLE_GOAL_MIB: Final = Goal(at_most=120)
+IDLE_GOAL_CPU: Final = Goal(at_most=1.0)
+ADD_P50, ADD_P99 = Goal(at_most=60), Goal(at_most=200)
+DEL_P99: Final = Goal(at_most=100)
+
+
+def measure(*, pods: int) -> Section:
+    """Add, rest, delete."""
+    section = Section("endpoints", "P10, P11, P18  endpoints, and the agent at rest")
+    with World() as world, Node(world, options=DEFAULT_SIZES) as node:
+        made = [_pod(node, f"p{number}") for number in range(pods + 1)]
+        node.start()
+        node.add_endpoint(made.pop())
+        _rest(section, node, "1 pod")
+        added = [_timed(lambda pod=pod: node.agent.client.put("endpoint", _request(pod))) for pod in made]
+        for pod in made:
+            node.wait_endpoint(pod_with_endpoint(node, pod))
+        _rest(section, node, f"{pods + 1} pods")
+        section.add(
+            Figure.of("memory of the maps", _map_mib(node.bpf_root), "MiB", note="default sizes, by fdinfo")
+        )
+        deleted = [_timed(lambda pod=pod: node.agent.client.delete(f"endpoint/{pod.id}")) for pod in made]
+        seen = _calls(node, made[0])
+    section.add(
+        Figure.of(f"endpoint add, p50 of {pods}", 1000 * percentile(added, 0.5), "ms", goal=ADD_P50),
+        Figure.of("endpoint add, p99", 1000 * percentile(added, 0.99), "ms", goal=ADD_P99),
+        Figure.of("endpoint delete, p50", 1000 * percentile(deleted, 0.5), "ms"),
+        Figure.of("endpoint delete, p99", 1000 * percentile(deleted, 0.99), "ms", goal=DEL_P99),
+        Figure.of("programs loaded per endpoint", seen.get(LOAD_PROGRAM, 0), goal=Goal(at_most=0)),
+        Figure.of("BPF system calls per endpoint add", sum(seen.values())),
+    )
+    section.table = Table(("BPF system calls of one endpoint add", "calls"), sorted(seen.items()))
+    section.data = {"added": added, "deleted": deleted, "bpf_calls": seen}
+    return section
+
+
+def _pod(node: Node, name: str) -> Pod:
+    node.apply(name, manifests.pod(name, {"app": "many"}))
+    pod = node.pods[f"default/{name}"] = Pod(name, "default", cgroup=node.cgroup.path)
+    return pod
+
+
+def _request(pod: Pod) -> dict[str, str]:
+    return {"netns": str(pod.netns.path), "pod": pod.key}
+
+
+def pod_with_endpoint(node: Node, pod: Pod) -> Pod:
+    """The pod, knowing its endpoint."""
+    number = next(
+        one["id"]
+        for one in node.agent.get("endpoint")
+        if one["status"]["external-identifiers"]["pod-name"] == pod.key
+    )
+    pod.endpoint = {"id": number}
+    return pod
+
+
+def _timed(action: object) -> float:
+    began = time.monotonic()
+    action()  # type: ignore[operator]
+    return time.monotonic() - began
+
+
+def _calls(node: Node, pod: Pod) -> dict[str, int]:
+    """BPF system calls of the agent while a pod is added, less those of as much time at rest."""
+    assert node.agent.process is not None
+    pid = node.agent.process.pid
+    with tracefs(), SyscallTrace() as trace:
+        eventually(
+            lambda: not trace.during(lambda: time.sleep(0.3), pid=lambda: pid).bpf, "the agent is at rest"
+        )
+        return dict(trace.during(lambda: node.add_endpoint(pod), pid=lambda: pid).bpf)
+
+
+def _rest(section: Section, node: Node, label: str) -> None:
+    """Memory, and CPU over some seconds in which nothing is asked."""
+    assert node.agent.process is not None
+    pid = node.agent.process.pid
+    before = process_seconds(pid)
+    time.sleep(IDLE_SECONDS)
+    spent = process_seconds(pid) - before
+    memory = memory_kib(pid)
+    section.add(
+        Figure.of(f"at rest, {label}: RSS", memory["Rss"] / 1024, "MiB"),
+        Figure.of(f"at rest, {label}: PSS", memory["Pss"] / 1024, "MiB", goal=IDLE_GOAL_MIB),
+        Figure.of(f"at rest, {label}: CPU", 100 * spent / IDLE_SECONDS, "% of a core", goal=IDLE_GOAL_CPU),
+    )
+
+
+def _map_mib(bpf_root: Path) -> float:
+    """Kernel memory of the pinned maps."""
+    total = 0
+    for pin in (bpf_root / "maps").iterdir():
+        with Map.from_pin(pin) as one:
+            lines = Path(f"/proc/self/fdinfo/{one.fd}").read_text().splitlines()
+            total += sum(int(line.split()[1]) for line in lines if line.startswith("memlock:"))
+    return total / (1 << 20)

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every test gets the marker of the layer whose directory it lies in; nothing else is shared here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+LAYERS = frozenset({"unit", "stories", "property", "datapath", "netns", "demo"})
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """tests/unit/... -> @pytest.mark.unit, and so on; a test outside the layers is a mistake."""
+    for item in items:
+        layer = item.path.relative_to(HERE).parts[0]
+        if layer not in LAYERS:
+            raise pytest.UsageError(f"{item.nodeid} is in none of the layers {', '.join(sorted(LAYERS))}")
+        item.add_marker(layer)

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures: a node of one's own, the programs loaded once, maps empty at the start of every test."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Protocol
+
+import pytest
+
+from datapath.harness import Datapath
+from datapath.node import private_node
+from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
+from fixtures.packets import node_one, pod_two, svc_one
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class Load(Protocol):
+    """Loads the programs once more, with other options."""
+
+    def __call__(self, **config: bool | int) -> Datapath:
+        """The datapath, taken down at the end of the test."""
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[None]:
+    """A private network namespace with the devices of a node."""
+    with private_node():
+        yield
+
+
+@pytest.fixture(scope="session")
+def loaded_datapath(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs with the usual options, loaded once."""
+    with Datapath.loaded(tmp_path_factory.mktemp("state")) as datapath:
+        yield datapath
+
+
+@pytest.fixture
+def datapath(loaded_datapath: Datapath) -> Datapath:
+    """The programs over empty maps."""
+    loaded_datapath.reset()
+    return loaded_datapath
+
+
+@pytest.fixture
+def two_pods(datapath: Datapath) -> Datapath:
+    """The programs, and two pods on this node whose policies allow everything."""
+    datapath.policies({POD_ONE.version: ALLOW_ALL, POD_TWO.version: ALLOW_ALL})
+    datapath.add_endpoint(POD_ONE)
+    datapath.add_endpoint(POD_TWO)
+    return datapath
+
+
+@pytest.fixture
+def load(node: None, tmp_path: Path) -> Iterator[Load]:
+    """Loads the programs with options of the test's own."""
+    with contextlib.ExitStack() as stack:
+        yield lambda **config: stack.enter_context(Datapath.loaded(tmp_path, **config))
+
+
+@pytest.fixture
+def service(two_pods: Datapath) -> Datapath:
+    """svc_one, port 80/TCP and 53/UDP: both on pod two, with other ports there."""
+    two_pods.add_service(1, svc_one.ip, 80, 6, {101: (pod_two.ip, 8080)})
+    two_pods.add_service(2, svc_one.ip, 53, 17, {102: (pod_two.ip, 5353)})
+    return two_pods
+
+
+@pytest.fixture
+def world(two_pods: Datapath) -> Datapath:
+    """A node with a way out, under its own address."""
+    two_pods.native_device("net0", node_one.ip)
+    two_pods.host_address(node_one.ip)
+    return two_pods

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Waiting with a deadline: conditions are polled, nothing sleeps in the hope that it is enough."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class NotInTime(AssertionError):
+    """A condition did not come true before its deadline."""
+
+
+def eventually(condition: Callable[[], T], what: str, *, seconds: float = 10.0, every: float = 0.05) -> T:
+    """The first true answer of *condition*.  Raises :class:`NotInTime` with its last answer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = condition()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise NotInTime(f"not within {seconds:g} s: {what}; last seen: {answer!r}")
+        time.sleep(every)

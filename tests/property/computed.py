@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The computed side of the policy property tests: documents through the real parser to real map rows.
+
+:class:`Node` stands for one agent that was told a case's documents; judges look at what it would write.
+"""
+
+from collections.abc import Iterable
+from ipaddress import ip_address
+from typing import Any, Protocol
+
+from ciliumd import abi
+from ciliumd.desired.identities import (
+    allocate_identities,
+    allocate_prefixes,
+    known_identities,
+    labels_of_pod,
+    named_ports_of_pod,
+)
+from ciliumd.desired.policy import EndpointRules, MapState, cidrs, classify, lookup, resolve, select
+from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
+from ciliumd.model.identity import NumericIdentity, Reserved
+from ciliumd.model.policy import Direction, NamedPort, Policy
+from ciliumd.resources import parse
+from property.reference import oracle
+from property.strategies import Case, Document
+
+STRANGER: NumericIdentity = 60000
+
+
+class Judge(Protocol):
+    """Whoever can say what becomes of a packet, given the content of a policy version."""
+
+    name: str
+
+    def load(self, state: MapState) -> None:
+        """Take *state* as the policy in force."""
+
+    def verdict(
+        self, identity: NumericIdentity, direction: Direction, protocol: int, port: int
+    ) -> abi.PolicyVerdict:
+        """Judge one packet."""
+
+
+class InterpreterJudge:
+    """Judges by scanning the computed rows."""
+
+    name = "interpreter"
+
+    def __init__(self) -> None:
+        self._state = MapState()
+
+    def load(self, state: MapState) -> None:
+        """Keep *state* to look at."""
+        self._state = state
+
+    def verdict(
+        self, identity: NumericIdentity, direction: Direction, protocol: int, port: int
+    ) -> abi.PolicyVerdict:
+        """Look the packet up."""
+        return lookup(self._state, identity, direction, protocol, port)[0]
+
+
+class Node:
+    """What an agent makes of a case's documents."""
+
+    def __init__(self, case: Case) -> None:
+        self.policies = policies_of(case.policies)
+        namespaces = {key: row for _, key, row in _rows(case.namespaces)}
+        pods = {key: row for _, key, row in _rows(case.pods)}
+        self.pod_labels = {key: labels_of_pod(row, namespaces[row.namespace]) for key, row in pods.items()}
+        self.pod_ports = {key: named_ports_of_pod(row) for key, row in pods.items()}
+        self._numbers = allocate_identities({}, self.pod_labels.values()).assigned
+        self._prefixes = allocate_prefixes({}, cidrs(self.policies)).assigned
+        self.identities = known_identities(self._numbers, self._prefixes)
+        self.named_ports: dict[NumericIdentity, frozenset[NamedPort]] = {}
+        for key, labels in self.pod_labels.items():
+            number = self._numbers[labels]
+            self.named_ports[number] = self.named_ports.get(number, frozenset()) | self.pod_ports[key]
+
+    def rules(self, pod: oracle.Pod) -> EndpointRules:
+        """What *pod* is under."""
+        key = pod.namespace, pod.name
+        return select(self.policies, self.pod_labels[key], named_ports=self.pod_ports[key])
+
+    def state(self, pod: oracle.Pod) -> MapState:
+        """The content of the version *pod* runs under."""
+        return resolve(self.rules(pod), self.identities, named_ports=self.named_ports)
+
+    def grown_state(self, pod: oracle.Pod, late: Iterable[NumericIdentity]) -> MapState:
+        """The same when *late* identities turned up one by one after the version was made."""
+        rules, late = self.rules(pod), [number for number in late if number in self.identities]
+        first = {number: labels for number, labels in self.identities.items() if number not in late}
+        state = resolve(rules, first, named_ports=self.named_ports)
+        for number in late:
+            known = {number: self.identities[number]}
+            state = state.with_added(classify(rules, known, state, named_ports=self.named_ports))
+        return state
+
+    def identity(self, peer: oracle.Peer) -> NumericIdentity:
+        """The identity packets from or to *peer* carry: what ipcache gives for its address."""
+        match peer:
+            case oracle.Pod():
+                return self._numbers[self.pod_labels[peer.namespace, peer.name]]
+            case oracle.Node(reserved):
+                return int(Reserved[reserved.upper().replace("-", "_")])
+            case oracle.Address(ip):
+                address = ip_address(ip)
+                holders = [prefix for prefix in self._prefixes if address in prefix]
+                if holders:
+                    return self._prefixes[max(holders, key=lambda prefix: prefix.prefixlen)]
+                return int(Reserved.WORLD if address.version == 4 else Reserved.WORLD_IPV6)
+            case oracle.Stranger():
+                return STRANGER
+
+
+def verdict_name(node: Node, judge: Judge, packet: oracle.Packet) -> str:
+    """What *judge* says about *packet*, in the oracle's words."""
+    verdict = judge.verdict(
+        node.identity(packet.peer),
+        Direction[packet.direction.upper()],
+        PROTOCOL_NUMBERS[packet.protocol],
+        packet.port,
+    )
+    return verdict.name.removeprefix("POLICY_VERDICT_")
+
+
+def policies_of(documents: Iterable[Document]) -> list[Policy]:
+    """The policies the parser makes of *documents*."""
+    return [row for table, _, row in _rows(documents) if table == "policies"]
+
+
+def _rows(documents: Iterable[Document]) -> list[tuple[str, Any, Any]]:
+    return [row for document in documents for row in parse(document).rows()]

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policy is what was written: independent judges agree on every packet of generated worlds.
+
+The oracle reads the documents; the other judges look at the maps computed from them.  The number of
+cases follows the profile: ``CILIUMD_PROPERTY_PROFILE=long`` takes many more, and random ones.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ciliumd import abi
+from ciliumd.desired.policy import MapState
+from property.computed import InterpreterJudge, Judge, Node, verdict_name
+from property.kernel_judge import KernelJudge
+from property.reference.oracle import Stranger, verdict
+from property.strategies import Case, cases
+from property.tally import Tally
+
+pytestmark = pytest.mark.property
+
+few = settings(max_examples=settings().max_examples // 5)
+
+
+def judge_case(case: Case, judges: list[Judge], tally: Tally) -> None:
+    """Fail on the first packet on which a judge differs from the oracle."""
+    tally.add_case(case.policies)
+    node = Node(case)
+    for subject in case.subjects():
+        state = node.state(subject)
+        for judge in judges:
+            judge.load(state)
+        for packet in case.packets():
+            expected = verdict(case.policies, subject, packet)
+            tally.verdicts[expected] += 1
+            for judge in judges:
+                said = verdict_name(node, judge, packet)
+
+                assert expected == said, f"{judge.name} on {packet} of {subject.namespace}/{subject.name}"
+
+
+def test_judges_agree_with_the_oracle(
+    judges: list[Judge], record_property: Callable[[str, object], None]
+) -> None:
+    """Every verdict read from the maps is the one read from the documents, with every field in use."""
+    tally = Tally()
+
+    @given(case=cases())
+    def agree(case: Case) -> None:
+        judge_case(case, judges, tally)
+
+    agree()
+    record_property("figure", tally.report(["oracle", *(judge.name for judge in judges)]))
+
+    assert set() == tally.missing
+    assert 0.2 <= tally.allowed_share <= 0.8
+
+
+def test_kernel_is_among_the_judges(kernel_judge: KernelJudge | None) -> None:
+    """Without it the other tests say nothing of the datapath."""
+    if kernel_judge is None:
+        pytest.skip("loading programs needs CAP_BPF")
+
+    assert kernel_judge.name == "kernel"
+
+
+FIXED = Case(
+    namespaces=({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "blue"}},),
+    pods=tuple(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": app, "namespace": "blue", "labels": {"app": app}},
+            "spec": {"serviceAccountName": "default", "containers": [{"name": "main", "ports": []}]},
+        }
+        for app in ("web", "db")
+    ),
+    policies=(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "web", "namespace": "blue"},
+            "spec": {
+                "endpointSelector": {"matchLabels": {"app": "web"}},
+                "ingress": [
+                    {
+                        "fromEndpoints": [{"matchLabels": {"app": "db"}}],
+                        "toPorts": [{"ports": [{"port": "80", "protocol": "TCP"}]}],
+                    }
+                ],
+            },
+        },
+    ),
+    traffic=(("TCP", 80), ("TCP", 81), ("ICMP", 8)),
+)
+
+
+def _without_port_rows(state: MapState) -> MapState:
+    return MapState(state.classes, {k: v for k, v in state.entries.items() if k.prefixlen == 24})
+
+
+def _without_classes(state: MapState) -> MapState:
+    return MapState({}, state.entries)
+
+
+def _with_everything_allowed(state: MapState) -> MapState:
+    allow = abi.PolicyVerdict.POLICY_VERDICT_ALLOW
+    return MapState(state.classes, {k: replace(v, verdict=allow) for k, v in state.entries.items()})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [None, _without_port_rows, _without_classes, _with_everything_allowed],
+    ids=["as written", "no port rows", "no classes", "all allowed"],
+)
+def test_judges_notice_a_wrong_map(judges: list[Judge], spoil: Callable[[MapState], MapState] | None) -> None:
+    """The negative control: maps that are not what was written are told from those that are."""
+    subject, node = FIXED.subjects()[0], Node(FIXED)
+    state = node.state(subject)
+    for judge in judges:
+        judge.load(spoil(state) if spoil else state)
+        differing = [
+            packet
+            for packet in FIXED.packets()
+            if verdict(FIXED.policies, subject, packet) != verdict_name(node, judge, packet)
+        ]
+
+        assert bool(spoil) == bool(differing)
+
+
+@few
+@given(case=cases(), data=st.data())
+def test_identities_that_turn_up_late_are_judged_alike(case: Case, data: st.DataObject) -> None:
+    """A version grown by additions says what one computed from scratch says, and never changes a row."""
+    node = Node(case)
+    late = data.draw(st.lists(st.sampled_from(sorted(node.identities)), unique=True))
+    judge = InterpreterJudge()
+    for subject in case.subjects():
+        scratch = node.state(subject)
+        grown = node.grown_state(subject, late)
+
+        assert scratch.meaning() == grown.meaning()
+        judge.load(grown)
+        for packet in case.packets():
+            assert verdict(case.policies, subject, packet) == verdict_name(node, judge, packet)
+
+
+@few
+@given(case=cases())
+def test_removed_identities_are_strangers(case: Case) -> None:
+    """Once its row is gone, an identity is judged by the rules for everybody."""
+    node = Node(case)
+    judge = InterpreterJudge()
+    for subject in case.subjects():
+        judge.load(node.state(subject).without(node.identities))
+        for packet in case.packets():
+            unknown = packet.__class__(packet.direction, Stranger(), packet.protocol, packet.port)
+
+            assert verdict(case.policies, subject, unknown) == verdict_name(node, judge, packet)

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Objects before load: only what was built is opened, and options are typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.bpf import object as objects
+from ciliumd.bpf.errors import ObjectRejected
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LXC = objects.embedded()["lxc"]
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    """The same bytes with one bit turned over."""
+    damaged = bytearray(data)
+    damaged[position] ^= 0x10
+    return bytes(damaged)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.25, 0.5, 0.99])
+def test_a_flipped_bit_in_the_extension_is_refused(part: float) -> None:
+    """Wherever the damage is, nothing is handed to the kernel."""
+    damaged = dataclasses.replace(LXC, data=flipped(LXC.data, int(len(LXC.data) * part)))
+    with pytest.raises(ObjectRejected, match="SHA-256 differs"):
+        objects.Object(damaged)
+
+
+def test_a_flipped_bit_in_the_object_file_is_refused(tmp_path: Path) -> None:
+    """The file for inspection must be the object that would be loaded."""
+    shutil.copytree(objects.FILES, tmp_path, dirs_exist_ok=True)
+    objects.verify(LXC, files=tmp_path)
+    (tmp_path / "lxc.bpf.o").write_bytes(flipped(LXC.data, 1000))
+    with pytest.raises(ObjectRejected, match="is not the object of this extension"):
+        objects.verify(LXC, files=tmp_path)
+
+
+def test_a_missing_object_file_is_refused(tmp_path: Path) -> None:
+    """An incomplete installation says so."""
+    with pytest.raises(ObjectRejected, match="cannot be read"):
+        objects.verify(LXC, files=tmp_path)
+
+
+def test_an_extension_for_another_abi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python and compiled part are one release or do not start."""
+    monkeypatch.setattr(abi, "ABI_HASH", "0" * 64)
+    with pytest.raises(ObjectRejected, match=r"another abi\.py"):
+        objects.Object.open("lxc")
+
+
+def test_an_unknown_object_names_the_known_ones() -> None:
+    """A misspelled name is answered with the names there are."""
+    with pytest.raises(ObjectRejected, match="entry, host, lxc, sock"):
+        objects.Object.open("lcx")
+
+
+def test_every_option_has_a_text() -> None:
+    """abi.CONFIG is documentation as well."""
+    assert [spec.name for spec in abi.CONFIG.values() if not spec.doc] == []
+
+
+def test_set_config_writes_exactly_the_variable() -> None:
+    """One option changes, the others keep their defaults."""
+    with objects.Object.open("lxc") as source:
+        before = {name: source.config(name) for name in source.config_names}
+        source.set_config("ct_timeout_tcp", 1234)
+        after = {name: source.config(name) for name in source.config_names}
+    assert after.pop("ct_timeout_tcp") == (1234).to_bytes(4, "little")
+    assert before.pop("ct_timeout_tcp") == (8000).to_bytes(4, "little")
+    assert after == before
+
+
+def test_big_endian_options_take_host_values() -> None:
+    """10.0.0.1 as a number becomes 10.0.0.1 in network order."""
+    with objects.Object.open("lxc") as source:
+        source.set_config("router_ipv4", 0x0A000001)
+        assert source.config("router_ipv4") == bytes([10, 0, 0, 1])
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """A misspelled option must not silently keep its default."""
+    with (
+        objects.Object.open("lxc") as source,
+        pytest.raises(ValueError, match="no option is called ct_timeout"),
+    ):
+        source.set_config("ct_timeout", 5)
+
+
+def test_an_option_of_another_object_is_refused() -> None:
+    """Sock has no conntrack timeouts."""
+    with objects.Object.open("sock") as source, pytest.raises(ValueError, match="object sock has no option"):
+        source.set_config("ct_timeout_tcp", 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "value"),
+    [
+        ("u8", 1, 256),
+        ("u16", 2, -1),
+        ("s32", 4, 1 << 31),
+        ("be32", 4, 1 << 32),
+        ("bool", 1, 2),
+        ("bytes", 6, 5),
+        ("bytes", 6, b"12345"),
+        ("u32", 4, b"1234"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(kind: str, size: int, value: int | bytes) -> None:
+    """The message names the option; nothing is cut."""
+    with pytest.raises(ValueError, match="option example"):
+        objects.encode_option(abi.ConfigSpec("example", kind, size, ""), value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "value", "expected"),
+    [
+        ("u16", 2, 0x1234, b"\x34\x12"),
+        ("be16", 2, 0x1234, b"\x12\x34"),
+        ("s16", 2, -2, b"\xfe\xff"),
+        ("bool", 1, True, b"\x01"),
+        ("bytes", 6, b"\1\2\3\4\5\6", b"\1\2\3\4\5\6"),
+    ],
+)
+def test_values_are_encoded_by_type(kind: str, size: int, value: bool | int | bytes, expected: bytes) -> None:
+    """Host order, network order, sign, truth, bytes."""
+    assert objects.encode_option(abi.ConfigSpec("example", kind, size, ""), value) == expected
+
+
+def test_programs_follow_the_enums_of_the_abi() -> None:
+    """Every program finds its place by its name: a hook, a tail call, an entry or a socket call."""
+    for name in objects.embedded():
+        with objects.Object.open(name) as source:
+            for program in source.program_names:
+                known = {*abi.Hook.__members__, *abi.Call.__members__}
+                assert program.upper() in known or program.startswith(("entry_", "sock_"))

@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan, case by case: when it plans at all, what shares a version, what needs another one, what fails."""
+
+import time
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.bpf.policy_maps import CLASSES, flat_key
+from ciliumd.daemon.policy_versions import RETIRE_AFTER
+from ciliumd.desired.identities import named_ports_by_identity
+from ciliumd.desired.policy import lookup, resolve
+from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
+from ciliumd.model.labels import Label
+from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
+from unit.daemon import nodes
+from unit.daemon.nodes import EGRESS, INGRESS
+
+TCP = 6
+
+
+def two_pods():
+    """A web pod that db pods may reach, and a db pod."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web"})
+    nodes.add_pod(node.tables, 2, {"app": "db"})
+    nodes.add_policy(
+        node.tables, nodes.policy("web", nodes.rule(nodes.app("db")), subject=nodes.subject(app="web"))
+    )
+    node.refresh()
+    return node
+
+
+def says(node, number, peer, protocol=TCP, port=80, direction=INGRESS):
+    """What the maps say about a peer's identity at an endpoint."""
+    state = node.plan.policy.states[node.plan.policy.versions[number]]
+    verdict, _ = lookup(state, peer, direction, protocol, port)
+    return verdict.name.removeprefix("POLICY_VERDICT_")
+
+
+def test_nothing_is_planned_before_every_source_is_in_sync():
+    """Half of the policies would be other policies, and use up numbers."""
+    node = nodes.Planned(nodes.filled(in_sync=False))
+    nodes.add_pod(node.tables, 1, {"app": "web"})
+    node.refresh()
+    assert node.plan.policy_rows == {}
+    assert node.plan.endpoint_rows.states == {}
+    assert node.reserved == [1]
+    assert len(node.tables.identities) == 0
+
+    nodes.mark_in_sync(node.tables)
+    node.refresh()
+    assert node.plan.policy.versions == {1: 1}
+    assert node.reserved == [1, 2]
+
+
+def test_a_new_identity_joins_the_version_in_place():
+    """Its class is added; the version, and every row that was there, stays."""
+    node = two_pods()
+    versions, rows = node.plan.policy.versions, node.plan.policy_rows
+    nodes.add_pod(node.tables, 3, {"app": "db", "revision": "2"})
+    node.refresh()
+    assert node.plan.policy.versions[1] == versions[1]
+    assert rows.items() < node.plan.policy_rows.items()
+    assert says(node, 1, node.plan.identities[3]) == "ALLOW"
+
+
+def test_an_identity_whose_named_ports_change_is_not_changed_in_place():
+    """Connections established under the version go by its verdict: another verdict is another version."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web"})
+    nodes.add_pod(node.tables, 2, {"app": "db"})
+    to_http = nodes.rule(nodes.app("db"), direction=EGRESS, ports=(nodes.port(name="http"),), deny=True)
+    everywhere = nodes.rule(nodes.entity("all"), direction=EGRESS)
+    nodes.add_policy(
+        node.tables,
+        nodes.policy(
+            "web", to_http, everywhere, subject=nodes.subject(app="web"), ingress=False, egress=True
+        ),
+    )
+    node.refresh()
+    before, peer = node.plan.policy.versions[1], node.plan.identities[2]
+    assert says(node, 1, peer, port=8080, direction=EGRESS) == "ALLOW"
+
+    node.tables.pods.set(("shop", "pod-2"), nodes.pod("pod-2", {"app": "db"}, named_ports=nodes.HTTP))
+    node.refresh()
+    assert says(node, 1, peer, port=8080, direction=EGRESS) == "DENY"
+    assert node.plan.policy.versions[1] != before
+
+
+def test_a_shared_version_grows_when_all_its_rules_want_the_same():
+    """Two rule sets of one meaning share, and still do with a new identity both allow."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web", "tier": "front"})
+    nodes.add_pod(node.tables, 2, {"app": "web", "tier": "back"})
+    allow = nodes.rule(nodes.app("db"))
+    both = nodes.policy("both", allow, subject=nodes.subject(app="web"))
+    nodes.add_policy(node.tables, both)
+    # Says nothing new: what it allows is allowed already, and its origin sorts behind.
+    nodes.add_policy(
+        node.tables,
+        replace(
+            both,
+            name="twice",
+            subject=nodes.subject(tier="front"),
+            rules=(replace(both.rules[0], origin="z"),),
+        ),
+    )
+    node.refresh()
+    rules, versions = node.plan.policy.rules, node.plan.policy.versions
+    assert rules[1] != rules[2]
+    assert versions[1] == versions[2]
+
+    nodes.add_pod(node.tables, 3, {"app": "db"})
+    node.refresh()
+    assert node.plan.policy.versions[1] == node.plan.policy.versions[2] == versions[1]
+    assert says(node, 1, node.plan.identities[3]) == says(node, 2, node.plan.identities[3]) == "ALLOW"
+
+
+def test_a_shared_version_is_left_by_those_who_want_more():
+    """Two rule sets alike for everybody known part when one of them allows a newcomer."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web", "tier": "front"})
+    nodes.add_pod(node.tables, 2, {"app": "web", "tier": "back"})
+    nodes.add_policy(node.tables, nodes.policy("all", subject=nodes.subject(app="web")))
+    one = nodes.policy("one", nodes.rule(nodes.app("db")), subject=nodes.subject(tier="front"), ingress=False)
+    nodes.add_policy(node.tables, one)
+    node.refresh()
+    shared = node.plan.policy.versions
+    assert shared[1] == shared[2]
+    before = node.plan.policy.states[shared[1]]
+
+    nodes.add_pod(node.tables, 3, {"app": "db"})
+    node.refresh()
+    after = node.plan.policy
+    assert after.versions[2] == shared[2]
+    assert after.versions[1] > shared[1]
+    assert after.states[shared[2]] == before
+    assert says(node, 1, node.plan.identities[3]) == "ALLOW"
+    assert says(node, 2, node.plan.identities[3]) == "DEFAULT_DENY"
+
+
+def test_an_unused_version_stays_for_a_while():
+    """Packets that read its number just before still find it; then all its rows go."""
+    node = two_pods()
+    old = node.plan.policy.versions[1]
+    node.tables.policies.delete(("CNP", "shop", "web"))
+    node.refresh()
+    assert node.plan.next_retirement() == node.clock.now + RETIRE_AFTER
+    node.clock.now += RETIRE_AFTER - 0.01
+    node.refresh()
+    assert old in node.plan.policy.states
+    node.clock.now += 0.01
+    node.refresh()
+    assert old not in node.plan.policy.states
+    assert all(int.from_bytes(key[:4], "big") != old for key in node.kernel)
+    assert node.kernel == node.plan.policy_rows
+    assert node.plan.next_retirement() is None
+
+
+def test_a_version_is_taken_up_again_before_it_goes():
+    """Changed and changed back within the time: the old number again, nothing new used up."""
+    node = two_pods()
+    saved, old = node.tables.policies.get(("CNP", "shop", "web")), node.plan.policy.versions[1]
+    node.tables.policies.delete(("CNP", "shop", "web"))
+    node.refresh()
+    nodes.add_policy(node.tables, saved)
+    node.refresh()
+    node.clock.now += 10 * RETIRE_AFTER
+    node.refresh()
+    assert node.plan.policy.versions[1] == old
+
+
+def test_what_failed_is_planned_again():
+    """A number that could not be reserved is in no row, and the next round makes up for it."""
+    node = two_pods()
+    rows = node.plan.policy_rows
+    broken = OSError("the node's state cannot be written")
+    reserve = node.reserve
+
+    def refuse(number):
+        node.reserve = reserve
+        node.plan._policies._reserve_version = reserve
+        raise broken
+
+    node.plan._policies._reserve_version = refuse
+    nodes.add_policy(node.tables, nodes.policy("db", subject=nodes.subject(app="db")))
+    with pytest.raises(OSError, match="cannot be written"):
+        node.refresh()
+    assert node.plan.policy_rows == rows
+
+    node.refresh()
+    assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
+    assert node.plan.endpoint_rows.states.keys() == {bytes(4), b"\1\0\0\0"}
+    assert node.kernel == node.plan.policy_rows
+
+
+def test_an_identity_seen_only_by_a_failed_round_leaves_no_trace():
+    """It came and went while nothing could be planned: no class leads to it."""
+    node = two_pods()
+    reserve = node.plan._policies._reserve_version
+
+    def refuse(number):
+        raise OSError("no")
+
+    node.plan._policies._reserve_version = refuse
+    nodes.add_pod(node.tables, 3, {"app": "db", "revision": "2"})
+    nodes.add_policy(
+        node.tables, nodes.policy("more", nodes.rule(nodes.app("db")), nodes.rule(nodes.app("x")))
+    )
+    with pytest.raises(OSError, match="no"):
+        node.refresh()
+    node.tables.endpoints.delete(3)
+    for labels, number in node.tables.identities.items():
+        if Label("k8s", "revision", "2") in labels:
+            gone = number
+            node.tables.identities.delete(labels)
+    node.plan._policies._reserve_version = reserve
+    node.refresh()
+    assert all(gone not in {one for one, _ in state.classes} for state in node.plan.policy.states.values())
+
+
+def test_a_restarted_plan_gives_the_same_rows():
+    """Also after growth, which numbers classes in the order of arrival."""
+    node = two_pods()
+    for number, labels in enumerate(({"app": "db", "revision": "2"}, {"app": "db", "revision": "1"}), 3):
+        nodes.add_pod(node.tables, number, labels)
+        node.refresh()
+    again = node.restarted()
+    again.refresh()
+    assert again.plan.policy_rows == node.plan.policy_rows
+    assert again.plan.endpoint_rows == node.plan.endpoint_rows
+    assert again.plan.ipcache_rows == node.plan.ipcache_rows
+    assert len(again.reserved) == 1
+
+
+def test_a_corrupt_version_is_left_out_and_its_number_not_used_again():
+    """Its rows are nobody's, so they are swept; the endpoint gets another version."""
+    node = two_pods()
+    version = node.plan.policy.versions[1]
+    key = next(key for key in node.kernel if key.startswith(flat_key(version, CLASSES, b"")))
+    node.kernel[key] = abi.PolicyClass(check=1, class_id=1).pack()
+    again = nodes.Planned(nodes.copied(node.tables), next_version=1, restored=node.kernel)
+    again.refresh()
+    assert version not in again.plan.policy.states
+    assert again.plan.policy.versions[1] > max(node.plan.policy.states)
+    assert again.reserved[-1] > again.plan.policy.versions[1]
+
+
+def test_rules_that_do_not_fit_leave_the_endpoint_what_it_has(monkeypatch):
+    """The problem is told, nobody else waits for it, and it passes when the rules fit again."""
+    node = two_pods()
+    kept = node.plan.policy.versions[1]
+    inner = abi.MAPS["cilium_policy_rules_v1"].inner
+    small = replace(abi.MAPS["cilium_policy_rules_v1"], inner=replace(inner, max_entries=8))
+    monkeypatch.setitem(abi.MAPS, "cilium_policy_rules_v1", small)
+    many = tuple(nodes.port(number) for number in range(1, 40, 2))
+    nodes.add_policy(
+        node.tables,
+        nodes.policy(
+            "wide", nodes.rule(nodes.app("db"), ports=many, deny=True), subject=nodes.subject(app="web")
+        ),
+    )
+    nodes.add_policy(node.tables, nodes.policy("db", subject=nodes.subject(app="db")))
+    node.refresh()
+    problem = node.tables.problems.get(("Endpoint", "shop", "pod-1"))
+    assert "at most 8 fit" in problem.message
+    assert node.plan.policy.versions[1] == kept
+    assert kept not in node.plan._policies._retired
+    assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
+
+    node.tables.policies.delete(("CNP", "shop", "wide"))
+    node.refresh()
+    assert node.tables.problems.get(("Endpoint", "shop", "pod-1")) is None
+    assert node.plan.policy.versions[1] == kept
+
+
+def test_growth_that_does_not_fit_makes_another_version(monkeypatch):
+    """Rows of classes nobody is in any more stay behind in the old one."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web"})
+    nodes.add_pod(node.tables, 2, {"app": "db"})
+    rules = (
+        nodes.rule(nodes.app(name), ports=(nodes.port(80 + i),)) for i, name in enumerate(("db", "cache"))
+    )
+    nodes.add_policy(node.tables, nodes.policy("web", *rules, subject=nodes.subject(app="web")))
+    node.refresh()
+    before = node.plan.policy.versions[1]
+    full = replace(
+        abi.MAPS["cilium_policy_rules_v1"].inner, max_entries=len(node.plan.policy.states[before].entries)
+    )
+    monkeypatch.setitem(
+        abi.MAPS, "cilium_policy_rules_v1", replace(abi.MAPS["cilium_policy_rules_v1"], inner=full)
+    )
+
+    node.tables.endpoints.delete(2)
+    node.refresh()
+    node.tables.identities.delete(
+        next(k for k, _ in node.tables.identities.items() if Label("k8s", "app", "db") in k)
+    )
+    nodes.add_pod(node.tables, 3, {"app": "cache"})
+    node.refresh()
+    after = node.plan.policy.versions[1]
+    assert after > before
+    assert len(node.plan.policy.states[after].entries) == full.max_entries
+    assert says(node, 1, node.plan.identities[3], port=81) == "ALLOW"
+    assert node.tables.problems.get(("Endpoint", "shop", "pod-1")) is None
+
+
+def test_an_endpoint_no_identity_is_left_for_is_told(monkeypatch):
+    """It has no rows, so nothing passes; when a number is released it gets one."""
+    node = two_pods()
+    for number in range(CLUSTER_MIN, CLUSTER_MAX + 1):
+        node.tables.identities.set(frozenset({Label("k8s", "full", str(number))}), number)
+    nodes.add_pod(node.tables, 3, {"app": "db", "revision": "2"})
+    node.refresh()
+    assert node.tables.problems.get(("Endpoint", "shop", "pod-3")).field == "identity"
+    assert 3 not in node.plan.policy.versions
+
+    node.tables.identities.delete(frozenset({Label("k8s", "full", "400")}))
+    node.refresh()
+    assert node.plan.identities[3] == 400
+    assert node.tables.problems.get(("Endpoint", "shop", "pod-3")) is None
+
+
+def test_a_released_identity_leaves_every_version(monkeypatch):
+    """Its number may come back with other labels and must find no class of its own."""
+    node = two_pods()
+    number = node.plan.identities[2]
+    node.tables.endpoints.delete(2)
+    node.refresh()
+    assert says(node, 1, number) == "ALLOW"
+    version = node.plan.policy.versions[1]
+    node.tables.identities.delete(node.plan.known_identities[number])
+    node.refresh()
+    assert says(node, 1, number) == "DEFAULT_DENY"
+    assert node.plan.policy.versions[1] == version
+
+    nodes.add_pod(node.tables, 3, {"app": "cache"})
+    node.refresh()
+    assert node.plan.identities[3] == number
+    assert says(node, 1, number) == "DEFAULT_DENY"
+
+
+def test_known_identities_are_gathered_once_per_change():
+    """Every event asks for the names of two identities."""
+    node = two_pods()
+    first = node.plan.known_identities
+    assert node.plan.known_identities is first
+    nodes.add_pod(node.tables, 3, {"app": "db", "revision": "2"})
+    node.refresh()
+    assert node.plan.identities[3] in node.plan.known_identities
+
+
+def test_a_service_problem_vanishes_with_its_cause():
+    """Two services claim one frontend; the younger is told until the older is gone."""
+    node = two_pods()
+
+    def service(name, created):
+        port = ServicePort("", "TCP", 80, 80)
+        front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+        return Service("shop", name, "ClusterIP", (front,), (port,), created=created)
+
+    node.tables.services.set(("shop", "old"), service("old", "2020"))
+    node.tables.services.set(("shop", "new"), service("new", "2021"))
+    node.refresh()
+    assert "belongs to service shop/old" in node.tables.problems.get(("Service", "shop", "new")).message
+    node.tables.services.delete(("shop", "old"))
+    node.refresh()
+    assert node.tables.problems.get(("Service", "shop", "new")) is None
+
+
+def test_a_change_on_a_large_node_costs_what_it_touches(capsys):
+    """200 endpoints, 200 policies, 2000 identities: figures are printed, the result is judged."""
+    node = nodes.Planned(nodes.filled())
+    for number in range(1, 201):
+        nodes.add_pod(node.tables, number, {"app": f"app-{number}", "tier": f"tier-{number % 20}"})
+    for number in range(200):
+        block = nodes.cidr(f"{20 + number}.0.0.0/8")
+        peers = [nodes.app(f"app-{(number * 7 + step) % 200}") for step in range(3)]
+        made = nodes.policy(
+            f"policy-{number}",
+            nodes.rule(*peers, ports=(nodes.port(80 + number), nodes.port(name="http"))),
+            nodes.rule(block, direction=EGRESS),
+            subject=nodes.subject(tier=f"tier-{number % 20}"),
+            egress=True,
+        )
+        nodes.add_policy(node.tables, made)
+    for number in range(1600):
+        labels = frozenset({Label("k8s", "app", f"app-{number % 200}"), Label("k8s", "pod", str(number))})
+        node.tables.identities.set(labels, 1000 + number)
+    figures = {"everything": timed(node)}
+    assert len(node.plan.known_identities) > 2000
+    nodes.add_pod(node.tables, 201, {"app": "app-3", "tier": "tier-3", "revision": "2"})
+    figures["a pod"] = timed(node)
+    node.tables.policies.delete(("CNP", "shop", "policy-7"))
+    figures["a policy"] = timed(node)
+    with capsys.disabled():
+        print(
+            "\nplan of a large node:",
+            ", ".join(f"{what} {1000 * took:.0f} ms" for what, took in figures.items()),
+        )
+
+    tables, plan = node.tables, node.plan
+    named = named_ports_by_identity(tables.endpoints.values(), tables.pods.view(), plan.identities)
+    for number in (3, 7, 201):
+        scratch = resolve(plan.policy.rules[number], plan.known_identities, named_ports=named)
+        assert plan.policy.states[plan.policy.versions[number]].meaning() == scratch.meaning()
+
+
+def timed(node):
+    """Seconds a refresh takes."""
+    began = time.perf_counter()
+    node.refresh()
+    return time.perf_counter() - began
+
+
+def test_what_is_remembered_does_not_grow_with_time():
+    """A thousand changes later, versions, rules and peers of long ago have left nothing behind."""
+    node = two_pods()
+    for turn in range(60):
+        nodes.add_policy(
+            node.tables,
+            nodes.policy("web", nodes.rule(nodes.app(f"db-{turn}")), subject=nodes.subject(app="web")),
+        )
+        nodes.add_pod(node.tables, 2, {"app": "db", "revision": str(turn)})
+        node.refresh()
+        node.clock.now += RETIRE_AFTER
+        node.refresh()
+    policies = node.plan._policies
+    assert len(policies.states) == len(policies._packed) == 2
+    assert len(policies._sets) == len(policies._selected) == 2
+    assert policies._others.keys() | policies._meanings.keys() <= policies.states.keys()
+    assert len(policies._cache._matching) == 1

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options: each from the command line and the environment, each wrong value told by the option's name."""
+
+import resource
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from ciliumd.daemon.app import EXIT_FAILED, EXIT_USAGE, main
+from ciliumd.daemon.settings import Settings, SettingsInvalid, read_settings
+
+REQUIRED = ["--manifests", "/m"]
+OPTIONS = {
+    "manifests": ("/elsewhere", Path("/elsewhere")),
+    "node-name": ("one", "one"),
+    "cluster-name": ("east", "east"),
+    "bpf-root": ("/sys/fs/bpf/mine", Path("/sys/fs/bpf/mine")),
+    "cgroup-root": ("/sys/fs/cgroup/mine", Path("/sys/fs/cgroup/mine")),
+    "state-dir": ("/state", Path("/state")),
+    "api-socket": ("/run/x.sock", Path("/run/x.sock")),
+    "pod-cidr": ("10.9.0.0/16", IPv4Network("10.9.0.0/16")),
+    "mtu": ("1400", 1400),
+    "ipv4-native-routing-cidr": ("10.0.0.0/8", IPv4Network("10.0.0.0/8")),
+    "attach-mode": ("tc", "tc"),
+    "bpf-ct-max": ("2048", 2048),
+    "bpf-nat-max": ("4096", 4096),
+    "bpf-lb-map-max": ("512", 512),
+    "bpf-ipcache-max": ("1024", 1024),
+    "bpf-events-size": ("65536", 65536),
+    "conntrack-gc-interval": ("5.5", 5.5),
+    "drift-interval": ("7", 7.0),
+    "metrics-address": ("", ""),
+    "log-level": ("debug", "debug"),
+    "log-format": ("json", "json"),
+    "loopback-ipv4": ("169.254.1.1", IPv4Address("169.254.1.1")),
+}
+INVALID = {
+    "pod-cidr": ["10.0.0.0/31", "10.0.0.1/32", "10.0.0.5/24", "fd00::/64", "ten"],
+    "mtu": ["-1", "65536", "big"],
+    "ipv4-native-routing-cidr": ["10.0.0.0/99"],
+    "attach-mode": ["xdp"],
+    "bpf-ct-max": ["1023", "16777217", ""],
+    "bpf-nat-max": ["0"],
+    "bpf-lb-map-max": ["-256"],
+    "bpf-ipcache-max": ["1.5"],
+    "bpf-events-size": ["5000", "4095", "2147483648"],
+    "conntrack-gc-interval": ["0", "-1", "soon"],
+    "drift-interval": ["0", "nan", "inf"],
+    "metrics-address": ["9962", "localhost:http", "127.0.0.1:70000", ":-1"],
+    "log-level": ["loud"],
+    "log-format": ["xml"],
+    "loopback-ipv4": ["::1", "300.1.1.1"],
+    "enable-ipv4-masquerade": ["maybe"],
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch):
+    """No option of the machine the test runs on."""
+    import os
+
+    for name in [name for name in os.environ if name.startswith("CILIUMD_")]:
+        monkeypatch.delenv(name)
+
+
+def value(settings, option):
+    """The value of an option."""
+    return getattr(settings, option.replace("-", "_"))
+
+
+def test_every_option_is_tested_here():
+    """Nobody adds one without saying what it takes."""
+    tested = {*OPTIONS, "devices", "enable-ipv4-masquerade"}
+    assert {name.replace("_", "-") for name in Settings.model_fields} == tested
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_comes_from_the_command_line(option):
+    """As ``--option value`` and as ``--option=value``."""
+    text, expected = OPTIONS[option]
+    others = [] if option == "manifests" else REQUIRED
+    assert value(read_settings([*others, f"--{option}", text]), option) == expected
+    assert value(read_settings([*others, f"--{option}={text}"]), option) == expected
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_an_option_comes_from_the_environment(monkeypatch, option):
+    """The command line wins over it."""
+    text, expected = OPTIONS[option]
+    monkeypatch.setenv(f"CILIUMD_{option.replace('-', '_').upper()}", text)
+    others = [] if option == "manifests" else REQUIRED
+    assert value(read_settings(others), option) == expected
+    if option == "mtu":
+        assert read_settings([*REQUIRED, "--mtu", "9000"]).mtu == 9000
+
+
+def test_devices_are_a_list(monkeypatch):
+    """Given several times, or with commas, on the command line; with commas in the environment."""
+    assert read_settings(REQUIRED).devices == ()
+    assert read_settings([*REQUIRED, "--devices", "eth0", "--devices", "eth1"]).devices == ("eth0", "eth1")
+    assert read_settings([*REQUIRED, "--devices", "eth0,eth1"]).devices == ("eth0", "eth1")
+    monkeypatch.setenv("CILIUMD_DEVICES", "eth0,eth1")
+    assert read_settings(REQUIRED).devices == ("eth0", "eth1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], True),
+        (["--enable-ipv4-masquerade"], True),
+        (["--no-enable-ipv4-masquerade"], False),
+        (["--enable-ipv4-masquerade=true"], True),
+        (["--enable-ipv4-masquerade=false"], False),
+    ],
+)
+def test_a_switch_is_a_flag_or_has_a_value(arguments, expected):
+    """As in Cilium's Helm values, and as people type it."""
+    assert read_settings([*REQUIRED, *arguments]).enable_ipv4_masquerade is expected
+
+
+@pytest.mark.parametrize(("option", "text"), [(o, t) for o, texts in INVALID.items() for t in texts])
+def test_a_wrong_value_is_told_by_its_option(option, text):
+    """On the command line and in the environment alike."""
+    with pytest.raises(SettingsInvalid, match=option):
+        read_settings([*REQUIRED, f"--{option}={text}"])
+
+
+@pytest.mark.parametrize(("option", "text"), [(option, texts[0]) for option, texts in INVALID.items()])
+def test_a_wrong_value_in_the_environment_is_told_by_its_option(monkeypatch, option, text):
+    """Whoever reads the message finds the variable too."""
+    monkeypatch.setenv(f"CILIUMD_{option.replace('-', '_').upper()}", text)
+    with pytest.raises(SettingsInvalid, match=option):
+        read_settings(REQUIRED)
+
+
+def test_a_missing_manifests_option_is_told():
+    """It is the one that has no default."""
+    with pytest.raises(SettingsInvalid, match="--manifests"):
+        read_settings([])
+
+
+def test_several_wrong_values_are_told_together():
+    """One start, one list."""
+    with pytest.raises(SettingsInvalid, match=r"--mtu.*--log-level"):
+        read_settings([*REQUIRED, "--mtu=-1", "--log-level=loud"])
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense", "1"], ["--mtu"], ["stray"], ["--manifest-dir=/m"]])
+def test_what_is_no_option_is_refused(arguments):
+    """With its name, and not by ending the process."""
+    with pytest.raises(SettingsInvalid, match=r"nonsense|mtu|stray|manifest-dir"):
+        read_settings([*REQUIRED, *arguments])
+
+
+def test_help_lists_every_option_and_ends_well(capsys):
+    """Exit code 0, the text on stdout."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert "ciliumd agent" in text
+    for option in (*OPTIONS, "devices", "enable-ipv4-masquerade"):
+        assert f"--{option}" in text
+
+
+def test_wrong_options_end_the_agent_with_2_and_a_message(capsys):
+    """The message is on stderr, names the option, and says where to look."""
+    assert main([*REQUIRED, "--mtu=-1"]) == EXIT_USAGE == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("ciliumd agent: --mtu: ")
+    assert "ciliumd agent --help" in printed.err
+
+
+def test_the_agent_may_open_as_many_files_as_the_machine_allows(monkeypatch, tmp_path, capsys):
+    """Two per policy version are more than a login shell grants."""
+    limits = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 524288))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.append((kind, pair)))
+    main(["--manifests", str(tmp_path / "missing")])
+    assert limits == [(resource.RLIMIT_NOFILE, (524288, 524288))]
+
+
+def test_a_start_that_fails_ends_the_agent_with_1(capsys, tmp_path):
+    """The log says what to do."""
+    assert main(["--manifests", str(tmp_path / "missing")]) == EXIT_FAILED == 1
+    printed = capsys.readouterr().err
+    assert "is no directory; create it or name another" in printed
+    assert "level=error" in printed

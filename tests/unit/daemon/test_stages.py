@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stages of a round over maps in memory: what is written before what, and what waits for what."""
+
+import asyncio
+from ipaddress import ip_address
+from itertools import pairwise
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.daemon import stages
+from ciliumd.desired.ipcache import address_row
+from ciliumd.model.net import addr16
+from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
+from ciliumd.reconcile.fake import FakeMap
+from ciliumd.reconcile.loop import Reconciler
+from ciliumd.tables import NamespaceRow
+from unit.daemon import nodes
+from unit.reconcile.rounds import Inline
+
+NAMES = (
+    stages.IDENTITY_FILE,
+    stages.PREFIX_FILE,
+    stages.ENDPOINT_FILE,
+    stages.DEVICES,
+    stages.POLICY,
+    stages.FACTS,
+    stages.STATES,
+    stages.IPCACHE,
+    stages.IPCACHE_LPM,
+    stages.LXC,
+    stages.IFINDEX,
+    stages.BACKENDS,
+    stages.REVNAT,
+    stages.SERVICES,
+)
+
+
+def refuse(number):
+    """Reserves nothing."""
+    raise OSError(f"{number} cannot be reserved")
+
+
+class Kernel:
+    """A plan, its stages, and maps in memory that record the order of writes."""
+
+    def __init__(self, *, in_sync=True):
+        self.node = nodes.Planned(nodes.filled(in_sync=in_sync))
+        self.journal = []
+        self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
+        self.reconciler = Reconciler(
+            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict),
+            executor=Inline(),
+            may_delete=lambda: self.node.tables.in_sync,
+            clock=self.node.clock,
+        )
+
+    @property
+    def tables(self):
+        """The node's tables."""
+        return self.node.tables
+
+    def round(self, count=1):
+        """Rounds, a second apart; what they wrote, as (map, deleted)."""
+        del self.journal[:]
+
+        async def rounds():
+            for _ in range(count):
+                self.node.clock.now += 1.0
+                self.reconciler.trigger()
+                await self.reconciler.round()
+
+        asyncio.run(rounds())
+        return [(write.target, write.value is None) for write in self.journal]
+
+    def first(self, name, *, deleted=False):
+        """Position of the first write to a map."""
+        return next(
+            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
+        )
+
+    def last(self, name, *, deleted=False):
+        """Position of the last write to a map."""
+        return max(
+            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
+        )
+
+
+def service(name="web", address="10.96.0.1"):
+    """A service whose pods are those called web."""
+    port = ServicePort("", "TCP", 80, 8080)
+    front = Frontend(ip_address(address), 80, "TCP", ServiceKind.CLUSTER_IP)
+    return Service("shop", name, "ClusterIP", (front,), (port,), selector=(("app", "web"),))
+
+
+def test_a_pod_is_written_in_an_order_no_packet_can_misread():
+    """Numbers are kept first; the policy comes before the word that names it, addresses after that word."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.tables.services.set(("shop", "web"), service())
+    kernel.round()
+    order = (
+        *(stages.IDENTITY_FILE, stages.ENDPOINT_FILE, stages.POLICY, stages.STATES, stages.FACTS),
+        *(stages.IPCACHE, stages.LXC, stages.IFINDEX, stages.BACKENDS, stages.REVNAT, stages.SERVICES),
+    )
+    for earlier, later in pairwise(order):
+        assert kernel.last(earlier) < kernel.first(later)
+
+
+def test_a_pod_is_taken_away_in_the_reverse_order():
+    """Nothing leads to a row that is gone."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.tables.services.set(("shop", "web"), service())
+    kernel.round()
+    kernel.tables.endpoints.delete(1)
+    kernel.tables.services.delete(("shop", "web"))
+    kernel.round(4)
+    order = (
+        *(stages.SERVICES, stages.REVNAT, stages.BACKENDS, stages.IFINDEX, stages.LXC, stages.IPCACHE),
+        *(stages.FACTS, stages.STATES, stages.ENDPOINT_FILE, stages.POLICY),
+    )
+    for earlier, later in pairwise(order):
+        assert kernel.last(earlier, deleted=True) < kernel.first(later, deleted=True)
+    assert all(
+        not kernel.maps[name].rows for name in (stages.POLICY, stages.FACTS, stages.LXC, stages.SERVICES)
+    )
+
+
+def test_an_identity_gets_no_address_before_every_endpoint_knows_it():
+    """While a word still names a policy that takes the newcomer for anybody, nobody carries its identity."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web", "tier": "front"})
+    nodes.add_pod(kernel.tables, 2, {"app": "web", "tier": "back"})
+    deny = nodes.rule(nodes.app("db"), deny=True)
+    nodes.add_policy(kernel.tables, nodes.policy("all", subject=nodes.subject(), ingress=False))
+    nodes.add_policy(
+        kernel.tables, nodes.policy("deny", deny, subject=nodes.subject(tier="front"), ingress=False)
+    )
+    kernel.round()
+    versions = kernel.node.plan.policy.versions
+    assert versions[1] == versions[2]
+
+    kernel.maps[stages.STATES].failures[bytes(4)] = OSError(5, "no")
+    newcomer = nodes.add_pod(kernel.tables, 3, {"app": "db"})
+    kernel.round()
+    key, row = address_row(newcomer.ipv4, kernel.node.plan.identities[3])
+    assert kernel.node.plan.policy.versions[1] != versions[1]
+    assert key not in kernel.maps[stages.IPCACHE].rows
+
+    kernel.maps[stages.STATES].failures.clear()
+    kernel.round(3)
+    assert kernel.maps[stages.IPCACHE].rows[key] == row
+
+
+def test_a_pod_shows_a_new_identity_only_when_every_endpoint_knows_it():
+    """The same for the packets a relabelled pod sends: its facts wait for everybody's policy."""
+    kernel = Kernel()
+    for number, tier in ((1, "front"), (2, "back")):
+        nodes.add_pod(kernel.tables, number, {"app": "web", "tier": tier})
+    deny = nodes.rule(nodes.app("db"), deny=True)
+    for name, one in (("all", nodes.subject()), ("deny", nodes.subject(tier="front"))):
+        rules = (deny,) if name == "deny" else ()
+        nodes.add_policy(kernel.tables, nodes.policy(name, *rules, subject=one, ingress=False))
+    kernel.round()
+    slot = (1).to_bytes(4, "little")
+    before = kernel.maps[stages.FACTS].rows[slot]
+
+    kernel.maps[stages.STATES].failures[bytes(4)] = OSError(5, "no")
+    kernel.tables.pods.set(("shop", "pod-2"), nodes.pod("pod-2", {"app": "db", "tier": "back"}))
+    kernel.round()
+    assert kernel.maps[stages.FACTS].rows[slot] == before
+    kernel.maps[stages.STATES].failures.clear()
+    kernel.round(3)
+    after = abi.Endpoint.unpack(kernel.maps[stages.FACTS].rows[slot])
+    assert after.identity == kernel.node.plan.identities[2] != abi.Endpoint.unpack(before).identity
+
+
+def test_a_policy_version_stays_while_a_word_still_names_it():
+    """Its time is up, but an endpoint could not be moved: its packets still find their policy."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.round()
+    before = kernel.maps[stages.POLICY].rows.copy()
+    kernel.maps[stages.STATES].failures[bytes(4)] = OSError(5, "no")
+    nodes.add_policy(kernel.tables, nodes.policy("deny", subject=nodes.subject()))
+    kernel.round(10)
+    assert len(kernel.node.plan.policy.states) == 1
+    assert before.items() < kernel.maps[stages.POLICY].rows.items()
+    kernel.maps[stages.STATES].failures.clear()
+    kernel.round(40)
+    assert kernel.maps[stages.POLICY].rows == kernel.node.plan.policy_rows
+
+
+def test_nothing_is_changed_or_deleted_before_every_source_is_in_sync():
+    """What an earlier agent wrote stays as it is."""
+    kernel = Kernel(in_sync=False)
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    left = {name: {b"\1" * 4: b"\2" * 8} for name in (stages.POLICY, stages.STATES, stages.SERVICES)}
+    for name, rows in left.items():
+        kernel.maps[name].rows.update(rows)
+    kernel.round(3)
+    assert {name: kernel.maps[name].rows for name in left} == left
+    assert kernel.maps[stages.ENDPOINT_FILE].rows, "the state of a new endpoint is kept at once"
+
+
+def test_a_failed_plan_holds_nothing_but_is_tried_again():
+    """The stages that read the plan keep writing what was planned before."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.round()
+    policies = kernel.node.plan._policies
+    reserve, policies._reserve_version = policies._reserve_version, refuse
+    nodes.add_policy(kernel.tables, nodes.policy("deny", subject=nodes.subject()))
+    kernel.round()
+    before = kernel.maps[stages.POLICY].rows.copy()
+    policies._reserve_version = reserve
+    kernel.round()
+    assert before.items() < kernel.maps[stages.POLICY].rows.items()
+    assert kernel.reconciler.status().in_sync
+
+
+def test_changes_of_policies_reach_the_map_row_by_row():
+    """Growth, new versions and retirement, told as changes, leave what the plan holds."""
+    kernel = Kernel()
+    for number in range(1, 6):
+        nodes.add_pod(kernel.tables, number, {"app": "web", "revision": str(number)})
+        nodes.add_policy(kernel.tables, nodes.policy(f"p{number}", nodes.rule(nodes.app("web"))))
+        kernel.tables.namespaces.set("shop", NamespaceRow("shop", {"round": str(number // 2)}))
+        kernel.round()
+        assert kernel.maps[stages.POLICY].rows == kernel.node.plan.policy_rows
+    kernel.round(4)
+    assert kernel.maps[stages.POLICY].rows == kernel.node.plan.policy_rows
+    assert len(kernel.node.plan.policy.states) == 1
+
+
+@pytest.mark.parametrize(("slot", "expected"), [(0, [stages.REVNAT]), (2, [stages.REVNAT, stages.BACKENDS])])
+def test_a_service_row_refers_to_its_backend_and_its_revnat_row(slot, expected):
+    """Slot 0 counts backends and refers to none."""
+    key = abi.LbServiceKey(addr16(ip_address("10.96.0.1")), port=80, protocol=6, scope=0, slot=slot).pack()
+    row = abi.LbService(target=7, rev_nat=9, flags=0, affinity_timeout=0).pack()
+    found = dict(stages.service_refers(key, row))
+    assert list(found) == expected
+    assert found[stages.REVNAT] == (9).to_bytes(4, "little")
+    assert found.get(stages.BACKENDS, (7).to_bytes(4, "little")) == (7).to_bytes(4, "little")

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The status answers whatever hangs, says what is wrong, and reads identities as the datapath does."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.daemon import stages, status
+from ciliumd.daemon.attachments import Missing
+from ciliumd.ipam.hostscope import HostScope
+from ciliumd.model.identity import Reserved
+from ciliumd.net.devices import NativeDevice
+from ciliumd.net.errors import NetError
+from ciliumd.net.thread import NetlinkStatus
+from ciliumd.reconcile.loop import ReconcilerStatus, Running
+from ciliumd.reconcile.progress import StageStatus
+from unit.daemon import nodes
+from unit.daemon.test_stages import Kernel
+
+SECONDS = 5.0
+ETH0 = NativeDevice(3, "eth0", "02:00:00:00:00:01", 1500, (ip_address("192.0.2.1"),), ())
+GENERATION = 7
+
+
+def stage(name="cilium_lxc_v1", **changes):
+    """The status of a stage that is well."""
+    well = {
+        "name": name,
+        "rows": 1,
+        "pending_updates": 0,
+        "pending_deletions": 0,
+        "failing": 0,
+        "held": None,
+        "last_error": None,
+        "last_error_at": None,
+        "last_success": 100.0,
+    }
+    return StageStatus(**{**well, **changes})
+
+
+def reconciler(*stages, running=None):
+    """The status of a reconciler."""
+    return ReconcilerStatus(rounds=1, may_delete=True, running=running, last_round=1.0, stages=stages)
+
+
+class Host:
+    """An agent that is well; tests break one thing each."""
+
+    def __init__(self):
+        self.state = reconciler(stage())
+        self.reconciler = SimpleNamespace(status=lambda: self.state)
+        self.writer = ThreadPoolExecutor(1)
+        self.blocked = None
+        self.missing = []
+        self.sockets = True
+        self.native = (ETH0,)
+        self.native_error = None
+        self.links = {1: SimpleNamespace(up=True), 2: SimpleNamespace(up=True)}
+        self.thread = NetlinkStatus(True, 0, None, 0.0, 5, 1)
+        self.netlink = SimpleNamespace(status=lambda: self.thread, call=self.call)
+        self.netlink_hangs = False
+        self.attachments = SimpleNamespace(
+            missing=self._missing, socket_lb=self._sockets, mode="TCX", cgroup=Path("/cg"), devices={1: 1}
+        )
+        self.settings = SimpleNamespace(
+            devices=(), enable_ipv4_masquerade=True, ipv4_native_routing_cidr=None, manifests=Path("/m")
+        )
+        self.host = SimpleNamespace(host=SimpleNamespace(ifindex=1), net=SimpleNamespace(ifindex=2))
+        self.watch = SimpleNamespace(alive=True)
+        self.hooks = {int(hook): b"1" for hook in abi.Hook}
+        names = {f"hook_{one}" for one in ("from_container", "from_host")}
+        self.active = GENERATION
+        self.datapath = SimpleNamespace(
+            word=lambda _: self.active,
+            generation=SimpleNamespace(number=GENERATION, programs=dict.fromkeys(names), maps={}),
+        )
+        self.ring = SimpleNamespace(stats=lambda: SimpleNamespace(lost=0, unknown=0))
+        self.ipam = HostScope(ip_network("10.0.0.0/24"))
+        self.controllers = SimpleNamespace(all=list)
+        self.tables = nodes.filled()
+        self.synced = True
+        self.scanned = SimpleNamespace(error=None, files=1, objects=2, problems=0)
+        self.source = SimpleNamespace(status=lambda: self.scanned)
+        self.observer = SimpleNamespace(drifted_rows=0)
+        self.gc = SimpleNamespace(totals=SimpleNamespace(conntrack=0, nat=0))
+        self.kernel = SimpleNamespace(kernel="6.1")
+
+    def map(self, name):
+        """A map."""
+        if name == "cilium_hooks_v1":
+            return SimpleNamespace(
+                lookup=lambda key: self.hooks.get(int.from_bytes(key, "little") % abi.Hook.HOOK_MAX)
+            )
+        return SimpleNamespace(info=SimpleNamespace(max_entries=1 << 20))
+
+    async def in_writer(self, call):
+        """In its thread, which may hang."""
+        return await asyncio.get_running_loop().run_in_executor(self.writer, call)
+
+    async def _missing(self):
+        return await self.in_writer(lambda: self.missing)
+
+    async def _sockets(self):
+        return self.sockets
+
+    async def call(self, function, *args):
+        """As ``NetlinkThread.call``."""
+        if self.netlink_hangs:
+            await asyncio.sleep(60)
+        if function.__name__ == "native_devices":
+            if self.native_error:
+                raise self.native_error
+            return self.native
+        return self.links.get(args[0])
+
+
+@pytest.fixture
+def host():
+    """An agent that is well."""
+    made = Host()
+    yield made
+    made.writer.shutdown(wait=False)
+
+
+def ask(host):
+    """Its status."""
+
+    async def body():
+        async with asyncio.timeout(SECONDS):
+            return await status.status(host)
+
+    return asyncio.run(body())
+
+
+def test_all_is_well(host):
+    """Nothing to complain of."""
+    answer = ask(host)
+    assert answer["cilium"]["state"] == "Ok"
+    assert answer["kube-proxy-replacement"]["mode"] == "Partial"
+    assert answer["kube-proxy-replacement"]["features"]["socketLB"]["enabled"] is True
+    assert answer["host-routing"] == {"mode": "BPF"}
+    assert answer["masquerading"]["enabled"] is True
+    assert answer["ipam"]["status"].startswith("IPv4: 1/254 allocated from 10.0.0.0/24")
+
+
+def broken(**changes):
+    """Sets attributes of the host."""
+
+    def apply(host):
+        for name, value in changes.items():
+            setattr(host, name, value)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            broken(missing=[Missing(7, "entry_to_container on shop/web (egress)")]),
+            "detached: entry_to_container",
+        ),
+        (broken(active=8), "generation 8 is active, this agent loaded 7"),
+        (broken(hooks={}), "no program in HOOK_FROM_CONTAINER, HOOK_FROM_HOST"),
+        (broken(links={2: SimpleNamespace(up=True)}), "cilium_host is gone"),
+        (broken(links={1: SimpleNamespace(up=True), 2: SimpleNamespace(up=False)}), "cilium_net is down"),
+        (broken(watch=SimpleNamespace(alive=False)), "link watch has ended"),
+        (broken(thread=NetlinkStatus(False, 0, None, 0.0, 0, 0)), "netlink thread has ended"),
+        (broken(native_error=NetError("find native devices", "no device eth9")), "no device eth9"),
+        (broken(tables=nodes.filled(in_sync=False)), "waiting for manifests"),
+        (broken(synced=False), "writing what the manifests say"),
+        (broken(state=reconciler(stage(failing=1, last_error="E2BIG"))), "cilium_lxc_v1: E2BIG"),
+        (
+            broken(scanned=SimpleNamespace(error="Permission denied", files=0, objects=0, problems=0)),
+            "manifests directory /m: Permission denied",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(host, spoil, said):
+    """One thing broken, one line about it."""
+    spoil(host)
+    answer = ask(host)["cilium"]
+    assert answer["state"] == "Failure"
+    assert said in answer["msg"]
+
+
+def test_a_stage_that_failed_and_recovered_is_no_problem(host):
+    """Its last error is history."""
+    host.state = reconciler(stage(last_error="E2BIG", last_error_at=50.0))
+    answer = ask(host)
+    assert answer["cilium"]["state"] == "Ok"
+    (one,) = answer["controllers"]
+    assert one["status"]["consecutive-failure-count"] == 0
+    assert one["status"]["last-failure-msg"] == ""
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_writer_that_hangs_does_not_hang_the_status(host, monkeypatch, known):
+    """What only it could tell is unknown; the rest is there."""
+    monkeypatch.setattr(status, "HUNG_SECONDS", 5.0 if known else 0.05)
+
+    async def scenario():
+        gate = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        host.writer.submit(lambda: asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(SECONDS))
+        host.state = reconciler(stage(), running=Running("cilium_lxc_v1", "update", 60.0 if known else 0.0))
+        try:
+            async with asyncio.timeout(1.0):
+                return await status.status(host)
+        finally:
+            gate.set()
+            await asyncio.sleep(0.05)
+
+    answer = asyncio.run(scenario())
+    assert "writer thread hangs in cilium_lxc_v1 update" in answer["cilium"]["msg"]
+    assert answer["kube-proxy-replacement"]["mode"] == "Disabled"
+    assert answer["masquerading"]["enabled"] is True
+
+
+@pytest.mark.parametrize("age", [60.0, 0.0])
+def test_a_netlink_thread_that_hangs_does_not_hang_the_status(host, monkeypatch, age):
+    """Whether it is known already or found out now."""
+    monkeypatch.setattr(status, "HUNG_SECONDS", 0.05)
+    host.netlink_hangs = True
+    host.thread = NetlinkStatus(True, 3, "all_links", age, 5, 1)
+    answer = ask(host)
+    assert "netlink thread hangs in all_links" in answer["cilium"]["msg"]
+    assert answer["host-routing"] == {"mode": "Legacy"}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "enabled"),
+    [
+        (broken(), True),
+        (broken(native=()), False),
+        (broken(native=(NativeDevice(3, "eth0", "", 1500, (), ()),)), False),
+        (broken(missing=[Missing(3, "entry_to_netdev on eth0 (egress)")]), False),
+        (broken(missing=[Missing(9, "entry_to_container on shop/web (egress)")]), True),
+    ],
+)
+def test_masquerading_is_on_when_it_works(host, spoil, enabled):
+    """Wanted, with an address and programs on every native device."""
+    spoil(host)
+    assert ask(host)["masquerading"]["enabledProtocols"] == {"ipv4": enabled, "ipv6": False}
+
+
+def test_an_address_has_the_identity_the_datapath_finds():
+    """The single address, else the longest prefix, else the world."""
+    kernel = Kernel()
+    made = nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    nodes.add_policy(
+        kernel.tables,
+        nodes.policy(
+            "x", nodes.rule(nodes.cidr("198.51.0.0/16", "198.51.100.0/24"), nodes.cidr("203.0.113.7/32"))
+        ),
+    )
+    empty = Kernel()
+    for one in (kernel, empty):
+        one.round()
+    numbers = dict(kernel.tables.prefixes.items())
+    cases = {
+        str(made.ipv4): kernel.node.plan.identities[1],
+        "198.51.1.1": numbers[ip_network("198.51.0.0/16")],
+        "198.51.100.1": numbers[ip_network("198.51.100.0/24")],
+        "203.0.113.7": numbers[ip_network("203.0.113.7/32")],
+        "203.0.113.8": int(Reserved.WORLD),
+        "2001:db8::1": int(Reserved.WORLD_IPV6),
+    }
+    for text, expected in cases.items():
+        assert status.identity_of_address(kernel.reconciler, ip_address(text)) == expected
+    assert status.identity_of_address(empty.reconciler, ip_address("10.0.0.3")) == Reserved.WORLD
+    assert stages.IPCACHE in kernel.maps

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which identity an endpoint carries, and which label sets need one."""
+
+from ipaddress import ip_network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciliumd.desired.identities import (
+    INIT_LABELS,
+    allocate_identities,
+    allocate_prefixes,
+    endpoint_identities,
+    endpoint_labels,
+    identity_of,
+    known_identities,
+    named_ports_by_identity,
+    wanted_identities,
+)
+from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, LOCAL_MIN, Reserved, cidr_labels, reserved_labels
+from ciliumd.model.labels import Label, pod_labels
+from ciliumd.model.policy import NamedPort
+from ciliumd.tables import NamespaceRow
+from unit.desired.worlds import endpoint, pod
+
+pytestmark = pytest.mark.unit
+
+WEB = pod_labels("shop", {"app": "web"}, {}, "default")
+DB = pod_labels("shop", {"app": "db"}, {}, "default")
+
+
+def test_endpoint_without_a_pod_is_init() -> None:
+    """No label speaks for it, so no policy takes it for somebody."""
+    assert endpoint_labels(endpoint(1), {}, {}) == {Label("reserved", "init")}
+    assert identity_of(INIT_LABELS, {}) == Reserved.INIT
+
+
+def test_endpoint_has_its_pods_labels() -> None:
+    """Pod and namespace together."""
+    pods = {("shop", "pod-1"): pod("pod-1", {"app": "web"})}
+    namespaces = {"shop": NamespaceRow("shop", {"env": "prod"})}
+
+    expected = pod_labels("shop", {"app": "web"}, {"env": "prod"}, "default")
+    assert endpoint_labels(endpoint(1), pods, namespaces) == expected
+
+
+def test_namespace_nobody_described_has_its_name() -> None:
+    """A selector by kubernetes.io/metadata.name works without a Namespace document."""
+    pods = {("shop", "pod-1"): pod("pod-1", {})}
+
+    assert endpoint_labels(endpoint(1), pods, {}) == pod_labels(
+        "shop", {}, {"kubernetes.io/metadata.name": "shop"}, "default"
+    )
+
+
+def test_reserved_label_sets_need_no_number() -> None:
+    """They have one for good."""
+    assert wanted_identities([WEB, INIT_LABELS, WEB, reserved_labels(Reserved.HOST)]) == {WEB}
+
+
+def test_replicas_share_an_identity() -> None:
+    """Equal label sets are one identity, whoever has them."""
+    assigned = allocate_identities({}, wanted_identities([WEB, DB, WEB])).assigned
+
+    assert sorted(assigned.values()) == [CLUSTER_MIN, CLUSTER_MIN + 1]
+    assert endpoint_identities({1: WEB, 2: WEB, 3: DB}, assigned) == {
+        1: assigned[WEB],
+        2: assigned[WEB],
+        3: assigned[DB],
+    }
+
+
+def test_endpoint_without_a_number_is_left_out() -> None:
+    """It gets no rows until it has an identity."""
+    assert endpoint_identities({1: WEB, 2: INIT_LABELS}, {}) == {2: Reserved.INIT}
+
+
+@given(st.sets(st.sampled_from("abcdefgh"), min_size=1), st.sets(st.sampled_from("abcdefgh")))
+def test_vanished_label_sets_keep_their_number(first: set[str], second: set[str]) -> None:
+    """Who comes later never gets the number of a set that was not released."""
+    sets = {name: pod_labels("shop", {"app": name}, {}, "default") for name in "abcdefgh"}
+    existing = allocate_identities({}, {sets[name] for name in first}).assigned
+
+    later = allocate_identities(existing, {sets[name] for name in second}).assigned
+
+    assert set(later.values()) & set(existing.values()) == set()
+    assert set(later) == {sets[name] for name in second - first}
+
+
+def test_cluster_identities_run_out_loudly() -> None:
+    """The range is full: who is left without is named."""
+    existing = {
+        frozenset({Label("k8s", "n", str(number))}): number for number in range(CLUSTER_MIN, CLUSTER_MAX)
+    }
+
+    result = allocate_identities(existing, [WEB, DB])
+
+    assert sorted(result.assigned.values()) == [CLUSTER_MAX]
+    assert len(result.refused) == 1
+
+
+def test_prefixes_get_local_numbers() -> None:
+    """Above every cluster identity, stable by address."""
+    prefixes = [ip_network("fd00::/8"), ip_network("10.1.0.0/16"), ip_network("10.0.0.0/8")]
+
+    assert allocate_prefixes({}, prefixes).assigned == {
+        ip_network("10.0.0.0/8"): LOCAL_MIN,
+        ip_network("10.1.0.0/16"): LOCAL_MIN + 1,
+        ip_network("fd00::/8"): LOCAL_MIN + 2,
+    }
+
+
+def test_known_identities_are_all_policy_has_to_judge() -> None:
+    """Reserved ones, label sets and prefixes, each with its labels."""
+    prefix = ip_network("10.0.0.0/8")
+
+    known = known_identities({WEB: 256}, {prefix: LOCAL_MIN})
+
+    assert known[256] == WEB
+    assert known[LOCAL_MIN] == cidr_labels(prefix)
+    assert known[Reserved.WORLD] == reserved_labels(Reserved.WORLD)
+    assert len(known) == len(Reserved) - 1 + 2
+
+
+def test_pods_of_one_identity_pool_their_named_ports() -> None:
+    """A name stands for every number a pod of the identity uses it for; unknown pods have none."""
+    pods = {
+        ("shop", "pod-1"): pod("pod-1", {}, named_ports={"http": ("TCP", 80)}),
+        ("shop", "pod-2"): pod("pod-2", {}, named_ports={"http": ("TCP", 8080)}),
+        ("shop", "pod-3"): pod("pod-3", {}),
+    }
+    endpoints = [endpoint(number) for number in (1, 2, 3, 4)]
+
+    assert named_ports_by_identity(endpoints, pods, {1: 256, 2: 256, 3: 257, 4: 5}) == {
+        256: {NamedPort("http", "TCP", 80), NamedPort("http", "TCP", 8080)}
+    }

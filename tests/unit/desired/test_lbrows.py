@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load-balancer rows: what the datapath finds in them is what was meant."""
+
+from ipaddress import ip_address
+from struct import Struct
+
+import pytest
+from hypothesis import given
+
+from ciliumd import abi
+from ciliumd.desired.lbrows import DanglingRowError, LbRows, backends_in_rows, lb_rows, service_model
+from ciliumd.desired.services import (
+    ServedFrontend,
+    allocate_backend_ids,
+    allocate_service_ids,
+    served_frontends,
+)
+from ciliumd.model.net import addr16
+from ciliumd.model.service import BackendKey, BackendState, FrontendKey, Service
+from ciliumd.tables import EndpointSliceRow
+from unit.desired.worlds import SERVICES, SLICES, backend, endpoint_slice, service
+
+pytestmark = pytest.mark.unit
+
+U32 = Struct("<I")
+FRONTEND = FrontendKey(ip_address("10.96.0.1"), 80, "TCP")
+
+
+def served(services: list[Service], slices: list[EndpointSliceRow]) -> tuple[list[ServedFrontend], LbRows]:
+    """Frontends and their rows, with the ids of a node that starts empty."""
+    found, _ = served_frontends(services, slices)
+    return found, lb_rows(
+        found, allocate_service_ids({}, found).assigned, allocate_backend_ids({}, found).assigned
+    )
+
+
+def key(slot: int) -> bytes:
+    """The key of a slot of 10.96.0.1:80/TCP."""
+    return abi.LbServiceKey(addr16(FRONTEND.addr), 80, 6, 0, slot).pack()
+
+
+def test_rows_of_a_service_with_two_backends() -> None:
+    """Count, slots, backends and the way back, all with the service's id."""
+    _, rows = served(
+        [service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"), backend("10.0.0.2"))]
+    )
+
+    def row(target: int) -> bytes:
+        return abi.LbService(target, rev_nat=1, flags=1, affinity_timeout=0).pack()
+
+    assert rows.services == {key(1): row(1), key(2): row(2), key(0): row(2)}
+    assert rows.backends == {
+        U32.pack(number): abi.LbBackend(number, 8080, 6, 0, addr16(ip_address(f"10.0.0.{number}"))).pack()
+        for number in (1, 2)
+    }
+    assert rows.revnat == {U32.pack(1): abi.LbRevnat(1, 80, addr16(FRONTEND.addr)).pack()}
+    assert rows.problems == []
+
+
+def test_count_is_written_after_the_slots_it_counts() -> None:
+    """Slot 0 is the last row of its frontend, so no reader counts a slot that is not there yet."""
+    _, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])
+
+    assert list(rows.services) == [key(1), key(0)]
+
+
+def test_frontend_without_backends_is_kept_to_be_refused() -> None:
+    """Slot 0 with a count of zero, not no row."""
+    _, rows = served([service("web", "10.96.0.1")], [])
+
+    assert list(rows.services) == [key(0)]
+    assert abi.LbService.unpack(rows.services[key(0)]).target == 0
+    assert backends_in_rows(FRONTEND, rows.services, rows.backends) == ()
+    assert len(rows.revnat) == 1
+
+
+def test_unknown_frontend_is_not_a_refused_one() -> None:
+    """What no service claims is none of the load balancer's."""
+    assert backends_in_rows(FRONTEND, {}, {}) is None
+
+
+def test_terminating_backend_keeps_its_row_without_a_slot() -> None:
+    """Its connections go on, new ones go elsewhere."""
+    leaving = backend("10.0.0.1", state=BackendState.TERMINATING)
+    _, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", leaving, backend("10.0.0.2"))])
+
+    states = {
+        abi.LbBackend.unpack(row).addr: abi.LbBackend.unpack(row).state for row in rows.backends.values()
+    }
+    assert states == {addr16(leaving.addr): 1, addr16(ip_address("10.0.0.2")): 0}
+    assert backends_in_rows(FRONTEND, rows.services, rows.backends) == (backend("10.0.0.2").key,)
+
+
+def test_backend_shared_by_services_has_one_row_at_its_best() -> None:
+    """A backend leaving one service may be fit for another."""
+    leaving = backend("10.0.0.1", state=BackendState.TERMINATING)
+    _, rows = served(
+        [service("web", "10.96.0.1"), service("api", "10.96.0.2")],
+        [endpoint_slice("web", leaving), endpoint_slice("api", backend("10.0.0.1"))],
+    )
+
+    assert [abi.LbBackend.unpack(row).state for row in rows.backends.values()] == [0]
+
+
+def test_affinity_is_in_every_row() -> None:
+    """Flag and timeout are the frontend's, whichever row is read."""
+    _, rows = served(
+        [service("web", "10.96.0.1", affinity_timeout=60)], [endpoint_slice("web", backend("10.0.0.1"))]
+    )
+
+    found = [abi.LbService.unpack(row) for row in rows.services.values()]
+    expected = abi.LbServiceFlags.LB_F_CLUSTER_IP | abi.LbServiceFlags.LB_F_AFFINITY
+    assert [(row.flags, row.affinity_timeout) for row in found] == [(expected, 60)] * 2
+
+
+def test_frontend_without_an_id_is_left_out_and_reported() -> None:
+    """A full range of ids harms only who came last."""
+    found, _ = served_frontends([service("web", "10.96.0.1"), service("api", "10.96.0.2")], [])
+
+    rows = lb_rows(found, {FRONTEND: 7}, {})
+
+    assert list(rows.services) == [key(0)]
+    assert [problem.service for problem in rows.problems] == [("shop", "api")]
+
+
+def test_backend_without_an_id_is_left_out_and_reported() -> None:
+    """No row leads to a backend that has none."""
+    slices = [endpoint_slice("web", backend("10.0.0.1"), backend("10.0.0.2"))]
+    found, _ = served_frontends([service("web", "10.96.0.1")], slices)
+
+    rows = lb_rows(found, {FRONTEND: 7}, {backend("10.0.0.2").key: 9})
+
+    assert backends_in_rows(FRONTEND, rows.services, rows.backends) == (backend("10.0.0.2").key,)
+    assert [problem.message for problem in rows.problems] == ["1 backends have no id"]
+
+
+def test_dangling_rows_are_found() -> None:
+    """A missing slot and a missing backend are told from a refused frontend."""
+    _, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])
+
+    with pytest.raises(DanglingRowError, match="no slot 1"):
+        backends_in_rows(FRONTEND, {key(0): rows.services[key(0)]}, rows.backends)
+    with pytest.raises(DanglingRowError, match="no backend 1"):
+        backends_in_rows(FRONTEND, rows.services, {})
+
+
+@given(SERVICES, SLICES)
+def test_rows_lead_every_client_to_who_was_chosen(
+    services: list[Service], slices: list[EndpointSliceRow]
+) -> None:
+    """Read back as the datapath reads them, rows of all services together say what was meant."""
+    found, rows = served(services, slices)
+
+    for one in found:
+        expected = tuple(chosen.key for chosen in one.chosen)
+        assert backends_in_rows(one.frontend.key, rows.services, rows.backends) == expected
+    assert rows.problems == []
+    assert len(rows.revnat) == len(found)
+    assert sum(1 for row in rows.services if abi.LbServiceKey.unpack(row).slot == 0) == len(found)
+
+
+def test_service_is_shown_as_users_know_it() -> None:
+    """Names, nesting and order of ``service get -o json``."""
+    found, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])
+    realized = backends_in_rows(FRONTEND, rows.services, rows.backends)
+
+    expected = {
+        "backend-addresses": [{"ip": "10.0.0.1", "nodeName": "one", "port": 8080}],
+        "flags": {"name": "web", "namespace": "shop", "trafficPolicy": "Cluster", "type": "ClusterIP"},
+        "frontend-address": {"ip": "10.96.0.1", "port": 80, "scope": "external"},
+        "id": 1,
+    }
+    model = service_model(found[0], 1, realized=realized)
+    assert model == {"spec": expected, "status": {"realized": expected}}
+    assert [list(part) for part in (model["spec"], model["spec"]["flags"])] == [
+        ["backend-addresses", "flags", "frontend-address", "id"],
+        ["name", "namespace", "trafficPolicy", "type"],
+    ]
+
+
+def test_realized_is_what_the_maps_say() -> None:
+    """A row not written yet, or an old one still there, shows as such."""
+    found, _ = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])
+    old = BackendKey(ip_address("10.0.0.9"), 8080, "TCP")
+
+    assert service_model(found[0], 1, realized=None)["status"] == {}
+    assert service_model(found[0], 1, realized=[old])["status"]["realized"]["backend-addresses"] == [
+        {"ip": "10.0.0.9", "nodeName": "", "port": 8080}
+    ]
