@@ -47,6 +47,7 @@ from ciliumd.net.errors import NetError
 from ciliumd.net.host import HostWiring, ensure_host
 from ciliumd.net.thread import NetlinkThread
 from ciliumd.net.watch import Event, EventsLost, LinkWatch
+from ciliumd.reconcile import restore
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.sources.directory import DirectorySource
 from ciliumd.sources.lastgood import LastGoodFile
@@ -184,7 +185,7 @@ async def build(settings: Settings, stack: contextlib.AsyncExitStack, started: f
     )
     await agent.reconciler.load()
     restore_numbers(tables, rows=lambda name: agent.reconciler.tracker(name).realized)
-    plan.restore_versions(agent.reconciler.tracker(stages.POLICY).realized)
+    _restore_versions(agent)
     agent.endpoints_owner = Endpoints(
         tables,
         network=PodNetwork(ipam.router, mtu, len(datapath.endpoint_states)),  # type: ignore[arg-type]
@@ -207,6 +208,15 @@ async def build(settings: Settings, stack: contextlib.AsyncExitStack, started: f
     agent.expose_metrics()
     tallies.bootstrap_seconds.set("datapath", "success", to=time.monotonic() - started)
     return agent
+
+
+def _restore_versions(agent: Agent) -> None:
+    """Policy versions of an earlier agent, and who is under which."""
+    tracker = agent.reconciler.tracker
+    live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
+    agent.plan.restore_versions(
+        tracker(stages.POLICY).realized, versions={one.id: one.policy_version for one in live.values()}
+    )
 
 
 def _add_followers(agent: Agent) -> None:

@@ -80,9 +80,9 @@ class NodePlan:
         self._seen: dict[str, tuple[object, ...]] = {}
         self._reported: dict[str, set[ObjectKey]] = {}
 
-    def restore_versions(self, rows: Mapping[bytes, bytes]) -> None:
-        """Start from the policy versions the kernel holds, given as flat rows."""
-        self._policies.restore(rows)
+    def restore_versions(self, rows: Mapping[bytes, bytes], *, versions: Mapping[int, int]) -> None:
+        """Start from the policy versions the kernel holds, as flat rows, and those by endpoint id."""
+        self._policies.restore(rows, versions)
 
     def set_addresses(self, addresses: tuple[Addr, ...]) -> None:
         """The node's own addresses changed."""

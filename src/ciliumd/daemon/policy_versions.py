@@ -153,8 +153,12 @@ class PolicyVersions:
             [key for key, value in untold.items() if value is None],
         )
 
-    def restore(self, rows: Mapping[bytes, bytes]) -> None:
-        """Start from the versions the kernel holds; one that no agent wrote is left out."""
+    def restore(self, rows: Mapping[bytes, bytes], versions: Mapping[int, int]) -> None:
+        """
+        Start from the versions the kernel holds, and from those it judges endpoints by.
+
+        A version that no agent wrote is left out.
+        """
         grouped: dict[int, dict[int, dict[bytes, bytes]]] = {}
         for key, value in rows.items():
             version, which, inner = split_key(key)
@@ -171,6 +175,7 @@ class PolicyVersions:
                 for which in (RULES, CLASSES)
                 for key, value in maps[which].items()
             )
+        self.versions = {number: version for number, version in versions.items() if version in self.states}
 
     def update(
         self,
@@ -203,8 +208,12 @@ class PolicyVersions:
         homeless = [one for one in rule_sets if one.version is None]
         if changes:
             homeless += self._grow(todo, rule_sets, changes, world)
-        for one in homeless:
-            self._house(todo, one, world)
+        now_under: dict[_RuleSet, set[int]] = {one: set() for one in homeless}
+        for number, subject in subjects.items():
+            if number in self.versions:
+                now_under.get(selected[subject], set()).add(self.versions[number])
+        for one, preferred in now_under.items():
+            self._house(todo, one, world, preferred)
         if todo.next_version != self._next_version:
             # Before the number is in any map: a number is never used twice, even if we die here.
             self._reserve_version(todo.next_version)
@@ -301,8 +310,8 @@ class PolicyVersions:
                 todo.rows += _packed(version, addition)
         return leaving
 
-    def _house(self, todo: _Round, rule_set: _RuleSet, world: World) -> None:
-        """Find the version that says what *rule_set* wants, or make one."""
+    def _house(self, todo: _Round, rule_set: _RuleSet, world: World, preferred: set[int]) -> None:
+        """Find the version that says what *rule_set* wants, or make one; *preferred* its endpoints have."""
         try:
             state = resolve(rule_set.rules, self._cache, named_ports=world.named_ports)
         except ClassesExhaustedError as error:
@@ -311,7 +320,7 @@ class PolicyVersions:
         if problem := _too_large(state):
             todo.problems[rule_set] = problem
             return
-        version = self._same(todo, state)
+        version = self._same(todo, state, preferred)
         if version is None:
             version = todo.next_version
             if version > VERSION_MAX:
@@ -321,12 +330,14 @@ class PolicyVersions:
             todo.rows += _packed(version, state)
         todo.versions[rule_set] = version
 
-    def _same(self, todo: _Round, state: MapState) -> int | None:
-        """The lowest version whose content is that of *state*."""
+    def _same(self, todo: _Round, state: MapState, preferred: set[int]) -> int | None:
+        """The version whose content is that of *state*; of several a *preferred* one, else the lowest."""
         others = _others(state)
         alike = (
             version
-            for version in sorted(self.states.keys() | todo.states.keys())
+            for version in sorted(
+                self.states.keys() | todo.states.keys(), key=lambda one: (one not in preferred, one)
+            )
             if self._others_of(todo, version) == others
         )
         meaning: Meaning | None = None

@@ -130,7 +130,7 @@ class Clock:
 class Planned:
     """A plan over tables, what it reserved, and the policy rows as a kernel that does as told has them."""
 
-    def __init__(self, tables, *, clock=None, next_version=1, restored=None, addresses=()):
+    def __init__(self, tables, *, clock=None, next_version=1, restored=None, versions=None, addresses=()):
         self.tables = tables
         self.clock = clock or Clock()
         self.reserved = [next_version]
@@ -142,7 +142,7 @@ class Planned:
             clock=self.clock,
         )
         self.kernel = dict(restored or {})
-        self.plan.restore_versions(self.kernel)
+        self.plan.restore_versions(self.kernel, versions=versions or {})
 
     def reserve(self, number):
         """Remember what was reserved, and that no row had the number before."""
@@ -162,7 +162,11 @@ class Planned:
     def restarted(self):
         """The plan of the next agent: same tables, what the kernel holds, the counter as reserved."""
         return Planned(
-            copied(self.tables), clock=self.clock, next_version=self.reserved[-1], restored=self.kernel
+            copied(self.tables),
+            clock=self.clock,
+            next_version=self.reserved[-1],
+            restored=self.kernel,
+            versions=self.plan.policy.versions,
         )
 
 

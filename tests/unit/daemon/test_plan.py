@@ -236,6 +236,49 @@ def test_a_restarted_plan_gives_the_same_rows():
     assert len(again.reserved) == 1
 
 
+def test_versions_that_came_to_say_the_same_stay_apart_after_a_restart():
+    """Content decides which version fits, what the kernel judges by decides which of them."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web", "tier": "front"})
+    nodes.add_pod(node.tables, 2, {"app": "web", "tier": "back"})
+    nodes.add_pod(node.tables, 3, {"app": "db"})
+    nodes.add_policy(node.tables, nodes.policy("all", subject=nodes.subject(app="web")))
+    one = nodes.policy("one", nodes.rule(nodes.app("db")), subject=nodes.subject(tier="front"), ingress=False)
+    nodes.add_policy(node.tables, one)
+    node.refresh()
+    before = node.plan.policy.versions
+    assert before[1] != before[2]
+    labels = node.plan.labels[3]
+    node.tables.endpoints.delete(3)
+    node.refresh()
+    node.tables.identities.delete(labels)
+    node.clock.now += RETIRE_AFTER
+    node.refresh()
+    states = node.plan.policy.states
+    assert states[before[1]].meaning() == states[before[2]].meaning()
+
+    again = node.restarted()
+    again.refresh()
+    assert again.plan.policy.versions == node.plan.policy.versions == {1: before[1], 2: before[2]}
+    assert again.plan.policy_rows == node.plan.policy_rows
+
+
+def test_rules_that_do_not_fit_keep_their_endpoint_closed_or_as_it_was_after_a_restart(monkeypatch):
+    """The version in force is known from the kernel."""
+    node = two_pods()
+    kept = node.plan.policy.versions[1]
+    classes = abi.MAPS["cilium_policy_classes_v1"]
+    small = replace(classes, inner=replace(classes.inner, max_entries=1))
+    monkeypatch.setitem(abi.MAPS, "cilium_policy_classes_v1", small)
+    again = node.restarted()
+    again.refresh()
+    assert again.plan.policy.versions[1] == kept
+    assert "at most 1 fit" in again.tables.problems.get(("Endpoint", "shop", "pod-1")).message
+    nodes.add_pod(again.tables, 3, {"app": "web"})
+    again.refresh()
+    assert 3 not in again.plan.policy.versions
+
+
 def test_a_corrupt_version_is_left_out_and_its_number_not_used_again():
     """Its rows are nobody's, so they are swept; the endpoint gets another version."""
     node = two_pods()
