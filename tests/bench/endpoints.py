@@ -7,19 +7,23 @@ Namespaces and manifests are there before the clock starts; asked over the agent
 in the time.
 """
 
+import statistics
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from bench.machine import memory_kib, process_seconds
 from bench.paths import DEFAULT_SIZES
 from bench.result import Figure, Goal, Section, Table
-from bench.samples import percentile
+from bench.samples import percentile, ratio
 from bench.syscalls import LOAD_PROGRAM, SyscallTrace, tracefs
 from ciliumd.bpf import Map
 from lab import manifests
+from lab.netns import IP, Namespace
 from lab.node import Node
 from lab.pod import Pod
+from lab.process import run
 from lab.waiting import eventually
 from lab.world import World
 
@@ -38,26 +42,46 @@ def measure(*, pods: int) -> Section:
         node.start()
         node.add_endpoint(made.pop())
         _rest(section, node, "1 pod")
-        added = [_timed(lambda pod=pod: node.agent.client.put("endpoint", _request(pod))) for pod in made]
+        added, plain = [], []
+        with ExitStack() as stack:
+            home, *others = [stack.enter_context(Namespace("plain")) for _ in range(pods + 1)]
+            for number, (pod, other) in enumerate(zip(made, others, strict=True)):
+                added.append(_timed(lambda pod=pod: node.agent.client.put("endpoint", _request(pod))))
+                plain.append(_timed(lambda other=other, number=number: _plug(home, other, f"v{number}")))
         for pod in made:
-            node.wait_endpoint(pod_with_endpoint(node, pod))
+            node.wait_endpoint(_with_endpoint(node, pod))
         _rest(section, node, f"{pods + 1} pods")
         section.add(
             Figure.of("memory of the maps", _map_mib(node.bpf_root), "MiB", note="default sizes, by fdinfo")
         )
         deleted = [_timed(lambda pod=pod: node.agent.client.delete(f"endpoint/{pod.id}")) for pod in made]
         seen = _calls(node, made[0])
+    # fmt: off
     section.add(
         Figure.of(f"endpoint add, p50 of {pods}", 1000 * percentile(added, 0.5), "ms", goal=ADD_P50),
         Figure.of("endpoint add, p99", 1000 * percentile(added, 0.99), "ms", goal=ADD_P99),
+        Figure.of("bare veth by ip, p50", 1000 * percentile(plain, 0.5), "ms", note="alternated"),
+        Figure.of_ratio("endpoint add / bare veth by ip", ratio(added, plain, higher_is_better=False)),
+        Figure.of(
+            "endpoint add, last fifth / first fifth of the pods",
+            fifth(added, last=True) / fifth(added, last=False),
+            note="medians; 1 where pods that exist cost nothing",
+        ),
         Figure.of("endpoint delete, p50", 1000 * percentile(deleted, 0.5), "ms"),
         Figure.of("endpoint delete, p99", 1000 * percentile(deleted, 0.99), "ms", goal=DEL_P99),
         Figure.of("programs loaded per endpoint", seen.get(LOAD_PROGRAM, 0), goal=Goal(at_most=0)),
         Figure.of("BPF system calls per endpoint add", sum(seen.values())),
     )
+    # fmt: on
     section.table = Table(("BPF system calls of one endpoint add", "calls"), sorted(seen.items()))
-    section.data = {"added": added, "deleted": deleted, "bpf_calls": seen}
+    section.data = {"added": added, "plain": plain, "deleted": deleted, "bpf_calls": seen}
     return section
+
+
+def fifth(values: list[float], *, last: bool) -> float:
+    """Median of the first or the last fifth."""
+    size = max(1, len(values) // 5)
+    return statistics.median(values[-size:] if last else values[:size])
 
 
 def _pod(node: Node, name: str) -> Pod:
@@ -70,7 +94,16 @@ def _request(pod: Pod) -> dict[str, str]:
     return {"netns": str(pod.netns.path), "pod": pod.key}
 
 
-def pod_with_endpoint(node: Node, pod: Pod) -> Pod:
+def _plug(home: Namespace, pod: Namespace, device: str) -> None:
+    """The least that a pod needs, by two runs of ip: a cable, an address, a route."""
+    for namespace, lines in (
+        (home, (f"link add {device} type veth peer name eth0 netns {pod.name}", f"link set {device} up")),
+        (pod, ("address add 10.99.0.2/32 dev eth0", "link set eth0 up", "route add default dev eth0")),
+    ):
+        run([IP, "-n", namespace.name, "-batch", "-"], stdin="\n".join((*lines, "")))
+
+
+def _with_endpoint(node: Node, pod: Pod) -> Pod:
     """The pod, knowing its endpoint."""
     number = next(
         one["id"]
