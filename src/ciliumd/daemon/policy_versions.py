@@ -210,8 +210,8 @@ class PolicyVersions:
             homeless += self._grow(todo, rule_sets, changes, world)
         now_under: dict[_RuleSet, set[int]] = {one: set() for one in homeless}
         for number, subject in subjects.items():
-            if number in self.versions:
-                now_under.get(selected[subject], set()).add(self.versions[number])
+            if number in self.versions and selected[subject] in now_under:
+                now_under[selected[subject]].add(self.versions[number])
         for one, preferred in now_under.items():
             self._house(todo, one, world, preferred)
         if todo.next_version != self._next_version:
