@@ -13,7 +13,7 @@ deps:
 build:
     build/dev build
 
-# src/ciliumd/abi.py from the objects.
+# What is generated and committed: ABI, CRDs, reference pages.
 gen:
     build/dev gen
 
@@ -53,7 +53,23 @@ datapath:
 netns:
     build/dev test netns
 
-# Pods, a service and a policy on this machine.
+# A real API server with our kinds, agent sources and operator.
+api:
+    build/dev test api
+
+# What the real helm makes of the chart.
+chart:
+    build/dev test chart
+
+# A real cluster: image, chart, traffic, restarts, upstream specs, uninstall.
+e2e *arguments:
+    build/dev test {{ arguments }} e2e
+
+# The image, from the Dockerfile.
+image:
+    build/dev image
+
+# Two nodes of Kubernetes on this machine; --standalone for a node without.
 demo *arguments:
     build/dev demo {{ arguments }}
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What hatch runs before it packs: compile the objects and the extension, put them into the package.
+What hatch runs before it packs: compile the objects, the extension and the CNI executable, and put them
+into the package.
 
 An editable install gets them in place; a wheel gets them from build/out/, without touching src/.
 The wheel is tagged for the limited API and this platform, not for one Python.
@@ -23,11 +24,12 @@ class BpfBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling p
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        """Run the two build scripts and add their outputs to the wheel."""
+        """Run the build scripts and add their outputs to the wheel."""
         root = Path(self.root)
         in_place = ["--in-place"] if version == "editable" else []
         self._run(root, "compile_bpf.py", "--quiet")
         self._run(root, "cffi_build.py", *in_place)
+        self._run(root, "cni.py", *in_place)
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["pure_python"] = False
         build_data["tag"] = f"cp311-abi3-{platform}"
@@ -35,6 +37,7 @@ class BpfBuildHook(BuildHookInterface):  # type: ignore[type-arg]  # hatchling p
             return
         out = root / "build" / "out"
         made = {out / "_libbpf.abi3.so": "ciliumd/bpf/_libbpf.abi3.so"}
+        made |= {out / "cilium-cni": "ciliumd/cni/bin/cilium-cni"}
         made |= {path: f"ciliumd/bpf/objects/{path.name}" for path in sorted((out / "bpf").glob("*.bpf.o"))}
         build_data["force_include"].update({str(path): target for path, target in made.items()})
 

@@ -20,17 +20,23 @@ import tomllib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import compile_bpf
 from toolchain import OUT, ROOT, tool
 
-PYTEST_LAYERS = ("unit", "stories", "property", "datapath", "netns")
-DEFAULT = (*PYTEST_LAYERS, "lint")
-# Not part of the default: it builds whole nodes and is what .ci/run adds.
-EXTRA = ("demo",)
-NEED_ROOT = frozenset({"datapath", "netns", "demo"})
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+# Cheapest first, but for the programs of the clusters: they are built before the layers that need them.
+DEFAULT = ("unit", "stories", "property", "datapath", "netns", "lint", "chart", "api", "e2e", "demo")
+NEED_ROOT = frozenset({"datapath", "netns", "e2e", "demo"})
+NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
+# Those with a longer form, for what a release is asked and not every change.
+HAVE_LONG = frozenset({"e2e"})
+LONG = {"CILIUMD_CNI_OPERATIONS": "1000", "CILIUMD_PROPERTY_PROFILE": "long"}
 # Pure layers use every processor; the others share the kernel of this machine.
-PARALLEL = frozenset({"unit", "stories", "property"})
+PARALLEL = frozenset({"unit", "stories", "property", "chart"})
 EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
 LOGS = OUT / "test"
 SHOWN_LINES = 60
@@ -86,7 +92,16 @@ def skip_problem(test: str, reason: str, expected: list[ExpectedSkip]) -> str | 
     return None
 
 
-def pytest_layer(layer: str) -> Result:
+def cluster_tools() -> Result:
+    """Build what clusters are made of; minutes at first, nothing later."""
+    result = Result()
+    command = [sys.executable, ROOT / "build" / "k8s_tools.py"]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        result.fail("the programs of test clusters cannot be built")
+    return result
+
+
+def pytest_layer(layer: str, *, is_long: bool) -> Result:
     """Run one directory of tests."""
     result = Result()
     directory = ROOT / "tests" / layer
@@ -110,8 +125,13 @@ def pytest_layer(layer: str) -> Result:
     ]
     if layer in PARALLEL:
         words += ["-n", "auto"]
+    if is_long and layer in HAVE_LONG:
+        words.append("--long")
+    environment = os.environ | (LONG if is_long else {})
     with log.open("wb") as output:
-        done = subprocess.run(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
+        )
     if report.exists():
         count(ET.parse(report).getroot(), result)  # noqa: S314  # written by pytest a moment ago
     if done.returncode not in {0, 1} or not report.exists():
@@ -146,7 +166,7 @@ def checks() -> dict[str, list[str | Path]]:
     scripts = Path(sys.executable).parent
     c_files = sorted(
         path
-        for folder in ("datapath", "tests")
+        for folder in ("datapath", "src/ciliumd/cni/executable", "tests")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in {".c", ".h"}
     )
@@ -163,6 +183,12 @@ def checks() -> dict[str, list[str | Path]]:
         "mypy": [scripts / "mypy"],
         "import-linter": [scripts / "lint-imports", "--cache-dir", OUT / "import_linter"],
         "objects are reproducible": [sys.executable, ROOT / "build" / "reproducible.py"],
+        "CRDs are what the models say": [sys.executable, "-m", "ciliumd.resources.crd", "--check"],
+        "reference pages are what the sources say": [
+            sys.executable,
+            ROOT / "build" / "reference.py",
+            "--check",
+        ],
         "abi.py is what the objects say": [sys.executable, ROOT / "build" / "gen_abi.py", "--check"],
         "ruff check": [scripts / "ruff", "check", "--no-cache", "."],
         "ruff format": [scripts / "ruff", "format", "--no-cache", "--check", "."],
@@ -196,19 +222,40 @@ def lint_layer() -> Result:
     return result
 
 
+def run_layer(layer: str, *, is_long: bool) -> Result:
+    """Run one layer."""
+    match layer:
+        case "lint":
+            return lint_layer()
+        case "cluster-tools":
+            return cluster_tools()
+    return pytest_layer(layer, is_long=is_long)
+
+
+def with_tools(layers: Sequence[str]) -> Iterator[str]:
+    """*layers*, with what the first of them needs that no other brings."""
+    built = False
+    for layer in layers:
+        if layer in NEED_CLUSTER_TOOLS and not built:
+            yield "cluster-tools"
+            built = True
+        yield layer
+
+
 def main() -> int:
     """Run the layers in the order given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
-    parser.add_argument("layers", nargs="*", choices=[*DEFAULT, *EXTRA, []], metavar="layer")
-    layers = parser.parse_args().layers or DEFAULT
+    parser.add_argument("--long", action="store_true", help="the longer form of those layers that have one")
+    parser.add_argument("layers", nargs="*", choices=[*DEFAULT, []], metavar="layer")
+    arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     total = Result()
-    for layer in layers:
+    for layer in with_tools(arguments.layers or DEFAULT):
         started = time.monotonic()
-        result = lint_layer() if layer == "lint" else pytest_layer(layer)
+        result = run_layer(layer, is_long=arguments.long)
         sys.stdout.writelines(f"{note}\n" for note in result.notes)
         counts = f"{result.passed} passed, {result.failed} failed, {result.skipped} skipped"
-        sys.stdout.write(f"{layer:10} {counts}  {time.monotonic() - started:.1f} s\n")
+        sys.stdout.write(f"{layer:14} {counts}  {time.monotonic() - started:.1f} s\n")
         sys.stdout.flush()
         total.passed += result.passed
         total.failed += result.failed

@@ -11,8 +11,8 @@ from toolchain import ROOT, fail, tool
 
 AGENT, DATAPATH = "Apache-2.0", "GPL-2.0-only OR BSD-2-Clause"
 # Licence texts themselves, and formats without comments.
-EXEMPT = re.compile(r"LICENSE|LICENSES/.*|.*\.(json|png|svg|lock|txt|pcap)|.*/\.gitkeep")
-PATTERN = re.compile(rb"SPDX-License-Identifier: ([^\n]*?)\s*(?:\*/|-->)?\s*\n")
+EXEMPT = re.compile(r"LICENSE|LICENSES/.*|.*\.(json|png|svg|lock|txt|pcap)|.*/\.gitkeep|.*/go\.(mod|sum)")
+PATTERN = re.compile(rb"SPDX-License-Identifier: ([^\n]*?)\s*(?:\*/(?:\s*-?}})?|-->)?\s*\n")
 FIRST_LINES = 3
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-LAYERS = frozenset({"unit", "stories", "property", "datapath", "netns", "demo"})
+LAYERS = frozenset({"unit", "stories", "property", "datapath", "netns", "api", "chart", "e2e", "demo"})
 HERE = Path(__file__).parent
 
 

@@ -8,11 +8,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
-#include <ciliumd/config.h>
 #include "lib/deliver.h"
 #include "lib/packet.h"
-
-CONFIG(__be32, router_ipv4, 0, "address of cilium_host, the gateway of the pods");
 
 /* linux/if_arp.h drags in libc; these three are all we need of it. */
 enum {

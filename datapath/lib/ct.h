@@ -29,14 +29,11 @@ struct {
 	__type(value, struct ct_entry);
 } cilium_ct_v1 SEC(".maps");
 
-static __always_inline __u32 now_seconds(void)
+/* A consistent copy, p->ct, of the live row of p->key; 0 when there is none. */
+static __always_inline int ct_lookup(struct packet *p)
 {
-	return bpf_ktime_get_ns() / 1000000000ULL;
-}
-
-/* A consistent copy of the live row of *key*; 0 when there is none. */
-static __always_inline int ct_lookup(const struct ct_key *key, struct ct_entry *copy, __u32 now)
-{
+	const struct ct_key *key = &p->key;
+	struct ct_entry *copy = &p->ct;
 	__u32 check = fold32(key, sizeof(*key));
 
 #pragma unroll
@@ -50,7 +47,7 @@ static __always_inline int ct_lookup(const struct ct_key *key, struct ct_entry *
 		*copy = *row;
 		barrier();
 		if ((__u32)word == check && read_row_word(row) == word)
-			return copy->expires > now;
+			return copy->expires > packet_now(p);
 	}
 	return 0;
 }
@@ -82,8 +79,9 @@ static __always_inline int ct_starts_anew(const struct packet *p, const struct c
 
 /* What this packet does to the row.  1 when the row must be written. */
 static __always_inline int ct_advance(struct packet *p, struct ct_entry *entry, int from_local,
-				      int reply, __u32 now)
+				      int reply)
 {
+	__u32 now = packet_now(p);
 	__u8 *seen = from_local ? &entry->tcp_flags_local : &entry->tcp_flags_remote;
 	__u16 flags = entry->flags;
 

@@ -13,6 +13,7 @@
 #include "lib/packet.h"
 
 CONFIG(__u32, cilium_host_ifindex, 0, "ifindex of cilium_host");
+CONFIG(__be32, router_ipv4, 0, "address of cilium_host, the gateway of the pods");
 CONFIG(__u64, cilium_host_mac, 0, "its MAC: the six bytes in memory order");
 
 enum {
@@ -21,10 +22,11 @@ enum {
 
 static __always_inline int store_macs(struct __sk_buff *skb, const void *dst, const void *src)
 {
-	if (bpf_skb_store_bytes(skb, 0, dst, ETH_ALEN, 0) ||
-	    bpf_skb_store_bytes(skb, ETH_ALEN, src, ETH_ALEN, 0))
-		return DROP_WRITE_ERROR;
-	return 0;
+	__u8 macs[2 * ETH_ALEN];
+
+	__builtin_memcpy(macs, dst, ETH_ALEN);
+	__builtin_memcpy(macs + ETH_ALEN, src, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0) ? DROP_WRITE_ERROR : 0;
 }
 
 /*

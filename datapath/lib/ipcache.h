@@ -31,14 +31,22 @@ enum {
 	IPCACHE_LPM_FULL = 32 + 128, /* cluster id and a whole address */
 };
 
+/* What is known of an address that is no local endpoint. */
+struct ipcache_info {
+	__u32 identity;
+	__be32 tunnel; /* node to reach it by; 0: without a tunnel */
+	int exact;     /* of this address alone, not of a network around it */
+};
+
 /* An address nobody told us about is the world's, each family's its own. */
-static __always_inline __u32 ipcache_identity(const struct cil_addr *addr)
+static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct ipcache_info *info)
 {
 	struct ipcache_key key = { .addr = *addr };
 	struct ipcache_lpm_key lpm = { .prefixlen = IPCACHE_LPM_FULL, .addr = *addr };
 	__u32 check = fold32(addr, sizeof(*addr));
 	struct ipcache_entry *entry;
 
+	info->exact = 1;
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		__u64 word;
@@ -47,13 +55,30 @@ static __always_inline __u32 ipcache_identity(const struct cil_addr *addr)
 		if (!entry)
 			break;
 		word = read_row_word(entry);
-		if ((__u32)word == check)
-			return word >> 32;
+		info->tunnel = addr_v4(&entry->tunnel_endpoint);
+		barrier();
+		if ((__u32)word == check && read_row_word(entry) == word) {
+			info->identity = word >> 32;
+			return;
+		}
 	}
+	info->exact = 0;
 	entry = bpf_map_lookup_elem(&cilium_ipcache_lpm_v1, &lpm);
-	if (entry)
-		return entry->identity;
-	return addr_is_v4(addr) ? ID_WORLD : ID_WORLD_IPV6;
+	if (entry) {
+		info->identity = entry->identity;
+		info->tunnel = addr_v4(&entry->tunnel_endpoint);
+		return;
+	}
+	info->identity = addr_is_v4(addr) ? ID_WORLD : ID_WORLD_IPV6;
+	info->tunnel = 0;
+}
+
+static __always_inline __u32 ipcache_identity(const struct cil_addr *addr)
+{
+	struct ipcache_info info;
+
+	ipcache_lookup(addr, &info);
+	return info.identity;
 }
 
 #endif /* CILIUMD_IPCACHE_H */

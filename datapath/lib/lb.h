@@ -37,6 +37,11 @@ struct {
 	__type(value, struct lb_revnat);
 } cilium_lb_revnat_v1 SEC(".maps");
 
+enum {
+	/* Frontends that are reached from outside, too. */
+	LB_F_OUTSIDE = LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER | LB_F_HOST_PORT,
+};
+
 /* The first word of struct lb_service. */
 struct lb_slot {
 	__u32 target;
@@ -58,15 +63,33 @@ static __always_inline int lb_read_slot(const struct lb_service_key *key, struct
 	return 1;
 }
 
-/* 1 and the frontend's row 0 when *addr*:*port* is a service. */
+/*
+ * 1 and the frontend's row 0 when *addr*:*port* is a service.  Who is inside the cluster may have
+ * backends of its own there (LB_F_TWO_SCOPES).
+ */
 static __always_inline int lb_find(const struct cil_addr *addr, __be16 port, __u8 protocol,
-				   struct lb_service_key *key, struct lb_slot *service)
+				   enum cil_lb_scope scope, struct lb_service_key *key,
+				   struct lb_slot *service)
 {
 	__builtin_memset(key, 0, sizeof(*key));
 	key->addr = *addr;
 	key->port = port;
 	key->protocol = protocol;
+	if (!lb_read_slot(key, service))
+		return 0;
+	if (scope == LB_SCOPE_EXTERNAL || !(service->flags & LB_F_TWO_SCOPES))
+		return 1;
+	key->scope = scope;
 	return lb_read_slot(key, service);
+}
+
+/* Whether a service has this address for itself: what none of its ports takes leads nowhere. */
+static __always_inline int lb_is_cluster_ip(const struct cil_addr *addr)
+{
+	struct lb_service_key key;
+	struct lb_slot row;
+
+	return lb_find(addr, 0, 0, LB_SCOPE_EXTERNAL, &key, &row) && row.flags & LB_F_CLUSTER_IP;
 }
 
 /* A live backend of that id that still speaks *protocol*, or NULL. */

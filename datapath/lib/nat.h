@@ -103,7 +103,8 @@ static __always_inline void nat_reverse_key(const struct nat_key *out, __be32 ad
 }
 
 /* Claim *port* for the flow of *out*.  1 when it is ours now, or was already. */
-static __always_inline int nat_claim(const struct nat_key *out, __be32 address, __be16 port)
+static __always_inline int nat_claim(struct packet *p, const struct nat_key *out, __be32 address,
+				     __be16 port)
 {
 	struct nat_entry entry;
 	struct nat_key in;
@@ -115,7 +116,7 @@ static __always_inline int nat_claim(const struct nat_key *out, __be32 address, 
 	entry.check = fold32(&in, sizeof(in));
 	entry.port = out->sport;
 	entry.addr = out->src;
-	entry.created = now_seconds();
+	entry.created = packet_now(p);
 	return !bpf_map_update_elem(&cilium_snat_v1, &in, &entry, BPF_NOEXIST);
 }
 
@@ -125,7 +126,7 @@ static __always_inline __be16 nat_random_port(__u32 range)
 }
 
 /* Find or make the rows of the flow that *out* names.  0 and *entry*, or a drop reason. */
-static __always_inline int nat_map(const struct nat_key *out, __be32 address,
+static __always_inline int nat_map(struct packet *p, const struct nat_key *out, __be32 address,
 				   struct nat_entry *entry)
 {
 	__u32 range = (__u32)cfg_nat_port_max - cfg_nat_port_min + 1;
@@ -141,7 +142,7 @@ static __always_inline int nat_map(const struct nat_key *out, __be32 address,
 		port = nat_random_port(range);
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < NAT_TRIES; tries++) {
-		if (nat_claim(out, address, port))
+		if (nat_claim(p, out, address, port))
 			break;
 		port = nat_random_port(range);
 	}
@@ -153,7 +154,7 @@ static __always_inline int nat_map(const struct nat_key *out, __be32 address,
 	entry->check = fold32(out, sizeof(*out));
 	entry->port = port;
 	addr_set_v4(&entry->addr, address);
-	entry->created = now_seconds();
+	entry->created = packet_now(p);
 	if (bpf_map_update_elem(&cilium_snat_v1, out, entry, BPF_ANY))
 		return DROP_NAT_NO_MAPPING;
 	return 0;
@@ -198,12 +199,23 @@ static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, _
 	out.dst = p->dst;
 	out.sport = p->sport;
 	out.dport = p->dport;
-	reason = nat_map(&out, address, &entry);
+	reason = nat_map(p, &out, address, &entry);
 	if (reason)
 		return reason;
 	if (addr_v4(&p->src) == address && p->sport == entry.port)
 		return 0;
 	return rewrite(skb, p, REWRITE_SOURCE, address, entry.port);
+}
+
+/*
+ * A packet of the node itself with an address that others share: it takes its row.  Usually it stays
+ * as it is, and when there is no row for it, it goes all the same.
+ */
+static __always_inline void nat_own(struct __sk_buff *skb, struct packet *p, __be32 address)
+{
+	if (!(p->flags & PKT_ICMP_ERROR) && p->protocol != IPPROTO_SCTP &&
+	    bpf_ntohs(p->sport) >= cfg_nat_port_min)
+		nat_egress(skb, p, address);
 }
 
 /* A packet arrives: turn it back if it belongs to a mapped flow; 0, or a drop reason. */

@@ -22,6 +22,8 @@ enum packet_flags {
 	PKT_NO_TTL = 64,	/* the host stack was the hop, or is the sender */
 	PKT_REPLY = 128,	/* of a flow the other side opened */
 	PKT_CT_FOUND = 256,	/* key and ct are the sender's live row, read for this packet */
+	PKT_CARRIED = 512,	/* the tunnel told its sender's identity, the address does not */
+	PKT_DONT_FRAGMENT = 1024,
 };
 
 enum {
@@ -41,6 +43,7 @@ struct packet {
 	__u16 flags;
 	__u16 l4_off;
 	__u16 ihl; /* bytes */
+	__u32 end; /* of the IP packet, from the start of the frame; padding may follow */
 	__u8 icmp_code;
 	__u8 hook;
 	__u8 ct_state;
@@ -51,10 +54,13 @@ struct packet {
 	__u16 rev_nat;
 	__u8 refuse_type; /* ICMP answer that CALL_REFUSE sends */
 	__u8 refuse_code;
-	__u16 ethertype; /* host order */
+	__u16 refuse_mtu; /* with "fragmentation needed": what would fit, host order */
+	__u16 ethertype;  /* host order */
 	__u8 smac[6];
 	__u8 dmac[6];
 	__u16 endpoint_id; /* of the local sender, 0: none */
+	__be16 ip_id;
+	__u32 now; /* packet_now() */
 	/* the packet an ICMP error quotes */
 	struct cil_addr inner_src;
 	struct cil_addr inner_dst;
@@ -107,12 +113,22 @@ static __always_inline struct packet *packet_start(enum cil_hook hook)
 	p->src_identity = ID_UNKNOWN;
 	p->dst_identity = ID_UNKNOWN;
 	p->rev_nat = 0;
+	p->refuse_mtu = 0;
 	p->endpoint_id = 0;
+	p->now = 0;
 	p->rule_cookie = 0;
 	p->policy_version = 0;
 	__builtin_memset(&p->src, 0, sizeof(p->src));
 	__builtin_memset(&p->dst, 0, sizeof(p->dst));
 	return p;
+}
+
+/* Seconds of CLOCK_MONOTONIC: read once for a packet, and not at all for one that needs no time. */
+static __always_inline __u32 packet_now(struct packet *p)
+{
+	if (!p->now)
+		p->now = bpf_ktime_get_ns() / 1000000000ULL;
+	return p->now;
 }
 
 #endif /* CILIUMD_PACKET_H */

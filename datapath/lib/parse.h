@@ -34,6 +34,7 @@ enum icmp_v4 {
 	ICMP_V4_ECHO_REPLY = 0,
 	ICMP_V4_UNREACHABLE = 3,
 	ICMP_V4_PORT_UNREACHABLE = 3, /* code */
+	ICMP_V4_FRAG_NEEDED = 4,      /* code */
 	ICMP_V4_ECHO = 8,
 	ICMP_V4_TIME_EXCEEDED = 11,
 	ICMP_V4_PARAMETER_PROBLEM = 12,
@@ -74,6 +75,7 @@ struct tcp_wire {
 };
 
 enum {
+	DONT_FRAGMENT = 0x4000,
 	FRAGMENT_MORE = 0x2000,
 	FRAGMENT_OFFSET = 0x1fff,
 	UDP_HEADER = 8,
@@ -195,19 +197,21 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u
 	}
 }
 
-/* 0, or a drop reason; the Ethernet header has been parsed. */
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+/*
+ * The IP header: who sends to whom.  0, or a drop reason.  Nothing is remembered of the packet, so
+ * a sender may still be refused for not being who it says.
+ */
+static __always_inline int parse_ipv4_header(struct __sk_buff *skb, struct packet *p)
 {
 	struct ipv4_wire ip;
-	__u32 ihl, total, end;
-	int reason = 0;
+	__u32 ihl, total;
 
 	if (bpf_skb_load_bytes(skb, L3_OFF, &ip, sizeof(ip)))
 		return DROP_INVALID;
 	ihl = (ip.version_ihl & 0xf) * 4;
 	total = bpf_ntohs(ip.total_length);
-	end = L3_OFF + total;
-	if (ip.version_ihl >> 4 != 4 || ihl < sizeof(ip) || total < ihl || end > skb->len)
+	if (ip.version_ihl >> 4 != 4 || ihl < sizeof(ip) || total < ihl ||
+	    L3_OFF + total > skb->len)
 		return DROP_INVALID;
 	addr_set_v4(&p->src, ip.src);
 	addr_set_v4(&p->dst, ip.dst);
@@ -215,19 +219,38 @@ static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
 	p->ttl = ip.ttl;
 	p->ihl = ihl;
 	p->l4_off = L3_OFF + ihl;
-	if (ip.protocol != IPPROTO_TCP && ip.protocol != IPPROTO_UDP &&
-	    ip.protocol != IPPROTO_ICMP && ip.protocol != IPPROTO_SCTP)
-		return DROP_CT_UNKNOWN_PROTO;
-	if (ip.fragment & bpf_htons(FRAGMENT_OFFSET)) {
+	p->end = L3_OFF + total;
+	p->ip_id = ip.id;
+	if (ip.fragment & bpf_htons(FRAGMENT_OFFSET))
 		p->flags |= PKT_LATER_FRAGMENT;
-	} else {
-		if (ip.fragment & bpf_htons(FRAGMENT_MORE))
-			p->flags |= PKT_FIRST_FRAGMENT;
-		reason = parse_l4(skb, p, end);
-	}
+	else if (ip.fragment & bpf_htons(FRAGMENT_MORE))
+		p->flags |= PKT_FIRST_FRAGMENT;
+	if (ip.fragment & bpf_htons(DONT_FRAGMENT))
+		p->flags |= PKT_DONT_FRAGMENT;
+	return 0;
+}
+
+/* What is behind it; fragments leave, or take, their ports.  0, or a drop reason. */
+static __always_inline int parse_payload(struct __sk_buff *skb, struct packet *p)
+{
+	int reason = 0;
+
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP &&
+	    p->protocol != IPPROTO_ICMP && p->protocol != IPPROTO_SCTP)
+		return DROP_CT_UNKNOWN_PROTO;
+	if (!(p->flags & PKT_LATER_FRAGMENT))
+		reason = parse_l4(skb, p, p->end);
 	if (!reason && p->flags & (PKT_FIRST_FRAGMENT | PKT_LATER_FRAGMENT))
-		reason = frag_ports(p, ip.id);
+		reason = frag_ports(p, p->ip_id);
 	return reason;
+}
+
+/* 0, or a drop reason; the Ethernet header has been parsed. */
+static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+{
+	int reason = parse_ipv4_header(skb, p);
+
+	return reason ? reason : parse_payload(skb, p);
 }
 
 #endif /* CILIUMD_PARSE_H */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Turn the packet a pod sent into the ICMP error about it: sender and quoted bytes are the
- * packet's own start.  A refusal the sender can see beats a timeout.
+ * Turn a packet into the ICMP error about it, quoting its own start, for the pod or the client of a
+ * node port that sent it.  A refusal the sender can see beats a timeout.
  */
 #ifndef CILIUMD_REFUSE_H
 #define CILIUMD_REFUSE_H
@@ -14,8 +14,13 @@
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
 #include "lib/arp.h"
+#include "lib/calls.h"
+#include "lib/event.h"
+#include "lib/hooks.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
+
+CONFIG(__u8, send_refusals, 1, "answer with ICMP when a service has no backend or TTL ran out");
 
 enum {
 	/* IPv4 header without options, and enough L4 to hold its checksum, which the kernel keeps. */
@@ -49,10 +54,14 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, __u8 
 		.version_ihl = 0x45,
 		.ttl = 64,
 		.protocol = IPPROTO_ICMP,
-		.src = cfg_router_ipv4,
+		/* Outside nobody knows the router: there the address that was asked answers. */
+		.src = p->hook == HOOK_FROM_NETDEV ? addr_v4(&p->dst) : cfg_router_ipv4,
 		.dst = addr_v4(&p->src),
 	};
-	struct icmp_wire icmp = { .type = type, .code = code };
+	/* What would fit lies where an echo has its sequence number (RFC 1191). */
+	struct icmp_wire icmp = { .type = type,
+				  .code = code,
+				  .sequence = bpf_htons(p->refuse_mtu) };
 	struct ethhdr eth = { .h_proto = bpf_htons(ETH_P_IP) };
 	long sum;
 
@@ -78,5 +87,22 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, __u8 
 		return -1;
 	return 0;
 }
+
+/* Drop, and say why to the sender when it can be said.  Use DROP_AND_REFUSE(), which adds the line. */
+static __always_inline int drop_and_refuse(struct __sk_buff *skb, struct packet *p, __u8 reason,
+					   __u8 type, __u8 code, __u16 line)
+{
+	int action = drop_packet(skb, p, reason, hook_direction(p->hook), p->endpoint_id, line);
+
+	if (!cfg_send_refusals || (p->hook != HOOK_FROM_CONTAINER && p->hook != HOOK_FROM_NETDEV))
+		return action;
+	p->refuse_type = type;
+	p->refuse_code = code;
+	bpf_tail_call(skb, &calls, CALL_REFUSE);
+	return action;
+}
+
+#define DROP_AND_REFUSE(skb, p, reason, type, code)                                                \
+	drop_and_refuse(skb, p, reason, type, code, __LINE__)
 
 #endif /* CILIUMD_REFUSE_H */

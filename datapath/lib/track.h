@@ -106,14 +106,14 @@ static __always_inline int judge_flow(struct __sk_buff *skb, struct packet *p,
  * it.  Without such a flow it is an ICMP packet like any other, but never makes a row.
  */
 static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
-				       const struct track_context *by, __u32 now)
+				       const struct track_context *by)
 {
 	const struct cil_addr *endpoint = by->direction == DIR_EGRESS ? &p->src : &p->dst;
 	struct ct_entry *entry = &p->ct;
 
 	ct_key_of_quoted(p, by->direction == DIR_EGRESS);
 	/* Rows of all endpoints are in one map: quoting another's flow must give nothing. */
-	if (!addr_equal(&p->key.local, endpoint) || !ct_lookup(&p->key, entry, now)) {
+	if (!addr_equal(&p->key.local, endpoint) || !ct_lookup(p)) {
 		entry->rev_nat = 0;
 		p->ct_state = CT_STATE_NEW;
 		return judge(skb, p, by, by->direction, by->peer_identity, IPPROTO_ICMP,
@@ -131,27 +131,29 @@ static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
 
 /*
  * 0 and p->ct, p->ct_state filled, or a drop reason.  A new flow takes p->rev_nat, the service it
- * was translated by, along.  A loopback flow is the endpoint's own: no policy judges it.
+ * was translated by, along.  A loopback flow is the endpoint's own: no policy judges it.  When the
+ * tunnel tells who opens a flow, that holds for the replies, too, whatever their address says.
  */
 static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 				 const struct track_context *by)
 {
 	int from_local = by->direction == DIR_EGRESS;
 	struct ct_entry *entry = &p->ct;
-	__u32 now = now_seconds();
-	int found, reply, write, renamed = 0;
+	__u16 carried = p->flags & PKT_CARRIED ? CT_F_CARRIED_PEER : 0;
+	__u32 peer = by->peer_identity;
+	int found, reply, write, changed = 0;
 
 	p->flags &= ~PKT_REPLY;
 	p->policy_version = by->policy_version;
 	if (p->flags & PKT_ICMP_ERROR)
-		return track_error(skb, p, by, now);
+		return track_error(skb, p, by);
 
 	if (from_local && p->flags & PKT_CT_FOUND) {
 		p->flags &= ~PKT_CT_FOUND;
 		found = 1;
 	} else {
 		ct_key_of_packet(p, from_local);
-		found = ct_lookup(&p->key, entry, now);
+		found = ct_lookup(p);
 	}
 	reply = found && !!(entry->flags & CT_F_ORIGIN_REMOTE) == from_local;
 	if (found && ct_starts_anew(p, entry, reply)) {
@@ -161,37 +163,41 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 	if (found) {
 		p->ct_state = reply ? CT_STATE_REPLY : CT_STATE_ESTABLISHED;
 		p->rule_cookie = entry->rule_cookie;
-		if (reply)
+		if (reply) {
 			p->flags |= PKT_REPLY;
-		write = entry->policy_version != by->policy_version ||
-			entry->peer_identity != by->peer_identity;
-		/* One socket may mean the service now and its backend then: replies follow. */
-		renamed = from_local && !reply && entry->rev_nat != p->rev_nat;
-		if (renamed)
+			if (from_local && entry->flags & CT_F_CARRIED_PEER)
+				peer = entry->peer_identity;
+		} else {
+			/* One socket may mean the service now and its backend then: replies follow. */
+			changed = entry->rev_nat != p->rev_nat ||
+				  (entry->flags & CT_F_CARRIED_PEER) != carried;
 			entry->rev_nat = p->rev_nat;
+			entry->flags = (entry->flags & ~CT_F_CARRIED_PEER) | carried;
+		}
+		write = entry->policy_version != by->policy_version || entry->peer_identity != peer;
 	} else {
 		p->ct_state = CT_STATE_NEW;
 		p->rule_cookie = 0;
 		__builtin_memset(entry, 0, sizeof(*entry));
 		entry->check = fold32(&p->key, sizeof(p->key));
-		entry->flags = from_local ? 0 : CT_F_ORIGIN_REMOTE;
+		entry->flags = (from_local ? 0 : CT_F_ORIGIN_REMOTE) | carried;
 		if (p->flags & PKT_LOOPBACK)
 			entry->flags |= CT_F_LOOPBACK;
-		entry->rev_nat = from_local ? p->rev_nat : 0;
+		entry->rev_nat = p->rev_nat;
 		write = 1;
 	}
 	if (write && !(entry->flags & CT_F_LOOPBACK)) {
 		int reason = judge_flow(skb, p, by, reply ? opposite(by->direction) : by->direction,
-					by->peer_identity);
+					peer);
 
 		if (reason)
 			return reason;
 	}
-	write |= renamed | ct_advance(p, entry, from_local, reply, now);
+	write |= changed | ct_advance(p, entry, from_local, reply);
 	if (!write)
 		return 0;
 	entry->policy_version = by->policy_version;
-	entry->peer_identity = by->peer_identity;
+	entry->peer_identity = peer;
 	entry->rule_cookie = p->rule_cookie;
 	p->flags |= PKT_REPORT;
 	if (found) {

@@ -68,4 +68,16 @@ int entry_to_netdev(struct __sk_buff *skb)
 	return enter(skb, HOOK_TO_NETDEV, TC_ACT_UNSPEC);
 }
 
+SEC("tc")
+int entry_from_overlay(struct __sk_buff *skb)
+{
+	return enter(skb, HOOK_FROM_OVERLAY, TC_ACT_SHOT);
+}
+
+SEC("tc")
+int entry_to_overlay(struct __sk_buff *skb)
+{
+	return enter(skb, HOOK_TO_OVERLAY, TC_ACT_SHOT);
+}
+
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -16,10 +16,14 @@
 #include "lib/calls.h"
 #include "lib/endpoint.h"
 #include "lib/event.h"
+#include "lib/forward.h"
 #include "lib/ipcache.h"
+#include "lib/lb.h"
 #include "lib/nat.h"
+#include "lib/overlay.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
+#include "lib/service.h"
 
 /* Who sent what the node's stack hands us: the node, one of its pods, or somebody it routes. */
 static __always_inline __u32 identity_behind_stack(const struct packet *p)
@@ -34,14 +38,28 @@ static __always_inline __u32 identity_behind_stack(const struct packet *p)
 	return endpoint ? endpoint->identity : ipcache_identity(&p->src);
 }
 
+/* From the node's stack to a pod of another node.  Nobody else's packets are the node's to send. */
+static __always_inline int to_tunnel_from_stack(struct __sk_buff *skb, struct packet *p,
+						__be32 remote)
+{
+	int reason = DROP_INVALID_SIP;
+
+	if (slot_of_addr(&p->src) == SLOT_HOST) {
+		p->src_identity = ID_HOST;
+		/* The router's ports are shared with the clients of node ports. */
+		if (cfg_node_port && addr_v4(&p->src) == cfg_router_ipv4)
+			nat_own(skb, p, cfg_router_ipv4);
+		reason = encapsulate(skb, remote, tunnel_identity(ID_HOST));
+	}
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, 0);
+	count_packet(FORWARDED, DIR_EGRESS, skb->len);
+	return bpf_redirect(cfg_overlay_ifindex, 0);
+}
+
 /* From the node's stack to a local pod. */
 static __always_inline int to_pod_from_stack(struct __sk_buff *skb, struct packet *p)
 {
-	int reason = parse_ipv4(skb, p);
-
-	if (reason)
-		return DROP(skb, p, reason, DIR_INGRESS, 0);
-	p->dst_slot = slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST)
 		return DROP(skb, p, DROP_NO_LXC, DIR_INGRESS, 0);
 	p->src_identity = identity_behind_stack(p);
@@ -50,21 +68,34 @@ static __always_inline int to_pod_from_stack(struct __sk_buff *skb, struct packe
 }
 
 /*
- * The node's route to its pods leads into cilium_host, and so to cilium_net, its peer: an ingress
- * hook, from where a packet can be redirected into the pod's namespace.
+ * The node's route to pods leads into cilium_host, and so to cilium_net, its peer: an ingress hook,
+ * from where a packet can be redirected into the pod's namespace, or the tunnel.
  */
 SEC("tc")
 int hook_from_host(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_FROM_HOST);
+	int reason;
 
 	if (!p)
 		return TC_ACT_SHOT;
 	if (parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
 		return TC_ACT_UNSPEC;
+	reason = parse_ipv4(skb, p);
 	/* It is addressed to cilium_host's MAC; the pod's stack must take it as its own. */
-	if (bpf_skb_change_type(skb, PACKET_HOST))
-		return DROP(skb, p, DROP_WRITE_ERROR, DIR_INGRESS, 0);
+	if (!reason && bpf_skb_change_type(skb, PACKET_HOST))
+		reason = DROP_WRITE_ERROR;
+	if (reason)
+		return DROP(skb, p, reason, DIR_INGRESS, 0);
+	p->dst_slot = slot_of_addr(&p->dst);
+	if (cfg_tunnel && p->dst_slot == SLOT_NONE) {
+		struct ipcache_info info;
+
+		ipcache_lookup(&p->dst, &info);
+		p->dst_identity = info.identity;
+		if (info.tunnel)
+			return to_tunnel_from_stack(skb, p, info.tunnel);
+	}
 	return to_pod_from_stack(skb, p);
 }
 
@@ -73,6 +104,7 @@ SEC("tc")
 int hook_to_container(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_TO_CONTAINER);
+	int reason;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -82,38 +114,96 @@ int hook_to_container(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	if (p->ethertype != ETH_P_IP)
 		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_INGRESS, 0);
+	reason = parse_ipv4(skb, p);
+	if (reason)
+		return DROP(skb, p, reason, DIR_INGRESS, 0);
+	p->dst_slot = slot_of_addr(&p->dst);
 	p->flags |= PKT_PASS;
 	return to_pod_from_stack(skb, p);
+}
+
+/*
+ * Who sends this from the network; a drop reason when it cannot be from there.  Nobody out there
+ * has the address of a local pod, of this node, or of a pod that is reached by the tunnel.
+ */
+static __always_inline int judge_source(struct packet *p)
+{
+	struct ipcache_info info;
+
+	if (slot_of_addr(&p->src) != SLOT_NONE)
+		return DROP_INVALID_SIP;
+	ipcache_lookup(&p->src, &info);
+	p->src_identity = info.identity;
+	return cfg_tunnel && info.tunnel ? DROP_INVALID_SIP : 0;
+}
+
+/*
+ * What comes from the network and is no pod's: for a service's address outside the cluster, an ICMP
+ * error about an answer from there, or not ours at all.
+ */
+static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p)
+{
+	int error = p->flags & PKT_ICMP_ERROR;
+	const struct cil_addr *addr = error ? &p->inner_src : &p->dst;
+	__be16 port = error ? p->inner_sport : p->dport;
+	__u8 protocol = error ? p->inner_protocol : p->protocol;
+	struct lb_service_key key;
+	struct lb_slot service;
+	int reason;
+
+	/* An error goes to whom it quotes. */
+	if (error && !addr_equal(addr, &p->dst))
+		return TC_ACT_UNSPEC;
+	if (!lb_find(addr, port, protocol, LB_SCOPE_EXTERNAL, &key, &service)) {
+		/* The node's own addresses are no ClusterIPs: its traffic is not asked twice. */
+		if (p->dst_slot == SLOT_HOST || !lb_is_cluster_ip(&p->dst))
+			return TC_ACT_UNSPEC;
+		return DROP(skb, p, DROP_IS_CLUSTER_IP, DIR_INGRESS, 0);
+	}
+	if (!(service.flags & LB_F_OUTSIDE))
+		return DROP(skb, p, DROP_IS_CLUSTER_IP, DIR_INGRESS, 0);
+	reason = judge_source(p);
+	if (reason)
+		return DROP(skb, p, reason, DIR_INGRESS, 0);
+	return tail_call(skb, p, error ? CALL_NODE_PORT_ERROR : CALL_NODE_PORT);
 }
 
 SEC("tc")
 int hook_from_netdev(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_FROM_NETDEV);
-	__u32 slot;
+	__be32 asked;
 	int reason;
 
 	if (!p || parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
 		return TC_ACT_UNSPEC;
 	reason = parse_ipv4(skb, p);
-	if (!reason && cfg_masquerade && addr_v4(&p->dst) == native_address(skb->ifindex))
+	asked = addr_v4(&p->dst);
+	if (!reason && (cfg_masquerade || cfg_node_port) && !is_tunnel_packet(p) &&
+	    asked == native_address(skb->ifindex))
 		reason = nat_ingress(skb, p);
 	p->dst_slot = slot_of_addr(&p->dst);
-	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST)
-		return TC_ACT_UNSPEC;
+	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST) {
+		/* The node's own traffic is not ours to refuse. */
+		if (reason || !cfg_node_port || is_tunnel_packet(p))
+			return TC_ACT_UNSPEC;
+		if (p->dst_slot == SLOT_NONE && addr_v4(&p->dst) != asked)
+			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
+		return from_outside(skb, p);
+	}
+	if (!reason)
+		reason = judge_source(p);
+	if (!reason && p->ttl <= 1)
+		reason = DROP_TTL_EXCEEDED;
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
-	/* Nobody out there has the address of a local pod, or of this node. */
-	slot = slot_of_addr(&p->src);
-	if (slot != SLOT_NONE)
-		return DROP(skb, p, DROP_INVALID_SIP, DIR_INGRESS, 0);
-	if (p->ttl <= 1)
-		return DROP(skb, p, DROP_TTL_EXCEEDED, DIR_INGRESS, 0);
-	p->src_identity = ipcache_identity(&p->src);
 	return tail_call(skb, p, CALL_INGRESS);
 }
 
-/* Pods reach other pods and nodes of the cluster with their own address. */
+/*
+ * Pods reach other pods of the cluster with their own address.  So they do nodes, unless pods are
+ * hidden in a tunnel: then the network between the nodes has no way back to them.
+ */
 static __always_inline int wants_masquerade(const struct packet *p)
 {
 	__u32 identity;
@@ -121,6 +211,8 @@ static __always_inline int wants_masquerade(const struct packet *p)
 	if (is_native_address(addr_v4(&p->dst)))
 		return 0;
 	identity = ipcache_identity(&p->dst);
+	if (cfg_tunnel && (identity == ID_REMOTE_NODE || identity == ID_KUBE_APISERVER))
+		return 1;
 	return identity == ID_WORLD || identity == ID_WORLD_IPV4 || identity >= 1 << 24;
 }
 
@@ -131,7 +223,7 @@ int hook_to_netdev(struct __sk_buff *skb)
 	__be32 address;
 	int reason;
 
-	if (!cfg_masquerade)
+	if (!cfg_masquerade && !cfg_node_port)
 		return TC_ACT_UNSPEC;
 	if ((skb->mark & MARK_MASK) == MARK_SKIP_SNAT) {
 		skb->mark &= ~MARK_MASK;
@@ -143,14 +235,20 @@ int hook_to_netdev(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	reason = parse_ipv4(skb, p);
 	if (is_pod_address(addr_v4(&p->src))) {
-		if (!reason && wants_masquerade(p))
+		if (!reason && cfg_masquerade && wants_masquerade(p))
 			reason = nat_egress(skb, p, address);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
+	if (reason || is_tunnel_packet(p))
+		return TC_ACT_UNSPEC;
+	/* The node itself may be the backend of a service that was asked from outside. */
+	if (cfg_node_port && forward_reply(p)) {
+		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
+	}
 	/* The node's own: it takes its row, and no failure of ours stops it. */
-	if (!reason && addr_v4(&p->src) == address && !(p->flags & PKT_ICMP_ERROR) &&
-	    p->protocol != IPPROTO_SCTP && bpf_ntohs(p->sport) >= cfg_nat_port_min)
-		nat_egress(skb, p, address);
+	if (addr_v4(&p->src) == address)
+		nat_own(skb, p, address);
 	return TC_ACT_UNSPEC;
 }
 

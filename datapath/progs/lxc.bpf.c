@@ -28,14 +28,15 @@
 #include "lib/event.h"
 #include "lib/ipcache.h"
 #include "lib/lb.h"
+#include "lib/overlay.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
 #include "lib/refuse.h"
 #include "lib/rewrite.h"
+#include "lib/service.h"
 #include "lib/track.h"
 
 CONFIG(__be32, loopback_ipv4, 0, "source a pod sees when it reaches itself through a service");
-CONFIG(__u8, send_refusals, 1, "answer with ICMP when a service has no backend or TTL ran out");
 
 static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 {
@@ -45,20 +46,6 @@ static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 	for (int i = 0; i < ETH_ALEN; i++)
 		differ |= a[i] ^ b[i];
 	return !differ;
-}
-
-/* Drop, and say why to the sender when it can be said. */
-static __always_inline int drop_and_refuse(struct __sk_buff *skb, struct packet *p, __u8 reason,
-					   __u8 type, __u8 code, __u16 endpoint_id)
-{
-	int action = DROP(skb, p, reason, DIR_EGRESS, endpoint_id);
-
-	if (!cfg_send_refusals || p->hook != HOOK_FROM_CONTAINER)
-		return action;
-	p->refuse_type = type;
-	p->refuse_code = code;
-	bpf_tail_call(skb, &calls, CALL_REFUSE);
-	return action;
 }
 
 SEC("tc")
@@ -94,52 +81,22 @@ int hook_from_container(struct __sk_buff *skb)
 	}
 	if (p->ethertype != ETH_P_IP)
 		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_EGRESS, endpoint->id);
-	reason = parse_ipv4(skb, p);
+	reason = parse_ipv4_header(skb, p);
+	if (!reason && addr_v4(&p->src) != endpoint->ipv4)
+		reason = DROP_INVALID_SIP;
+	if (!reason)
+		reason = parse_payload(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
-	if (addr_v4(&p->src) != endpoint->ipv4)
-		return DROP(skb, p, DROP_INVALID_SIP, DIR_EGRESS, endpoint->id);
 
 	/* An established flow is no service's frontend: only others are looked up. */
 	if (!(p->flags & PKT_ICMP_ERROR)) {
 		ct_key_of_packet(p, 1);
-		if (!ct_lookup(&p->key, &p->ct, now_seconds()))
+		if (!ct_lookup(p))
 			return tail_call(skb, p, CALL_SERVICE);
 		p->flags |= PKT_CT_FOUND;
 	}
 	return tail_call(skb, p, CALL_EGRESS);
-}
-
-/* Remember, or recall, which backend this flow's frontend was translated to. */
-static __always_inline const struct lb_backend *
-service_backend(struct packet *p, struct lb_service_key *key, const struct lb_slot *service)
-{
-	const struct lb_backend *backend = NULL;
-	__u32 now = now_seconds();
-	int advanced;
-
-	p->key.kind = CT_KIND_SERVICE;
-	if (ct_lookup(&p->key, &p->ct, now) && p->ct.rev_nat == service->rev_nat &&
-	    !ct_starts_anew(p, &p->ct, 0))
-		backend = lb_backend(p->ct.backend_id, p->protocol);
-	if (!backend) {
-		backend = lb_choose(key, service, p->protocol);
-		if (!backend)
-			return NULL;
-		__builtin_memset(&p->ct, 0, sizeof(p->ct));
-		p->ct.check = fold32(&p->key, sizeof(p->key));
-		p->ct.rev_nat = service->rev_nat;
-		p->ct.backend_id = backend->id;
-	}
-	advanced = ct_advance(p, &p->ct, 1, 0, now);
-	/* Answers do not pass here: the client's word that it is done has to do. */
-	if (p->ct.flags & CT_F_LOCAL_CLOSED && !(p->ct.flags & CT_F_REMOTE_CLOSED)) {
-		p->ct.flags |= CT_F_REMOTE_CLOSED;
-		p->ct.expires = now + ct_timeout(p->protocol, p->ct.flags);
-	}
-	if (advanced)
-		bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_ANY);
-	return backend;
 }
 
 SEC("tc")
@@ -155,12 +112,16 @@ int call_service(struct __sk_buff *skb)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (!lb_find(&p->dst, p->dport, p->protocol, &key, &service))
+	if (!lb_find(&p->dst, p->dport, p->protocol, LB_SCOPE_INTERNAL, &key, &service)) {
+		if (lb_is_cluster_ip(&p->dst))
+			return DROP_AND_REFUSE(skb, p, DROP_IS_CLUSTER_IP, ICMP_V4_UNREACHABLE,
+					       ICMP_V4_PORT_UNREACHABLE);
 		return tail_call(skb, p, CALL_EGRESS);
+	}
 	backend = service.target ? service_backend(p, &key, &service) : NULL;
 	if (!backend)
-		return drop_and_refuse(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
-				       ICMP_V4_PORT_UNREACHABLE, p->endpoint_id);
+		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
+				       ICMP_V4_PORT_UNREACHABLE);
 	addr = addr_v4(&backend->addr);
 	port = backend->port;
 	p->rev_nat = service.rev_nat;
@@ -189,14 +150,59 @@ static __always_inline int turn_loopback(struct __sk_buff *skb, struct packet *p
 	return rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&p->src), p->dport);
 }
 
+/*
+ * The node to reach *p->dst* by, 0: none, it goes as it is.  A pod answers the node that came to it
+ * through the tunnel by the tunnel, whatever address that node used.
+ */
+static __always_inline __be32 tunnel_towards(const struct packet *p, __be32 known)
+{
+	if (!cfg_tunnel || known)
+		return known;
+	/* Who came by a node port came past the tunnel. */
+	if (!(p->flags & PKT_REPLY) || p->ct.rev_nat)
+		return 0;
+	return node_of_addr(&p->dst) ? addr_v4(&p->dst) : 0;
+}
+
+/* A pod must not speak for a node: what it sends to a tunnel's port never leaves, nor goes up. */
+static __always_inline int forges_tunnel(const struct packet *p, const struct ipcache_info *info)
+{
+	if (!is_tunnel_packet(p))
+		return 0;
+	return p->dst_slot == SLOT_HOST ||
+	       (p->dst_slot == SLOT_NONE && (!info->tunnel || is_node_address(&p->dst, info)));
+}
+
+/* Through the tunnel to the node at *remote*; the verdict. */
+static __always_inline int leave_by_tunnel(struct __sk_buff *skb, struct packet *p, __be32 remote)
+{
+	int reason;
+
+	if (exceeds_tunnel(skb, p)) {
+		p->refuse_mtu = cfg_overlay_mtu;
+		return DROP_AND_REFUSE(skb, p, DROP_FRAG_NOSUPPORT, ICMP_V4_UNREACHABLE,
+				       ICMP_V4_FRAG_NEEDED);
+	}
+	reason = decrement_ttl(skb, p);
+	if (!reason)
+		reason = encapsulate(skb, remote, tunnel_identity(p->src_identity));
+	if (reason)
+		return DROP(skb, p, reason, DIR_EGRESS, p->endpoint_id);
+	count_packet(FORWARDED, DIR_EGRESS, skb->len);
+	trace_packet(skb, p, TRACE_TO_OVERLAY, DIR_EGRESS, p->endpoint_id);
+	return bpf_redirect(cfg_overlay_ifindex, 0);
+}
+
 SEC("tc")
 int call_egress(struct __sk_buff *skb)
 {
 	struct packet *p = packet_in_hand();
 	struct track_context by = { .direction = DIR_EGRESS };
 	const struct endpoint *endpoint, *peer;
+	struct ipcache_info info = {};
 	int reason, loopback;
 	__u32 version, oif;
+	__be32 remote;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -210,23 +216,26 @@ int call_egress(struct __sk_buff *skb)
 		p->dst_identity = ID_HOST;
 	} else {
 		peer = p->dst_slot == SLOT_NONE ? NULL : endpoint_in_slot(p->dst_slot, &version);
-		if (peer)
+		if (peer) {
 			p->dst_identity = peer->identity;
-		else
-			p->dst_identity = ipcache_identity(&p->dst);
+		} else {
+			ipcache_lookup(&p->dst, &info);
+			p->dst_identity = info.identity;
+		}
 	}
+	if (forges_tunnel(p, &info))
+		return DROP(skb, p, DROP_ENCAP_PROHIBITED, DIR_EGRESS, endpoint->id);
 	by.peer_identity = p->dst_identity;
 	by.endpoint_id = endpoint->id;
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);
+	/* Who came in by a node port knows this pod by that alone. */
+	if (!reason && p->ct.rev_nat && p->flags & PKT_REPLY)
+		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+	if (!reason && loopback)
+		reason = turn_loopback(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
-
-	if (loopback) {
-		reason = turn_loopback(skb, p);
-		if (reason)
-			return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
-	}
 	if (p->dst_slot == SLOT_HOST) {
 		reason = store_host_macs(skb);
 		if (reason)
@@ -236,12 +245,16 @@ int call_egress(struct __sk_buff *skb)
 		return deliver_to_host(skb);
 	}
 	if (p->ttl <= 1)
-		return drop_and_refuse(skb, p, DROP_TTL_EXCEEDED, ICMP_V4_TIME_EXCEEDED, 0,
-				       endpoint->id);
+		return DROP_AND_REFUSE(skb, p, DROP_TTL_EXCEEDED, ICMP_V4_TIME_EXCEEDED, 0);
 	if (p->dst_slot != SLOT_NONE) {
+		/* The service is the sender's affair: its row has it. */
+		p->rev_nat = 0;
 		count_packet(FORWARDED, DIR_EGRESS, skb->len);
 		return tail_call(skb, p, CALL_INGRESS);
 	}
+	remote = tunnel_towards(p, info.tunnel);
+	if (cfg_tunnel && remote)
+		return leave_by_tunnel(skb, p, remote);
 	reason = route_of(skb, p, &oif);
 	if (!reason)
 		reason = decrement_ttl(skb, p);
@@ -252,23 +265,6 @@ int call_egress(struct __sk_buff *skb)
 	/* Who came in with the pod's own address gets its answers from that address. */
 	skb->mark = p->flags & PKT_REPLY ? MARK_SKIP_SNAT : 0;
 	return bpf_redirect_neigh(oif, NULL, 0, 0);
-}
-
-/* Replies of a translated flow show the frontend again; 0, or a drop reason. */
-static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p)
-{
-	const struct lb_revnat *frontend = lb_revnat(p->ct.rev_nat);
-	__be32 addr;
-	__be16 port;
-
-	/* The service is gone: its connections end with it. */
-	if (!frontend)
-		return DROP_NO_SERVICE;
-	addr = addr_v4(&frontend->addr);
-	port = frontend->port;
-	if (p->flags & PKT_ICMP_ERROR)
-		return rewrite_quoted(skb, p, REWRITE_DESTINATION, addr, port);
-	return rewrite(skb, p, REWRITE_SOURCE, addr, port);
 }
 
 SEC("tc")
@@ -295,7 +291,7 @@ int call_ingress(struct __sk_buff *skb)
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);
 	if (!reason && p->ct.rev_nat && p->flags & PKT_REPLY)
-		reason = show_frontend(skb, p);
+		reason = show_frontend(skb, p, SHOW_INSIDE);
 	if (!reason && !(p->flags & PKT_NO_TTL))
 		reason = decrement_ttl(skb, p);
 	if (!reason && !(p->flags & PKT_PASS))
@@ -325,6 +321,8 @@ int call_refuse(struct __sk_buff *skb)
 	}
 	if (refuse(skb, p, p->refuse_type, p->refuse_code))
 		return TC_ACT_SHOT;
+	if (p->hook == HOOK_FROM_NETDEV)
+		return bpf_redirect(skb->ifindex, 0);
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 

@@ -73,8 +73,8 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 	peer->translated = 0;
 	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
 		return SOCK_PROCEED;
-	if (!lb_find(&peer->addr, peer->port, peer->protocol, &key, &service))
-		return SOCK_PROCEED;
+	if (!lb_find(&peer->addr, peer->port, peer->protocol, LB_SCOPE_INTERNAL, &key, &service))
+		return lb_is_cluster_ip(&peer->addr) ? refuse_connection() : SOCK_PROCEED;
 	backend = lb_choose(&key, &service, peer->protocol);
 	if (!backend)
 		return refuse_connection();

@@ -118,6 +118,9 @@ class Call(IntEnum):
     CALL_EGRESS = 1
     CALL_INGRESS = 2
     CALL_REFUSE = 3
+    CALL_NODE_PORT = 4
+    CALL_NODE_PORT_REPLY = 5
+    CALL_NODE_PORT_ERROR = 6
     CALL_MAX = 16
 
 
@@ -203,6 +206,7 @@ class CtFlags(IntEnum):
     CT_F_REMOTE_CLOSED = 8
     CT_F_LOOPBACK = 16
     CT_F_SEEN_NON_SYN = 32
+    CT_F_CARRIED_PEER = 64
 
 
 class LbScope(IntEnum):
@@ -221,6 +225,7 @@ class LbServiceFlags(IntEnum):
     LB_F_LOAD_BALANCER = 8
     LB_F_HOST_PORT = 16
     LB_F_AFFINITY = 32
+    LB_F_TWO_SCOPES = 64
 
 
 class LbBackendState(IntEnum):
@@ -255,6 +260,7 @@ class DropReason(IntEnum):
     DROP_WRITE_ERROR = 141
     DROP_UNKNOWN_L4 = 142
     DROP_ICMP_TYPE = 144
+    DROP_NO_TUNNEL_KEY = 147
     DROP_UNKNOWN_TARGET = 150
     DROP_UNROUTABLE = 151
     DROP_NO_LXC = 152
@@ -268,8 +274,10 @@ class DropReason(IntEnum):
     DROP_NAT_NO_MAPPING = 167
     DROP_NAT_UNSUPP_PROTO = 168
     DROP_NO_FIB = 169
+    DROP_ENCAP_PROHIBITED = 170
     DROP_INVALID_IDENTITY = 171
     DROP_UNKNOWN_SENDER = 172
+    DROP_IS_CLUSTER_IP = 174
     DROP_FRAG_NOT_FOUND = 175
     DROP_POLICY_DENY = 181
     DROP_TTL_EXCEEDED = 196
@@ -321,6 +329,8 @@ class SourceFile(IntEnum):
     FILE_LXC = 1
     FILE_HOST = 2
     FILE_ENTRY = 3
+    FILE_OVERLAY = 4
+    FILE_NODEPORT = 5
 
 
 class EventLoss(IntEnum):
@@ -496,6 +506,49 @@ class IpcacheEntry:
         """The values in these bytes."""
         (check, identity, tunnel_endpoint, encrypt_key, flags) = _IPCACHE_ENTRY.unpack(data)
         return cls(check, identity, tunnel_endpoint, encrypt_key, flags)
+
+
+_NODE_KEY = Struct("<16s")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeKey:
+    """struct node_key."""
+
+    SIZE: ClassVar[int] = 16
+    addr: bytes
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _NODE_KEY.pack(_exact(self.addr, 16))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (addr,) = _NODE_KEY.unpack(data)
+        return cls(addr)
+
+
+_NODE_VALUE = Struct("<II")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeValue:
+    """struct node_value."""
+
+    SIZE: ClassVar[int] = 8
+    check: int
+    node_id: int
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _NODE_VALUE.pack(self.check, self.node_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (check, node_id) = _NODE_VALUE.unpack(data)
+        return cls(check, node_id)
 
 
 _POLICY_CLASS_KEY = Struct("<IB3x")
@@ -1428,6 +1481,17 @@ MAPS: dict[str, MapSpec] = {
         None,
         "ARRAY flags=0x400 key=u32:4 value=u64:8",
     ),
+    "cilium_nodes_v1": MapSpec(
+        "cilium_nodes_v1",
+        MapType.HASH,
+        16,
+        8,
+        16384,
+        0x1,
+        NodeKey,
+        NodeValue,
+        ("HASH flags=0x1 key=node_key:16{addr@0:16:bytes} value=node_value:8{check@0:4:u32,node_id@4:4:u32}"),
+    ),
     "cilium_policy_classes_v1": MapSpec(
         "cilium_policy_classes_v1",
         MapType.HASH_OF_MAPS,
@@ -1510,12 +1574,12 @@ MAPS: dict[str, MapSpec] = {
         "scratch",
         MapType.PERCPU_ARRAY,
         4,
-        216,
+        228,
         1,
         0x0,
         None,
         None,
-        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:216",
+        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:228",
     ),
 }
 
@@ -1544,6 +1608,16 @@ CONFIG: dict[str, ConfigSpec] = {
         "native_cidr_ipv4", "be32", 4, "network that pods reach with their own address"
     ),
     "native_cidr_mask": ConfigSpec("native_cidr_mask", "be32", 4, "netmask of that network"),
+    "node_port": ConfigSpec(
+        "node_port",
+        "u8",
+        1,
+        "take what comes from outside to node ports, external and load balancer addresses",
+    ),
+    "overlay_ifindex": ConfigSpec("overlay_ifindex", "u32", 4, "ifindex of cilium_vxlan"),
+    "overlay_mtu": ConfigSpec(
+        "overlay_mtu", "u32", 4, "bytes of the largest IP packet that fits the tunnel; 0: any"
+    ),
     "pod_cidr_ipv4": ConfigSpec("pod_cidr_ipv4", "be32", 4, "network of this node's pods"),
     "pod_cidr_mask": ConfigSpec("pod_cidr_mask", "be32", 4, "netmask of this node's pods"),
     "policy_verdict_events": ConfigSpec(
@@ -1562,7 +1636,9 @@ CONFIG: dict[str, ConfigSpec] = {
         1,
         "send trace events for new connections, new TCP flags and every report interval",
     ),
+    "tunnel": ConfigSpec("tunnel", "u8", 1, "reach the pods of other nodes through VXLAN"),
+    "tunnel_port": ConfigSpec("tunnel_port", "u16", 2, "UDP port of the tunnel, in host byte order"),
 }
 
 
-ABI_HASH = "4ea205bb6ef11fb0b678c056ed92189cdb7d22a0f45e20103dd70efd7cfbdf59"
+ABI_HASH = "6a46ac481b95f92993527e14bc1c8c44579e23e8f1a34d45968db8e8206eb97f"

@@ -11,6 +11,8 @@ import pytest
 from datapath.harness import Datapath
 from datapath.node import private_node
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
+from datapath.tunnel import Tunnel, tunnel_node
+from datapath.wire import expose
 from fixtures.packets import node_one, pod_two, svc_one
 
 if TYPE_CHECKING:
@@ -46,6 +48,21 @@ def datapath(loaded_datapath: Datapath) -> Datapath:
     return loaded_datapath
 
 
+@pytest.fixture(scope="session")
+def loaded_node_port(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs of a node that takes in what comes from outside, loaded once."""
+    with Datapath.loaded(tmp_path_factory.mktemp("node-port"), node_port=1) as datapath:
+        yield datapath
+
+
+@pytest.fixture
+def outside(loaded_node_port: Datapath) -> Datapath:
+    """Such a node with pod one and a pod of another node as backends of its node ports (wire.py)."""
+    loaded_node_port.reset()
+    expose(loaded_node_port)
+    return loaded_node_port
+
+
 @pytest.fixture
 def two_pods(datapath: Datapath) -> Datapath:
     """The programs, and two pods on this node whose policies allow everything."""
@@ -68,6 +85,20 @@ def service(two_pods: Datapath) -> Datapath:
     two_pods.add_service(1, svc_one.ip, 80, 6, {101: (pod_two.ip, 8080)})
     two_pods.add_service(2, svc_one.ip, 53, 17, {102: (pod_two.ip, 5353)})
     return two_pods
+
+
+@pytest.fixture(scope="module")
+def loaded_tunnel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    """A node with a tunnel on real devices; the module's tests are in it and in no other."""
+    with tunnel_node(tmp_path_factory.mktemp("tunnel")) as made:
+        yield made
+
+
+@pytest.fixture
+def tunnel(loaded_tunnel: Tunnel) -> Tunnel:
+    """The node with a tunnel, knowing its cluster and pod one."""
+    loaded_tunnel.reset()
+    return loaded_tunnel
 
 
 @pytest.fixture

@@ -61,7 +61,10 @@ HOOKS = {
     "from_host": "entry_from_host",
     "from_netdev": "entry_from_netdev",
     "to_netdev": "entry_to_netdev",
+    "from_overlay": "entry_from_overlay",
+    "to_overlay": "entry_to_overlay",
 }
+FILES = frozenset(abi.SourceFile) - {abi.SourceFile.FILE_UNKNOWN, abi.SourceFile.FILE_ENTRY}
 
 
 def check_of(row: CtKey | abi.NatKey | abi.LxcKey) -> int:
@@ -90,7 +93,7 @@ class Result:
         reason = DropReason(event.reason)
         assert self.counted == {**self.forwards, (reason, Direction(event.direction)): 1}
         assert event.line > 0
-        assert event.file in {abi.SourceFile.FILE_LXC, abi.SourceFile.FILE_HOST}
+        assert event.file in FILES
         return event
 
     @property
@@ -231,18 +234,25 @@ class Datapath:
         """An address of the node itself."""
         self.local_address(ip, abi.Slot.SLOT_HOST)
 
-    def ipcache(self, prefix: str, identity: int, *, check: int | None = None) -> None:
-        """Identity of an address or of a prefix."""
+    def ipcache(
+        self, prefix: str, identity: int, *, tunnel: str | None = None, check: int | None = None
+    ) -> None:
+        """Identity of an address or of a prefix, and the node whose tunnel leads there."""
         network = ip_network(prefix)
         assert isinstance(network, IPv4Network)
         addr = a16(str(network.network_address))
-        entry = abi.IpcacheEntry(0, identity, bytes(16), 0, 0)
+        entry = abi.IpcacheEntry(0, identity, a16(tunnel) if tunnel else bytes(16), 0, 0)
         if network.prefixlen < 32:
             key = abi.IpcacheLpmKey(32 + 96 + network.prefixlen, 0, addr)
             self.map("ipcache_lpm").update(key.pack(), entry.pack())
             return
         entry = replace(entry, check=fold32(addr) if check is None else check)
         self.map("ipcache").update(abi.IpcacheKey(addr, 0).pack(), entry.pack())
+
+    def node_address(self, ip: str, node_id: int, *, check: int | None = None) -> None:
+        """An address that a node of the cluster has in the network."""
+        value = abi.NodeValue(fold32(a16(ip)) if check is None else check, node_id)
+        self.map("nodes").update(abi.NodeKey(a16(ip)).pack(), value.pack())
 
     def native_device(self, name: str, ip: str) -> int:
         """A device towards the world; returns its ifindex."""
@@ -254,7 +264,15 @@ class Datapath:
         return ifindex
 
     def add_service(
-        self, number: int, ip: str, port: int, protocol: int, backends: Mapping[int, tuple[str, int]]
+        self,
+        number: int,
+        ip: str,
+        port: int,
+        protocol: int,
+        backends: Mapping[int, tuple[str, int]],
+        *,
+        flags: int = abi.LbServiceFlags.LB_F_CLUSTER_IP,
+        scope: int = abi.LbScope.LB_SCOPE_EXTERNAL,
     ) -> None:
         """A frontend, its revNAT row, and its backends by id."""
         for backend_id, (addr, backend_port) in backends.items():
@@ -262,10 +280,13 @@ class Datapath:
             self.map("lb_backends").update(u32(backend_id), row.pack())
         self.map("lb_revnat").update(u32(number), abi.LbRevnat(number, port, a16(ip)).pack())
         for slot, target in [*enumerate(backends, 1), (0, len(backends))]:
-            key = abi.LbServiceKey(a16(ip), port, protocol, 0, slot)
-            self.map("lb_services").update(
-                key.pack(), abi.LbService(target, number, abi.LbServiceFlags.LB_F_CLUSTER_IP, 0).pack()
-            )
+            key = abi.LbServiceKey(a16(ip), port, protocol, scope, slot)
+            self.map("lb_services").update(key.pack(), abi.LbService(target, number, flags, 0).pack())
+
+    def cluster_ip(self, ip: str) -> None:
+        """Say that a service has this address for itself."""
+        row = abi.LbService(0, 0, abi.LbServiceFlags.LB_F_CLUSTER_IP, 0)
+        self.map("lb_services").update(abi.LbServiceKey(a16(ip), 0, 0, 0, 0).pack(), row.pack())
 
     def remove_backend(self, backend_id: int) -> None:
         """A backend's own row; the frontend's slots are the test's business."""
@@ -310,7 +331,8 @@ class Datapath:
         entry = abi.NatEntry(check_of(key) if check is None else check, port, 0, a16(ip), 0)
         self.map("snat").update(key.pack(), entry.pack())
 
-    def _counts(self) -> dict[tuple[DropReason, Direction], int]:
+    def counts(self) -> dict[tuple[DropReason, Direction], int]:
+        """Packets so far, by reason and direction."""
         metrics = self.map("metrics")
         rows = {
             place: metrics.lookup_sums(u32(place[0] * Direction.DIR_MAX + place[1]))[0] for place in COUNTED
@@ -328,11 +350,11 @@ class Datapath:
 
     def run(self, hook: str, packet: bytes, device: str, *, mark: int = 0) -> Result:
         """Send one packet through the entry program of a hook, as if seen on *device*."""
-        before = self._counts()
+        before = self.counts()
         self.events()
         program = self.generation.entries[HOOKS[hook]]
         done = program.test_run(packet, ifindex=socket.if_nametoindex(device), mark=mark)
-        after = self._counts()
+        after = self.counts()
         moved = {place: after[place] - before.get(place, 0) for place in after}
         counted = {place: count for place, count in moved.items() if count}
         return Result(done.retval, done.data, done.mark, tuple(self.events()), counted)

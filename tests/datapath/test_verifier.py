@@ -28,20 +28,22 @@ LIMIT = 500_000
 
 # Options that switch code on and off, with both their values ...
 SWITCHES: dict[str, tuple[int, int]] = {
-    "drop_events": (0, 1),
-    "trace_events": (0, 1),
-    "policy_verdict_events": (0, 1),
     "send_refusals": (0, 1),
     "masquerade": (0, 1),
     "loopback_ipv4": (0, 0xA9FE2A01),
     "pod_cidr_ipv4": (0, 0x0A000100),
     "native_cidr_ipv4": (0, 0x0A000000),
+    "tunnel": (0, 1),
+    "node_port": (0, 1),
 }
+# ... those that only add telling, which vary among themselves, and together with the others ...
+TELLING = ("drop_events", "trace_events", "policy_verdict_events")
 # ... and those that are numbers to calculate with.
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
     *("cilium_host_ifindex", "cilium_host_mac", "router_ipv4"),
     *("native_cidr_mask", "pod_cidr_mask", "nat_port_max", "nat_port_min"),
+    *("tunnel_port", "overlay_ifindex", "overlay_mtu"),
 }
 
 
@@ -70,13 +72,23 @@ def _load(name: str, options: dict[str, int]) -> dict[str, int]:
 def _combinations(name: str) -> list[dict[str, int]]:
     with Object.open(name) as source:
         switches = [option for option in source.config_names if option in SWITCHES]
+        telling = [option for option in source.config_names if option in TELLING]
     values = itertools.product(*(SWITCHES[option] for option in switches))
-    return [dict(zip(switches, chosen, strict=True)) for chosen in values]
+    walks = [dict(zip(switches, chosen, strict=True)) for chosen in values]
+    every = dict.fromkeys(telling, 1)
+    quiet = dict.fromkeys(telling, 0)
+    told = [
+        dict(zip(telling, chosen, strict=True)) for chosen in itertools.product((0, 1), repeat=len(telling))
+    ]
+    most = {option: SWITCHES[option][1] for option in switches}
+    return [walk | events for walk in walks for events in ((every, quiet) if telling else ({},))] + [
+        most | events for events in told
+    ]
 
 
 def test_every_option_is_known_as_a_switch_or_as_a_number() -> None:
     """A new option must say which it is, or its other value is never verified."""
-    assert set(abi.CONFIG) == NUMBERS | set(SWITCHES)
+    assert set(abi.CONFIG) == NUMBERS | set(SWITCHES) | set(TELLING)
 
 
 def test_every_object_loads_with_every_combination_of_switches_and_costs_little() -> None:

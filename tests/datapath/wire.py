@@ -5,17 +5,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ciliumd.abi import LbServiceFlags
 from datapath.harness import PASS, REDIRECT, Datapath
-from datapath.rows import POD_ONE, Pod
+from datapath.rows import ALLOW_ALL, POD_ONE, Pod
 from fixtures.packets import (
     IP,
     Ether,
     Place,
     from_pod,
+    ipv4_sum,
     node_one,
     on_wire,
+    pod_away,
     pod_one,
     world_one,
+    wrong_sums,
 )
 
 if TYPE_CHECKING:
@@ -23,6 +27,27 @@ if TYPE_CHECKING:
 
 
 GATEWAY = Place("192.168.9.254", "ee:00:00:00:00:01")
+NODE_PORT = LbServiceFlags.LB_F_NODE_PORT
+# Node ports, and what is behind them.
+WEB, DNS, AWAY, AWAY_DNS = 30080, 30053, 31080, 31053
+AWAY_IDENTITY = 2021
+
+
+def expose(datapath: Datapath) -> None:
+    """A node with a way out; 80/TCP and 53/UDP of pod one, and of a pod elsewhere, as node ports."""
+    datapath.native_device("net0", node_one.ip)
+    datapath.host_address(node_one.ip)
+    datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
+    datapath.ipcache(pod_away.ip, AWAY_IDENTITY)
+    datapath.add_service(1, node_one.ip, WEB, 6, {101: (pod_one.ip, 80)}, flags=NODE_PORT)
+    datapath.add_service(2, node_one.ip, DNS, 17, {102: (pod_one.ip, 53)}, flags=NODE_PORT)
+    datapath.add_service(3, node_one.ip, AWAY, 6, {103: (pod_away.ip, 80)}, flags=NODE_PORT)
+    datapath.add_service(4, node_one.ip, AWAY_DNS, 17, {104: (pod_away.ip, 53)}, flags=NODE_PORT)
+
+
+def asks(client: str, *layers: Packet, dst: str = node_one.ip, **ip: object) -> bytes:
+    """What comes from outside, seen by the node."""
+    return on_wire(GATEWAY.mac, node_one.mac, client, dst, *layers, **ip)
 
 
 def leave(datapath: Datapath, pod: Pod, packet: bytes) -> bytes:
@@ -46,6 +71,19 @@ def back(datapath: Datapath, src: str, *layers: Packet, **ip: object) -> bytes:
     )
     assert result.action == REDIRECT
     return result.packet
+
+
+def assert_quotes(told: bytes, quoted: bytes) -> None:
+    """
+    The ICMP error *told* quotes the packet in the frame *quoted*, as far as its ports.
+
+    Sums of the error and of the quoted IP header are right; a quoted L4 sum stays as it was.
+    """
+    ethernet, ip, icmp, ports = 14, 20, 8, 4
+    held = told[ethernet + ip + icmp :]
+    assert held[: ip + ports] == quoted[ethernet:][: ip + ports]
+    assert wrong_sums(told) == []
+    assert ipv4_sum(held[:ip]) == 0
 
 
 def port_of(frame: bytes) -> int:

@@ -58,7 +58,7 @@ class Agent:
         """Its command line."""
         argv = [*self.wrapper, sys.executable, "-m", CILIUMD, "agent"]
         for name, value in self.options.items():
-            argv += [f"--{name}", value] if value else [f"--{name}"]
+            argv.append(f"--{name}={value}" if value else f"--{name}")
         return argv
 
     def launch(self) -> None:

@@ -35,6 +35,8 @@ SMALL = {
     "bpf-ipcache-max": "4096",
     "bpf-lb-map-max": "4096",
 }
+# Nobody probes a node of one: its health endpoint would be one more among the endpoints of each test.
+ALONE = {"enable-health-checking": "false", "enable-endpoint-health-checking": "false"}
 
 
 class Node:
@@ -71,7 +73,9 @@ class Node:
                 "cgroup-root": str(self.cgroup.path),
                 "state-dir": str(self.directory / "state"),
                 "api-socket": str(self.directory / "cilium.sock"),
+                "cni-socket": str(self.directory / "cni.sock"),
                 "pod-cidr": pod_cidr,
+                **ALONE,
                 **SMALL,
                 **(options or {}),
             },

@@ -10,6 +10,7 @@ import pytest
 
 from ciliumd.cli.errors import CommandError
 from lab.manifests import cilium_policy, to_ports
+from lab.netns import Namespace
 from lab.node import Node
 from lab.pod import Pod
 from lab.process import run
@@ -178,9 +179,8 @@ def test_broken_document_keeps_the_others_of_its_file(node: Node, pods: tuple[Po
         ({"netns": "/etc/hostname", "pod": "default/ghost"}, "422", ["/etc/hostname"]),
         ({"netns": "/run/netns/x", "pod": "no-namespace"}, "400", ["pod"]),
         ({"pod": "default/ghost"}, "400", ["netns"]),
-        ({"netns": "/run/netns/x", "pod": "default/ghost", "ip": "10.99.0.1"}, "422", ["10.99.0.1"]),
     ],
-    ids=["dead-namespace", "no-namespace-file", "bad-pod", "no-netns", "foreign-address"],
+    ids=["dead-namespace", "no-namespace-file", "bad-pod", "no-netns"],
 )
 def test_impossible_endpoint_is_refused(
     node: Node, body: dict[str, Any], status: str, words: list[str]
@@ -193,6 +193,22 @@ def test_impossible_endpoint_is_refused(
 
     for word in words:
         assert word in str(refused.value)
+    assert (
+        node.netns.links().keys(),
+        node.agent.get("endpoint"),
+        node.agent.get("healthz")["ipam"],
+    ) == before
+
+
+def test_address_of_another_node_is_refused(node: Node) -> None:
+    """Nothing of the pod is made, and the answer names the address."""
+    before = (node.netns.links().keys(), node.agent.get("endpoint"), node.agent.get("healthz")["ipam"])
+    with Namespace("ghost") as netns, pytest.raises(CommandError, match=r"10\.99\.0\.1") as refused:
+        node.agent.client.put(
+            "endpoint", {"netns": str(netns.path), "pod": "default/ghost", "ip": "10.99.0.1"}
+        )
+
+    assert "10.11.0.0/24" in str(refused.value)
     assert (
         node.netns.links().keys(),
         node.agent.get("endpoint"),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from ciliumd.cli.errors import CommandError
 from lab import manifests
 from lab.node import Node
 from lab.pod import Pod
@@ -74,6 +75,8 @@ def test_endpoint_list(node: Node, pods: tuple[Pod, Pod]) -> None:
     assert "Enabled" in row
     assert "ready" in row
     assert node.agent.cilium_json("endpoint", "get", str(pods[0].id))[0]["id"] == pods[0].id
+    assert "Overall Health:   OK\n" in node.agent.cilium("endpoint", "health", str(pods[0].id))
+    assert node.agent.cilium("endpoint", "labels", str(pods[0].id)).startswith("k8s:app=web\n")
 
 
 def test_identity_list(node: Node, pods: tuple[Pod, Pod]) -> None:
@@ -142,6 +145,31 @@ def test_map_list_and_get(node: Node, pods: tuple[Pod, Pod]) -> None:
 
     assert "cilium_ct_v1" in table
     assert pods[0].address in json.dumps(rows)
+
+
+def test_node_and_ip_list(node: Node, pods: tuple[Pod, Pod]) -> None:
+    """The node itself, also where nobody published it; and whose every address is."""
+    table, model = both(node, "node", "list")
+    addresses, entries = both(node, "ip", "list")
+
+    assert node.address in table
+    assert [one["primary-address"]["ipv4"]["alloc-range"] for one in model] == [node.pod_cidr]
+    for pod in pods:
+        assert f"k8s:app={pod.name}" in addresses
+        assert f"{pod.address}/32" in {one["cidr"] for one in entries}
+
+
+def test_connections_are_flushed_and_made_again(node: Node, pods: tuple[Pod, Pod]) -> None:
+    """None is left, new ones come up, and what the agent keeps cannot be flushed."""
+    web, client = pods
+    said = node.agent.cilium("bpf", "ct", "flush", "global")
+
+    assert int(said.split()[1]) > 0
+    assert web.address not in node.agent.cilium("bpf", "ct", "list", "global")
+    assert client.reaches(VIP, 80)
+    assert web.address in node.agent.cilium("bpf", "ct", "list", "global")
+    with pytest.raises(CommandError, match="cilium_lxc_v1 cannot be flushed"):
+        node.agent.client.delete("map/cilium_lxc_v1")
 
 
 def test_metrics_list(node: Node, pods: tuple[Pod, Pod]) -> None:

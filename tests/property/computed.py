@@ -11,21 +11,27 @@ from typing import Any, Protocol
 
 from ciliumd import abi
 from ciliumd.desired.identities import (
+    adopt_identities,
     allocate_identities,
     allocate_prefixes,
     known_identities,
     labels_of_pod,
+    named_ports_by_identity,
     named_ports_of_pod,
 )
 from ciliumd.desired.policy import EndpointRules, MapState, cidrs, classify, lookup, resolve, select
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
 from ciliumd.model.identity import NumericIdentity, Reserved
-from ciliumd.model.policy import Direction, NamedPort, Policy
+from ciliumd.model.labels import labels_text
+from ciliumd.model.objects import PodRow, RemoteEndpointRow
+from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import parse
 from property.reference import oracle
-from property.strategies import Case, Document
+from property.worlds import Case, Document
 
 STRANGER: NumericIdentity = 60000
+REMOTE_FIRST: NumericIdentity = 50000
+"""The lowest number of an identity of pods on the other node."""
 
 
 class Judge(Protocol):
@@ -66,30 +72,48 @@ class Node:
 
     def __init__(self, case: Case) -> None:
         self.policies = policies_of(case.policies)
+        self._enforcement = Enforcement(case.enforcement)
         namespaces = {key: row for _, key, row in _rows(case.namespaces)}
-        pods = {key: row for _, key, row in _rows(case.pods)}
-        self.pod_labels = {key: labels_of_pod(row, namespaces[row.namespace]) for key, row in pods.items()}
-        self.pod_ports = {key: named_ports_of_pod(row) for key, row in pods.items()}
-        self._numbers = allocate_identities({}, self.pod_labels.values()).assigned
+        here = {key: row for _, key, row in _rows(case.local_pods)}
+        there = {key: row for _, key, row in _rows(case.remote_pods)}
+        pods = here | there
+        self._pod_labels = {key: labels_of_pod(row, namespaces[row.namespace]) for key, row in pods.items()}
+        self._pod_ports = {key: named_ports_of_pod(row) for key, row in pods.items()}
+        remote = sorted({self._pod_labels[key] for key in there}, key=labels_text)
+        cluster = dict(enumerate(remote, REMOTE_FIRST))
+        adoption = adopt_identities({}, cluster, self._pod_labels.values())
+        self._numbers = adoption.numbers | allocate_identities({}, adoption.missing).assigned
         self._prefixes = allocate_prefixes({}, cidrs(self.policies)).assigned
-        self.identities = known_identities(self._numbers, self._prefixes)
-        self.named_ports: dict[NumericIdentity, frozenset[NamedPort]] = {}
-        for key, labels in self.pod_labels.items():
-            number = self._numbers[labels]
-            self.named_ports[number] = self.named_ports.get(number, frozenset()) | self.pod_ports[key]
+        self.identities = known_identities(self._numbers, self._prefixes, cluster)
+        self.named_ports = named_ports_by_identity(
+            (), {}, {}, (self._published(row) for row in there.values())
+        )
+        for key in here:
+            number = self._numbers[self._pod_labels[key]]
+            self.named_ports[number] = self.named_ports.get(number, frozenset()) | self._pod_ports[key]
 
-    def rules(self, pod: oracle.Pod) -> EndpointRules:
-        """What *pod* is under."""
-        key = pod.namespace, pod.name
-        return select(self.policies, self.pod_labels[key], named_ports=self.pod_ports[key])
+    def _published(self, row: PodRow) -> RemoteEndpointRow:
+        """A pod of the other node as that publishes it."""
+        key = row.namespace, row.name
+        return RemoteEndpointRow(*key, self._numbers[self._pod_labels[key]], (), None, row.named_ports)
 
-    def state(self, pod: oracle.Pod) -> MapState:
-        """The content of the version *pod* runs under."""
-        return resolve(self.rules(pod), self.identities, named_ports=self.named_ports)
+    def rules(self, subject: oracle.Subject) -> EndpointRules:
+        """What *subject* is under."""
+        match subject:
+            case oracle.Pod():
+                key = subject.namespace, subject.name
+                labels, ports = self._pod_labels[key], self._pod_ports[key]
+            case oracle.Node():
+                labels, ports = self.identities[self.identity(subject)], frozenset()
+        return select(self.policies, labels, named_ports=ports, enforcement=self._enforcement)
 
-    def grown_state(self, pod: oracle.Pod, late: Iterable[NumericIdentity]) -> MapState:
+    def state(self, subject: oracle.Subject) -> MapState:
+        """The content of the version *subject* runs under."""
+        return resolve(self.rules(subject), self.identities, named_ports=self.named_ports)
+
+    def grown_state(self, subject: oracle.Subject, late: Iterable[NumericIdentity]) -> MapState:
         """The same when *late* identities turned up one by one after the version was made."""
-        rules, late = self.rules(pod), [number for number in late if number in self.identities]
+        rules, late = self.rules(subject), [number for number in late if number in self.identities]
         first = {number: labels for number, labels in self.identities.items() if number not in late}
         state = resolve(rules, first, named_ports=self.named_ports)
         for number in late:
@@ -101,7 +125,7 @@ class Node:
         """The identity packets from or to *peer* carry: what ipcache gives for its address."""
         match peer:
             case oracle.Pod():
-                return self._numbers[self.pod_labels[peer.namespace, peer.name]]
+                return self._numbers[self._pod_labels[peer.namespace, peer.name]]
             case oracle.Node(reserved):
                 return int(Reserved[reserved.upper().replace("-", "_")])
             case oracle.Address(ip):

@@ -17,13 +17,19 @@ from ciliumd import abi
 from ciliumd.desired.policy import MapState
 from property.computed import InterpreterJudge, Judge, Node, verdict_name
 from property.kernel_judge import KernelJudge
-from property.reference.oracle import Stranger, verdict
-from property.strategies import Case, cases
+from property.reference.oracle import Packet, Stranger, Subject, verdict
+from property.strategies import cases
 from property.tally import Tally
+from property.worlds import Case
 
 pytestmark = pytest.mark.property
 
 few = settings(max_examples=settings().max_examples // 5)
+
+
+def written(case: Case, subject: Subject, packet: Packet) -> str:
+    """What the documents say."""
+    return verdict(case.policies, subject, packet, enforcement=case.enforcement)
 
 
 def judge_case(case: Case, judges: list[Judge], tally: Tally) -> None:
@@ -35,12 +41,12 @@ def judge_case(case: Case, judges: list[Judge], tally: Tally) -> None:
         for judge in judges:
             judge.load(state)
         for packet in case.packets():
-            expected = verdict(case.policies, subject, packet)
+            expected = written(case, subject, packet)
             tally.verdicts[expected] += 1
             for judge in judges:
                 said = verdict_name(node, judge, packet)
 
-                assert expected == said, f"{judge.name} on {packet} of {subject.namespace}/{subject.name}"
+                assert expected == said, f"{judge.name} on {packet} of {subject}"
 
 
 def test_judges_agree_with_the_oracle(
@@ -126,7 +132,7 @@ def test_judges_notice_a_wrong_map(judges: list[Judge], spoil: Callable[[MapStat
         differing = [
             packet
             for packet in FIXED.packets()
-            if verdict(FIXED.policies, subject, packet) != verdict_name(node, judge, packet)
+            if written(FIXED, subject, packet) != verdict_name(node, judge, packet)
         ]
 
         assert bool(spoil) == bool(differing)
@@ -146,7 +152,7 @@ def test_identities_that_turn_up_late_are_judged_alike(case: Case, data: st.Data
         assert scratch.meaning() == grown.meaning()
         judge.load(grown)
         for packet in case.packets():
-            assert verdict(case.policies, subject, packet) == verdict_name(node, judge, packet)
+            assert written(case, subject, packet) == verdict_name(node, judge, packet)
 
 
 @few
@@ -160,4 +166,4 @@ def test_removed_identities_are_strangers(case: Case) -> None:
         for packet in case.packets():
             unknown = packet.__class__(packet.direction, Stranger(), packet.protocol, packet.port)
 
-            assert verdict(case.policies, subject, unknown) == verdict_name(node, judge, packet)
+            assert written(case, subject, unknown) == verdict_name(node, judge, packet)

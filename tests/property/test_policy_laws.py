@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Laws of policy that hold whatever the documents say, checked on the computed maps alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from property.computed import InterpreterJudge, Node, verdict_name
-from property.reference.oracle import ALLOW, DENY, EGRESS, INGRESS, Pod
-from property.strategies import CILIUM_RULES, Case, Document, cases
+from property.documents import CILIUM_RULES
+from property.reference.oracle import ALLOW, DEFAULT, DENY, EGRESS, INGRESS, Pod
+from property.strategies import cases
+from property.worlds import Case, Document
 
 pytestmark = pytest.mark.property
 
@@ -19,13 +22,13 @@ Verdicts = dict[tuple[str, str], str]
 
 
 def _verdicts(case: Case, policies: tuple[Document, ...]) -> Verdicts:
-    node = Node(Case(case.namespaces, case.pods, policies, case.traffic))
+    node = Node(case.with_policies(*policies))
     judge = InterpreterJudge()
     found: Verdicts = {}
     for subject in case.subjects():
         judge.load(node.state(subject))
         for packet in case.packets():
-            found[subject.name, repr(packet)] = verdict_name(node, judge, packet)
+            found[repr(subject), repr(packet)] = verdict_name(node, judge, packet)
     return found
 
 
@@ -77,7 +80,7 @@ def test_deny_wins_and_takes_nothing_else(case: Case, ingress: Document, egress:
 def test_order_is_irrelevant(case: Case, data: st.DataObject) -> None:
     """Policies in any order give the very same maps; rules in any order the same verdicts."""
     policies = tuple(data.draw(st.permutations(case.policies)))
-    shuffled = Case(case.namespaces, case.pods, policies, case.traffic)
+    shuffled = case.with_policies(*policies)
     for subject in case.subjects():
         assert Node(case).state(subject) == Node(shuffled).state(subject)
 
@@ -92,8 +95,11 @@ def test_empty_selector_takes_everything_in_scope_and_empty_list_nothing(case: C
     nothing = _policy("none", ingress=[{"fromEndpoints": []}], egress=[{"toEndpoints": []}])
     judge = InterpreterJudge()
     for policy in (everything, nothing):
-        node = Node(Case(case.namespaces, case.pods, (policy,), case.traffic))
-        for subject in (pod for pod in case.subjects() if pod.namespace == "blue"):
+        world = replace(case.with_policies(policy), enforcement=DEFAULT)
+        node = Node(world)
+        for subject in world.subjects():
+            if not isinstance(subject, Pod) or subject.namespace != "blue":
+                continue
             judge.load(node.state(subject))
             for packet in case.packets():
                 in_scope = isinstance(packet.peer, Pod) and packet.peer.namespace == "blue"

@@ -90,10 +90,11 @@ class Parser:
             return self._arp(frame, pod)
         if ethertype != ETHERTYPE_IPV4:
             return Refused(UNKNOWN_L3)
-        outcome = self.ipv4(frame)
-        if isinstance(outcome, Flow) and outcome.src != pod.ip:
+        packet = frame[ETHERNET:]
+        # Before anything is remembered of it: a liar's first fragment must not name others' ports.
+        if len(packet) >= IPV4 and self._sane(packet) and packet[12:16] != pod.ip:
             return Refused(INVALID_SIP)
-        return outcome
+        return self.ipv4(frame)
 
     def to_container(self, frame: bytes, pods: frozenset[bytes]) -> Outcome:
         """What the node's stack sends by a pod's own device; *pods* are the local addresses."""

@@ -2,7 +2,10 @@
 """
 A node without a kernel: objects go into tables, tables into the rows of every map.
 
-Steps are done as the agent does them, with its own functions: parse, write rows, hand out ids, compute.
+Rows are planned as the agent plans them, by the same :class:`~ciliumd.daemon.plan.NodePlan`, and kept
+by map as a kernel that does as told would keep them.  Between two steps enough time passes for policy
+versions nobody uses to go.
+
 What a pod's wiring would add is said in the story by documents of its own (``apiVersion: stories/v1``):
 ``Endpoint`` adds one, ``Deleted`` takes an object or an endpoint away.
 """
@@ -11,35 +14,9 @@ from collections.abc import Mapping
 from ipaddress import IPv4Address, ip_address
 from typing import Any
 
-from ciliumd.desired.endpoints import endpoint_rows
-from ciliumd.desired.identities import (
-    allocate_identities,
-    allocate_prefixes,
-    endpoint_identities,
-    endpoint_labels,
-    known_identities,
-    named_ports_by_identity,
-    named_ports_of_pod,
-    wanted_identities,
-)
-from ciliumd.desired.ipcache import ipcache_rows
-from ciliumd.desired.lbrows import lb_rows
-from ciliumd.desired.policy import (
-    MapState,
-    cidrs,
-    packed_classes,
-    packed_rules,
-    plan_versions,
-    resolve,
-    select,
-)
-from ciliumd.desired.services import (
-    ServedFrontend,
-    allocate_backend_ids,
-    allocate_service_ids,
-    served_frontends,
-)
-from ciliumd.desired.slices import derived_slices
+from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
+from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.resources import InvalidResource, parse
 from ciliumd.tables import Problem, Tables
@@ -47,6 +24,11 @@ from ciliumd.tables import Problem, Tables
 NODE = "node-one"
 HOST_ADDRESSES = (ip_address("10.0.0.254"),)
 STORIES = "stories/v1"
+CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
+SOURCES = (
+    *("namespaces", "pods", "services", "slices", "policies"),
+    *("nodes", "remote_endpoints", "cluster_identities", "endpoints"),
+)
 
 Maps = dict[str, dict[bytes, bytes]]
 
@@ -58,9 +40,17 @@ class Node:
         self.tables = Tables()
         self.maps: Maps = {}
         self._rows_of: dict[tuple[str, str, str], set[tuple[str, Any]]] = {}
-        self._told: set[tuple[str, str, str]] = set()
-        self._versions: dict[int, MapState] = {}
-        self._next_version = 1
+        self._now = 0.0
+        self._plan = NodePlan(
+            self.tables,
+            NodeFacts(NODE, "default", HOST_ADDRESSES),
+            reserve_version=lambda _number: None,
+            next_version=1,
+            clock=lambda: self._now,
+        )
+        self._policy_rows: dict[bytes, bytes] = {}
+        for name in SOURCES:
+            getattr(self.tables, name).mark_initialized()
 
     def apply(self, document: Mapping[str, Any]) -> None:
         """Take in one document of a step."""
@@ -81,72 +71,37 @@ class Node:
         self._rows_of[resource.key] = {(table, key) for table, key, _ in rows}
 
     def settle(self) -> None:
-        """Hand out the ids that are missing and compute the rows of every map."""
-        tables = self.tables
-        labels = {
-            number: endpoint_labels(spec, tables.pods.view(), tables.namespaces.view())
-            for number, spec in tables.endpoints.items()
-        }
-        new_identities = allocate_identities(tables.identities.view(), wanted_identities(labels.values()))
-        new_prefixes = allocate_prefixes(tables.prefixes.view(), cidrs(tables.policies.values()))
-        _take(tables.identities, new_identities.assigned)
-        _take(tables.prefixes, new_prefixes.assigned)
-        served = self._served()
-        _take(tables.service_ids, allocate_service_ids(tables.service_ids.view(), served).assigned)
-        _take(tables.backend_ids, allocate_backend_ids(tables.backend_ids.view(), served).assigned)
-
-        endpoints = sorted(tables.endpoints.values(), key=lambda spec: spec.id)
-        identities = endpoint_identities(labels, tables.identities.view())
-        known = known_identities(tables.identities.view(), tables.prefixes.view())
-        named = named_ports_by_identity(endpoints, tables.pods.view(), identities)
-        policies = tables.policies.values()
-        wanted = {
-            spec.id: resolve(
-                select(
-                    policies,
-                    labels[spec.id],
-                    named_ports=named_ports_of_pod(tables.pods.get(spec.pod_key)),
-                ),
-                known,
-                named_ports=named,
-            )
-            for spec in endpoints
-        }
-        plan = plan_versions(wanted, self._versions, next_version=self._next_version)
-        self._versions, self._next_version = dict(plan.states), plan.next_version
-
-        rows = endpoint_rows(endpoints, identities, plan.assigned, host_addresses=HOST_ADDRESSES)
-        cache = ipcache_rows(
-            endpoints, identities, host_addresses=HOST_ADDRESSES, prefixes=tables.prefixes.view()
-        )
-        lb = lb_rows(served, tables.service_ids.view(), tables.backend_ids.view())
+        """Plan, and plan again once what is unused may go."""
+        plan = self._plan
+        for _ in range(2):
+            plan.refresh()
+            changes = plan.policy_changes()
+            for key in changes.removals:
+                self._policy_rows.pop(key, None)
+            self._policy_rows.update(changes.updates)
+            self._now += RETIRE_AFTER
         self.maps = {
-            "cilium_policy_rules_v1": _versioned(self._versions, packed_rules),
-            "cilium_policy_classes_v1": _versioned(self._versions, packed_classes),
-            "cilium_ipcache_v1": cache.addresses,
-            "cilium_ipcache_lpm_v1": cache.prefixes,
-            "cilium_lb_backends_v1": lb.backends,
-            "cilium_lb_revnat_v1": lb.revnat,
-            "cilium_lb_services_v1": lb.services,
-            "cilium_endpoints_v1": rows.facts,
-            "cilium_lxc_v1": rows.addresses,
-            "cilium_ifindex_v1": rows.devices,
-            "cilium_endpoint_state_v1": rows.states,
+            "cilium_policy_rules_v1": self._policy_map(RULES),
+            "cilium_policy_classes_v1": self._policy_map(CLASSES),
+            "cilium_ipcache_v1": dict(plan.ipcache_rows.addresses),
+            "cilium_ipcache_lpm_v1": dict(plan.ipcache_rows.prefixes),
+            "cilium_lb_backends_v1": dict(plan.lb_rows.backends),
+            "cilium_lb_revnat_v1": dict(plan.lb_rows.revnat),
+            "cilium_lb_services_v1": dict(plan.lb_rows.services),
+            "cilium_endpoints_v1": dict(plan.endpoint_rows.facts),
+            "cilium_lxc_v1": dict(plan.endpoint_rows.addresses),
+            "cilium_ifindex_v1": dict(plan.endpoint_rows.devices),
+            "cilium_endpoint_state_v1": dict(plan.endpoint_rows.states),
         }
 
-    def _served(self) -> list[ServedFrontend]:
-        tables = self.tables
-        services, slices = tables.services.values(), tables.slices.values()
-        derived = derived_slices(services, slices, tables.pods.view(), tables.endpoints.values(), node=NODE)
-        served, problems = served_frontends(services, [*slices, *derived.values()], node=NODE)
-        told = {
-            ("Service", *problem.service): Problem("spec.clusterIP", problem.message) for problem in problems
-        }
-        for key in self._told - told.keys():
-            tables.problems.delete(key)
-        _take(tables.problems, told)
-        self._told = set(told)
-        return served
+    def _policy_map(self, wanted: int) -> dict[bytes, bytes]:
+        """Rows of one of the two policy maps, as the decoder shows them: version first."""
+        rows: dict[bytes, bytes] = {}
+        for key, value in self._policy_rows.items():
+            version, which, inner = split_key(key)
+            if which == wanted:
+                rows[version.to_bytes(4, "little") + inner] = value
+        return rows
 
     def _apply_stage_direction(self, document: Mapping[str, Any]) -> None:
         meta = document["metadata"]
@@ -159,7 +114,7 @@ class Node:
                 for number in self.tables.endpoints_of_pod.get((namespace, name)):
                     self.tables.endpoints.delete(number)
             case "Deleted", {"kind": str(kind), **rest} if not rest:
-                key = (kind, "" if kind == "Namespace" else namespace, name)
+                key = (kind, "" if kind in CLUSTER_SCOPED else namespace, name)
                 self.tables.problems.delete(key)
                 self._drop(key, keep=set())
             case kind, spec:
@@ -187,16 +142,3 @@ def wired(number: int, namespace: str, pod: str, ipv4: IPv4Address | Any) -> End
         ipv4=ipv4,
         ipv6=None,
     )
-
-
-def _take(table: Any, rows: Mapping[Any, Any]) -> None:
-    for key, row in rows.items():
-        table.set(key, row)
-
-
-def _versioned(versions: Mapping[int, MapState], packed: Any) -> dict[bytes, bytes]:
-    return {
-        version.to_bytes(4, "little") + key: value
-        for version, state in versions.items()
-        for key, value in packed(state).items()
-    }

@@ -40,10 +40,13 @@ enum cil_hook {
 
 /* Tail-call targets inside one generation of programs. */
 enum cil_call {
-	CALL_SERVICE = 0, /* per-packet service translation of what a pod sends */
-	CALL_EGRESS = 1,  /* conntrack, egress policy and routing of what a pod sends */
-	CALL_INGRESS = 2, /* conntrack, ingress policy and delivery to a local pod */
-	CALL_REFUSE = 3,  /* answer the sender with ICMP port unreachable */
+	CALL_SERVICE = 0,	  /* per-packet service translation of what a pod sends */
+	CALL_EGRESS = 1,	  /* conntrack, egress policy and routing of what a pod sends */
+	CALL_INGRESS = 2,	  /* conntrack, ingress policy and delivery to a local pod */
+	CALL_REFUSE = 3,	  /* answer the sender with an ICMP error */
+	CALL_NODE_PORT = 4,	  /* from outside to a service: choose a backend, send it there */
+	CALL_NODE_PORT_REPLY = 5, /* from a backend elsewhere, back to the client */
+	CALL_NODE_PORT_ERROR = 6, /* ICMP error from outside about a service's answer */
 	CALL_MAX = 16,
 };
 
@@ -122,6 +125,20 @@ struct ipcache_entry {
 	__u8 flags;
 	__u16 pad0;
 	__u32 pad1;
+};
+
+/*
+ * cilium_nodes_v1: HASH of every address that a node of the cluster has in the network, this node
+ * included.  A packet out of the tunnel must come from one, and its inner source must be of the same
+ * node: be in this map itself, or have an ipcache row whose tunnel_endpoint is.
+ */
+struct node_key {
+	struct cil_addr addr;
+};
+
+struct node_value {
+	__u32 check;   /* fold of the address */
+	__u32 node_id; /* the same for all addresses of a node; not 0 */
 };
 
 /* Reserved numeric identities, as in Cilium. */
@@ -210,6 +227,8 @@ enum cil_ct_kind {
  * cilium_ct_v1: LRU_HASH.  One row per flow and local endpoint: "local" is that endpoint's side
  * whatever the direction of the packet, so one lookup finds the row for original and reply
  * packets alike.  ICMP echo: the requester's port is the echo id, the responder's 0.
+ * A flow from outside that is sent on to a backend elsewhere has no local endpoint: its client is
+ * "local", and the row carries the service alone.
  */
 struct ct_key {
 	struct cil_addr local;
@@ -228,6 +247,7 @@ enum cil_ct_flags {
 	CT_F_REMOTE_CLOSED = 8, /* FIN or RST sent by remote */
 	CT_F_LOOPBACK = 16,	/* pod reaching itself through a service */
 	CT_F_SEEN_NON_SYN = 32, /* TCP beyond the handshake */
+	CT_F_CARRIED_PEER = 64, /* the tunnel told who the peer is; its address says less */
 };
 
 struct ct_entry {
@@ -253,7 +273,11 @@ enum cil_lb_scope {
 	LB_SCOPE_INTERNAL = 1,
 };
 
-/* cilium_lb_services_v1: HASH; slot 0 is the frontend, slots 1..count its backends. */
+/*
+ * cilium_lb_services_v1: HASH; slot 0 is the frontend, slots 1..count its backends.  A row with
+ * port, protocol and slot 0 says that the address is a ClusterIP: what none of its ports takes is
+ * dropped, instead of following the default route.
+ */
 struct lb_service_key {
 	struct cil_addr addr;
 	__be16 port;
@@ -270,6 +294,7 @@ enum cil_lb_service_flags {
 	LB_F_LOAD_BALANCER = 8,
 	LB_F_HOST_PORT = 16,
 	LB_F_AFFINITY = 32,
+	LB_F_TWO_SCOPES = 64, /* inside the cluster, the rows of LB_SCOPE_INTERNAL count instead */
 };
 
 struct lb_service {
@@ -387,6 +412,7 @@ enum cil_drop_reason {
 	DROP_WRITE_ERROR = 141,
 	DROP_UNKNOWN_L4 = 142,
 	DROP_ICMP_TYPE = 144,
+	DROP_NO_TUNNEL_KEY = 147,
 	DROP_UNKNOWN_TARGET = 150,
 	DROP_UNROUTABLE = 151,
 	DROP_NO_LXC = 152,
@@ -400,8 +426,10 @@ enum cil_drop_reason {
 	DROP_NAT_NO_MAPPING = 167,
 	DROP_NAT_UNSUPP_PROTO = 168,
 	DROP_NO_FIB = 169,
+	DROP_ENCAP_PROHIBITED = 170,
 	DROP_INVALID_IDENTITY = 171,
 	DROP_UNKNOWN_SENDER = 172,
+	DROP_IS_CLUSTER_IP = 174,
 	DROP_FRAG_NOT_FOUND = 175,
 	DROP_POLICY_DENY = 181,
 	DROP_TTL_EXCEEDED = 196,
@@ -450,6 +478,8 @@ enum cil_source_file {
 	FILE_LXC = 1,
 	FILE_HOST = 2,
 	FILE_ENTRY = 3,
+	FILE_OVERLAY = 4,
+	FILE_NODEPORT = 5,
 };
 
 /* Record of cilium_events_v1 (RINGBUF). */

@@ -58,9 +58,10 @@ def effective_capabilities(status: str) -> frozenset[str]:
 
 def require_capabilities(held: frozenset[str]) -> None:
     """Raise NotPermitted unless programs can be loaded and attached."""
-    missing = sorted({"CAP_BPF", "CAP_NET_ADMIN"} - held)
+    missing = sorted({"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"} - held)
     if missing:
-        hint = f"missing {' and '.join(missing)}: run as root, or add them to the container's securityContext"
+        named = f"{', '.join(missing[:-1])} and {missing[-1]}" if missing[1:] else missing[0]
+        hint = f"missing {named}: run as root, or add them to the container's securityContext"
         raise NotPermitted("use", "BPF", errno.EPERM, hint)
 
 

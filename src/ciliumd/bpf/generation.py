@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from ciliumd import abi
 from ciliumd.bpf import layout
-from ciliumd.bpf.link import TcxHook, attach_cgroup, attach_tcx, detach
+from ciliumd.bpf.link import Link, TcxHook, attach_cgroup, attach_tcx, detach
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.object import Object, embedded
 from ciliumd.bpf.words import U64Array
@@ -205,6 +205,17 @@ def detach_device(pins: Pins, ifindex: int) -> None:
     """Take our programs off a device, whether it still exists or not."""
     for hook in TcxHook:
         detach(device_pin(pins, ifindex, hook))
+
+
+def drop_detached(pins: Pins) -> list[Path]:
+    """Let go of links whose device has gone while nobody looked; their pins."""
+    dropped = []
+    for pin in sorted(pins.links.glob("tcx_*")):
+        with Link.from_pin(pin) as link:
+            gone = link.info.detached
+        if gone and detach(pin):
+            dropped.append(pin)
+    return dropped
 
 
 def detach_cgroup(pins: Pins) -> None:

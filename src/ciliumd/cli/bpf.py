@@ -41,10 +41,11 @@ def register(commands: Commands) -> None:
     what = lb.add_mutually_exclusive_group()
     for name in ("frontends", "backends", "revnat"):
         what.add_argument(f"--{name}", dest="what", action="store_const", const=name, default="services")
-    ct = command(
-        group(kinds, "ct", "Connection tracking"), "list", "List connections", run_ct, aliases=("ls",)
-    )
-    ct.add_argument("scope", nargs="?", choices=["global"], default="global")
+    ct = group(kinds, "ct", "Connection tracking")
+    listing = command(ct, "list", "List connections", run_ct, aliases=("ls",))
+    flush = command(ct, "flush", "Forget all connections", run_ct_flush, output=False)
+    for verb in (listing, flush):
+        verb.add_argument("scope", nargs="?", choices=["global"], default="global")
     command(group(kinds, "nat", "Masquerading"), "list", "List NAT mappings", run_nat, aliases=("ls",))
     metrics = group(kinds, "metrics", "Datapath traffic metrics")
     command(metrics, "list", "List packets and bytes by reason", run_metrics, aliases=("ls",))
@@ -87,7 +88,7 @@ def run_ipcache_get(arguments: argparse.Namespace) -> int:
 
 def run_tunnels(arguments: argparse.Namespace) -> int:
     """Remote prefixes that are reached through a tunnel."""
-    lines = bpf_rows.tunnel_lines(_ipcache(client(arguments)))
+    lines = bpf_rows.tunnel_lines(_rows(client(arguments), "cilium_ipcache_lpm_v1"))
     return _emit_lines(arguments, lines, ("TUNNEL", "VALUE"))
 
 
@@ -114,6 +115,13 @@ def run_lb(arguments: argparse.Namespace) -> int:
 def run_ct(arguments: argparse.Namespace) -> int:
     """Tracked connections."""
     return _emit_text(arguments, _rows(client(arguments), "cilium_ct_v1"), bpf_rows.ct_line)
+
+
+def run_ct_flush(arguments: argparse.Namespace) -> int:
+    """Forget all connections: packets of those that live on are judged anew."""
+    answer = client(arguments).delete("map/cilium_ct_v1")
+    print(f"Flushed {answer['deleted']} entries from cilium_ct_v1")
+    return OK
 
 
 def run_nat(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ _CT_FLAGS: Final = {
     "remote-closed": "RemoteClosed",
     "loopback": "LBLoopback",
     "seen-non-syn": "SeenNonSyn",
+    "carried-peer": "FromTunnel",
 }
 _CT_BITS: Final = {name: 1 << bit for bit, name in enumerate(_CT_FLAGS)}
 _SERVICE_FLAGS: Final = {
@@ -111,9 +112,19 @@ def ipcache_lookup(rows: Iterable[Json], address: str) -> Json | None:
     return best
 
 
+def ip_entries(rows: Iterable[Json]) -> list[Json]:
+    """``models.IPListEntry`` of every row, by address; ``hostIP`` only of what lies behind a tunnel."""
+    return [
+        {"cidr": ipcache_prefix(row), "identity": row["value"]["identity"]}
+        | ({"hostIP": host} if (host := row["value"]["tunnel_endpoint"]) else {})
+        | {"encryptKey": row["value"]["encrypt_key"]}
+        for row in sorted(rows, key=lambda row: _address_order(ipcache_prefix(row)))
+    ]
+
+
 def tunnel_lines(rows: Iterable[Json]) -> Lines:
-    """Remote prefix -> node, of the rows reached through a tunnel."""
-    remote = [row for row in rows if row["value"]["tunnel_endpoint"]]
+    """Remote prefix -> node, of prefixes reached through a tunnel; what lies in them goes the same way."""
+    remote = [row for row in rows if "prefix" in row["key"] and row["value"]["tunnel_endpoint"]]
     return {
         ipcache_prefix(row): [row["value"]["tunnel_endpoint"]]
         for row in sorted(remote, key=lambda row: _address_order(ipcache_prefix(row)))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``ciliumd``: run the agent, give it endpoints, and judge policies without it.
+``ciliumd``: run agent and operator, give an agent endpoints, and judge policies without it.
 
 Consumed: ``PUT /v1/endpoint`` with ``{netns, pod: "ns/name", ip?, ifname, container-id?}``, answered
 by the endpoint (see ``cli.endpoint``); ``DELETE /v1/endpoint/{id}`` and ``DELETE
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ciliumd import __version__
+from ciliumd.cli import install_cni, mounts, sysctl
 from ciliumd.cli.arguments import SHARED, Commands, Parser, client, command, group
 from ciliumd.cli.client import segment
 from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
@@ -25,15 +26,18 @@ NETNS_DIRECTORY: Final = Path("/var/run/netns")
 
 
 def build_parser() -> Parser:
-    """The parser of every command but ``agent``, whose options are the agent's own."""
+    """The parser of every command but ``agent`` and ``operator``, whose options are their own."""
     parser = Parser(prog="ciliumd", description="Networking, policy and load balancing", parents=[SHARED])
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
     commands.add_parser("agent", help="run the agent (ciliumd agent --help)", add_help=False)
+    commands.add_parser("operator", help="run the operator (ciliumd operator --help)", add_help=False)
     _register_endpoint(group(commands, "endpoint", "Turn network namespaces into endpoints and back"))
     validate = command(
         group(commands, "policy", "Work with policies offline"), "validate", "Judge manifests", run_validate
     )
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    for part in (install_cni, mounts, sysctl):
+        part.register(commands)
     command(commands, "version", "Print the version", run_version, output=False)
     return parser
 
@@ -56,6 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ciliumd.daemon.app import main as agent
 
         return agent(words[1:])
+    if words[:1] == ["operator"]:
+        from ciliumd.operator.app import main as operator
+
+        return operator(words[1:])
     return guarded(lambda: _run(words))
 
 

@@ -5,6 +5,7 @@
 Consumed, as Cilium's ``models.Endpoint``, from ``GET /v1/endpoint`` (a list)::
 
     {id, status: {state, identity: {id, labels}, labels: {security-relevant: [text]},
+                  health: {overallHealth, bpf, policy: OK | Pending, connected},
                   networking: {addressing: [{ipv4, ipv6}], ...},
                   policy: {realized: {policy-enabled, policy-revision}},
                   external-identifiers: {k8s-namespace, k8s-pod-name, pod-name, container-id}}}
@@ -57,6 +58,11 @@ def register(commands: Commands) -> None:
     listing.add_argument("--no-headers", action="store_true", help="do not print headers")
     get = command(verbs, "get", "Display endpoint information", run_get)
     get.add_argument("id", metavar="ID", help="12, pod-name:NS/POD, ipv4:ADDR, ipv6:ADDR or container-id:ID")
+    for name, text, verb in (
+        ("health", "View how an endpoint is doing", run_health),
+        ("labels", "List the labels of an endpoint", run_labels),
+    ):
+        command(verbs, name, text, verb).add_argument("id", metavar="ID")
     delete = command(verbs, "delete", "Remove an endpoint", run_delete, aliases=("del",), output=False)
     delete.add_argument("id", metavar="ID", help="12 or pod-name:NS/POD")
 
@@ -73,6 +79,27 @@ def run_get(arguments: argparse.Namespace) -> int:
     """Print one endpoint."""
     found = [find(client(arguments), arguments.id)]
     emit(found, arguments.output, json.dumps(found, indent=2) + "\n")
+    return OK
+
+
+def run_health(arguments: argparse.Namespace) -> int:
+    """Print whether its rows are in the maps."""
+    status = find(client(arguments), arguments.id)["status"]
+    health = status["health"]
+    lines = [
+        ("Overall Health:", health["overallHealth"]),
+        ("BPF Health:", health["bpf"]),
+        ("Policy Health:", health["policy"]),
+        ("Connected:", "yes" if health["connected"] else "no"),
+    ]
+    emit(health, arguments.output, table(lines))
+    return OK
+
+
+def run_labels(arguments: argparse.Namespace) -> int:
+    """Print its labels, one a line."""
+    labels = labels_of(find(client(arguments), arguments.id))
+    emit(labels, arguments.output, "".join(f"{label}\n" for label in labels))
     return OK
 
 

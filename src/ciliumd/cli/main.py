@@ -2,6 +2,9 @@
 """
 ``cilium`` (also installed as ``cilium-dbg``): the command line of a running agent.
 
+Where no agent's socket exists and a kubeconfig does, ``cilium`` is the command line of the cluster (see
+``outer``).
+
 Exit codes: 0 done, 1 a check failed or something is missing, 2 misuse, 3 the agent cannot be
 reached.  Data goes to stdout, everything else to stderr.
 """
@@ -12,14 +15,18 @@ from collections.abc import Callable, Sequence
 
 from ciliumd.cli import (
     bpf,
+    build_config,
     cleanup,
     completion,
     config,
     endpoint,
     identity,
+    ip,
     maps,
     metrics,
     monitor,
+    node,
+    outer,
     policy,
     service,
     status,
@@ -31,14 +38,17 @@ from ciliumd.cli.output import note
 
 NOUNS = (
     bpf,
+    build_config,
     cleanup,
     completion,
     config,
     endpoint,
     identity,
+    ip,
     maps,
     metrics,
     monitor,
+    node,
     policy,
     service,
     status,
@@ -61,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:2] == ["__complete", "--"]:
         print("\n".join(completion.candidates(build_parser(), words[2:])))
         return OK
-    return guarded(lambda: run(words))
+    command = outer.run if outer.is_outside(sys.argv[0], words) else run
+    return guarded(lambda: command(words))
 
 
 def run(words: list[str]) -> int:

@@ -19,17 +19,17 @@ MIN_WIDTH: Final = 5
 FORMATS: Final = ("json", "yaml", "jsonpath=TEMPLATE", "table")
 
 
-def table(rows: Iterable[Sequence[object]], *, min_width: int = MIN_WIDTH) -> str:
+def table(rows: Iterable[Sequence[object]], *, min_width: int = MIN_WIDTH, padding: int = PADDING) -> str:
     """*rows* with their cells in columns; a cell that ends its row widens nothing."""
     lines = [[str(cell) for cell in row] for row in rows]
-    widths = _widths(lines, min_width)
+    widths = _widths(lines, min_width, padding)
     return "".join(
         "".join(cell.ljust(widths[index][column]) for column, cell in enumerate(line)).rstrip() + "\n"
         for index, line in enumerate(lines)
     )
 
 
-def _widths(lines: list[list[str]], min_width: int) -> list[list[int]]:
+def _widths(lines: list[list[str]], min_width: int, padding: int) -> list[list[int]]:
     widths = [[0] * len(line) for line in lines]
     for column in range(max((len(line) for line in lines), default=0)):
         block: list[int] = []
@@ -39,7 +39,7 @@ def _widths(lines: list[list[str]], min_width: int) -> list[list[int]]:
                 block.append(index)
                 continue
             if block:
-                wide = max(max(len(lines[row][column]) for row in block) + PADDING, min_width)
+                wide = max(max(len(lines[row][column]) for row in block) + padding, min_width)
                 for row in block:
                     widths[row][column] = wide
             block = []

@@ -13,16 +13,19 @@ The JSON of ``GET /v1/healthz`` is Cilium's ``models.StatusResponse``.  Whatever
                              features: {socketLB, nodePort, hostPort, externalIPs, sessionAffinity,
                                         gracefulTermination: each {enabled, ...}, bpfSocketLBHostnsOnly}}
     host-firewall           {mode, devices: [text]}
+    srv6                    {enabled}
     cni-chaining            {mode}
     cni-file                {state, msg}              line only if present
     nodeMonitor             {cpus, npages, pagesize, lost, unknown}
-    cluster                 {ciliumHealth: {state, msg}}
-    cluster-health          {reachable, total, time}  time: RFC 3339
+    cluster                 {ciliumHealth: {state, msg}, nodes: [{name, ...}], self}
+    cluster-health          {reachable, total, time, unreachable: [name]}  time: RFC 3339
     ipam                    {status, allocations: {address: owner}}
+    ipv4-big-tcp, ipv6-big-tcp {enabled}
     bandwidth-manager       {enabled, congestionControl, devices: [text]}
     host-routing            {mode}                    BPF | Legacy
-    routing                 {network, host}           e.g. Native, Tunnel [vxlan]; line only if present
-    attach-mode             {mode}                    TCX | Legacy TC
+    routing                 {inter-host-routing-mode: Native | Tunnel, tunnel-protocol,
+                             intra-host-routing-mode: BPF | Legacy}        line only if present
+    attach-mode             text                      TCX | TC
     datapath-mode           text                      veth | netkit; line only if present
     masquerading            {mode, enabled, enabledProtocols: {ipv4, ipv6}, snat-exclusion-cidr-v4,
                              ip-masq-agent}           mode: BPF | iptables
@@ -125,6 +128,7 @@ def _lines(status: Json) -> Iterator[list[str]]:
         yield ["Kubernetes APIs:", f'["{names}"]']
     yield ["KubeProxyReplacement:", *_kube_proxy(status.get("kube-proxy-replacement"))]
     yield ["Host firewall:", *_firewall(status.get("host-firewall"))]
+    yield ["SRv6:", _enabled((status.get("srv6") or _NOTHING).get("enabled"))]
     yield ["CNI Chaining:", (status.get("cni-chaining") or _NOTHING).get("mode", DISABLED)]
     if cni_file := status.get("cni-file"):
         yield ["CNI Config file:", cni_file.get("msg", "")]
@@ -138,11 +142,15 @@ def _lines(status: Json) -> Iterator[list[str]]:
     health = (status.get("cluster") or _NOTHING).get("ciliumHealth")
     yield ["Cilium health daemon:", *_state_line(health)]
     yield ["IPAM:", (status.get("ipam") or _NOTHING).get("status", DISABLED)]
+    for family in ("IPv4", "IPv6"):
+        big = status.get(f"{family.lower()}-big-tcp") or _NOTHING
+        yield [f"{family} BIG TCP:", _enabled(big.get("enabled"))]
     yield ["BandwidthManager:", _bandwidth(status.get("bandwidth-manager"))]
     if routing := status.get("routing"):
-        yield ["Routing:", f"Network: {routing.get('network', '')}", f"Host: {routing.get('host', '')}"]
+        yield ["Routing:", *_routing(routing)]
     yield ["Host Routing:", (status.get("host-routing") or _NOTHING).get("mode", DISABLED)]
-    yield ["Attach Mode:", (status.get("attach-mode") or _NOTHING).get("mode", DISABLED)]
+    attached = str(status.get("attach-mode", DISABLED))
+    yield ["Attach Mode:", "Legacy TC" if attached == "TC" else attached]
     if mode := status.get("datapath-mode"):
         yield ["Device Mode:", mode]
     yield ["Masquerading:", *_masquerading(status)]
@@ -182,6 +190,13 @@ def _firewall(firewall: Json | None) -> list[str]:
     if not firewall or firewall.get("mode", DISABLED) == DISABLED:
         return [DISABLED]
     return [firewall["mode"], f"[{', '.join(firewall.get('devices') or ())}]"]
+
+
+def _routing(routing: Json) -> list[str]:
+    network = routing.get("inter-host-routing-mode", "")
+    if protocol := routing.get("tunnel-protocol"):
+        network += f" [{protocol}]"
+    return [f"Network: {network}", f"Host: {routing.get('intra-host-routing-mode', '')}"]
 
 
 def _node_monitor(monitor: Json | None) -> Iterator[list[str]]:
@@ -266,7 +281,9 @@ def _hubble(hubble: Json | None) -> list[str]:
 def _cluster_health(health: Json | None) -> list[str]:
     if not health:
         return [DISABLED]
-    return [f"{health['reachable']}/{health['total']} reachable", f"({health.get('time', 'never')})"]
+    line = [f"{health['reachable']}/{health['total']} reachable", f"({health.get('time', 'never')})"]
+    unreachable = ", ".join(health.get("unreachable") or ())
+    return [*line, f"no answer from {unreachable}"] if unreachable else line
 
 
 def _details(status: Json, now: datetime, *, verbose: bool) -> Iterator[tuple[str, list[list[str]]]]:
@@ -334,9 +351,11 @@ def _kube_proxy_details(replacement: Json) -> list[list[str]]:
 
 
 def _ago(time: str | None, now: datetime) -> str:
-    if not time:
+    when = datetime.fromisoformat(time) if time else None
+    # The year 1 is how Cilium's API spells "never".
+    if when is None or when.year == 1:
         return "never"
-    seconds = int((now - datetime.fromisoformat(time)).total_seconds())
+    seconds = int((now - when).total_seconds())
     hours, minutes = seconds // 3600, seconds // 60 % 60
     text = f"{hours}h" * bool(hours) + f"{minutes}m" * bool(hours or minutes) + f"{seconds % 60}s"
     return f"{text} ago"

@@ -1,22 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``cilium version``: of this command and of the agent.
+``cilium version``: of this command and of the agent, as clients of Cilium read it.
 
-Clients of Cilium read a semantic version and gate features by it, so the version of Cilium this
-release is compatible with comes first: ``1.18.0-ciliumd.0.1.0``.  The agent's part of it is
-``status.version`` of ``GET /v1/config``: the version of its package, ``0.1.0``.
+The agent's part is ``status.version`` of ``GET /v1/config``: the version of its package, ``0.2.0``.
 """
 
 import argparse
 import platform
 from typing import Any, Final
 
-from ciliumd import __version__
 from ciliumd.cli.arguments import Commands, client, command
 from ciliumd.cli.errors import OK, CommandError
 from ciliumd.cli.output import emit
+from ciliumd.version import cilium_version
 
-CILIUM_VERSION: Final = "1.18.0"
 _NOT_RESPONDING: Final = "Not responding"
 
 
@@ -28,18 +25,13 @@ def register(commands: Commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print both versions; an agent that does not answer is reported, not an error."""
     try:
-        daemon = compatible(client(arguments).get("config")["status"]["version"])
+        daemon = cilium_version(client(arguments).get("config")["status"]["version"])
     except CommandError:
         daemon = ""
-    own = compatible(__version__)
+    own = cilium_version()
     data = {"Client": _document(own), "Daemon": _document(daemon)}
     emit(data, arguments.output, f"Client: {own}\nDaemon: {daemon or _NOT_RESPONDING}\n")
     return OK
-
-
-def compatible(version: str) -> str:
-    """*version* of ciliumd as clients of Cilium read it."""
-    return f"{CILIUM_VERSION}-ciliumd.{version}"
 
 
 def _document(version: str) -> dict[str, Any]:

@@ -8,8 +8,8 @@ Every value of a status is read from the component it speaks of at the time of t
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import structlog
@@ -18,22 +18,23 @@ from ciliumd import __version__, abi
 from ciliumd.bpf.features import Features
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.ringbuf import RingBuffer
-from ciliumd.daemon import stages, status, views
-from ciliumd.daemon.api import EndpointRequest, RequestRefused
+from ciliumd.cni.server import CniServer
+from ciliumd.daemon import stages, views
 from ciliumd.daemon.attachments import Attachments
+from ciliumd.daemon.cni import endpoint_keys
 from ciliumd.daemon.controllers import Controllers
 from ciliumd.daemon.datapath import Datapath
 from ciliumd.daemon.endpoints import Endpoints
 from ciliumd.daemon.gc import ConntrackGc
 from ciliumd.daemon.network import NodeNetwork
+from ciliumd.daemon.origin import Origin, Source
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
-from ciliumd.desired.lbrows import backends_in_rows, service_model
-from ciliumd.desired.policy import NamedPorts, Party, explain
-from ciliumd.flows import maprows
+from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.flows.enrich import Lookups, PodName
 from ciliumd.flows.ring import FlowRing
+from ciliumd.health.daemon import HealthDaemon
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.metrics.collectors import MapUsage, Providers, TrafficRow
 from ciliumd.metrics.registry import build_registry, exposition, samples
@@ -41,19 +42,19 @@ from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import Reserved
 from ciliumd.model.labels import labels_text
-from ciliumd.model.net import Addr, addr16
-from ciliumd.net.devices import NativeDevice
+from ciliumd.model.net import Addr
+from ciliumd.net.devices import NativeDevice, node_port_addresses
 from ciliumd.net.host import HostLinks
 from ciliumd.net.thread import NetlinkThread
 from ciliumd.net.watch import Event, EventsLost, LinkEvent, LinkWatch
 from ciliumd.reconcile.loop import Reconciler
-from ciliumd.sources.directory import DirectorySource
 from ciliumd.tables.schema import Tables
 
 T = TypeVar("T")
 Json = dict[str, Any]
 
 REALIZE_SECONDS = 30.0
+READY_SECONDS = 0.2
 # Maps whose fill is looked at for status and metrics; the others cannot fill up.
 PRESSURE_MAPS = (
     "cilium_ct_v1",
@@ -73,8 +74,9 @@ log = structlog.get_logger("agent")
 class MapOperations:
     """Counts what the reconciler writes (``reconcile.loop.Observer``)."""
 
-    def __init__(self, tallies: Tallies) -> None:
+    def __init__(self, tallies: Tallies, after_round: list[Callable[[], None]]) -> None:
         self._tallies = tallies
+        self._after_round = after_round
         self.drifted_rows = 0
 
     def wrote(self, stage: str, operation: str, *, rows: int, failed: int, seconds: float) -> None:
@@ -91,7 +93,10 @@ class MapOperations:
         self._tallies.map_ops.add(stage, "drift", "repaired", by=rows)
 
     def round_done(self, *, seconds: float) -> None:
-        """Rounds are counted by the reconciler itself."""
+        """Tell who waits for it; rounds are counted by the reconciler itself."""
+        del seconds
+        for call in self._after_round:
+            call()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +114,7 @@ class Agent:
 
     settings: Settings
     started: float
+    origin: Origin
     kernel: Features
     tables: Tables
     plan: NodePlan
@@ -118,17 +124,22 @@ class Agent:
     netlink: NetlinkThread
     tallies: Tallies
     controllers: Controllers
-    host: HostLinks
+    writer: Executor
+    wiring: NodeWiring
     native: tuple[NativeDevice, ...]
     reconciler: Reconciler = field(init=False)
     endpoints_owner: Endpoints = field(init=False)
     ring: FlowRing = field(init=False)
-    source: DirectorySource = field(init=False)
+    source: Source = field(init=False)
     gc: ConntrackGc = field(init=False)
     watch: LinkWatch = field(init=False)
     network: NodeNetwork = field(init=False)
     release: Release = field(init=False)
     observer: MapOperations = field(init=False)
+    health: HealthDaemon = field(init=False)
+    cni: CniServer = field(init=False)
+    after_round: list[Callable[[], None]] = field(init=False, default_factory=list)
+    """Called when a round has written what had changed."""
     synced: bool = field(init=False, default=False)
     _registry: Any = field(init=False, default=None)
     _named: _Names = field(init=False, default=_Names())
@@ -136,8 +147,13 @@ class Agent:
     _problems_seen: int = field(init=False, default=0)
     _background: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
+    @property
+    def host(self) -> HostLinks:
+        """cilium_host and cilium_net as they were made."""
+        return self.wiring.host
+
     def __post_init__(self) -> None:
-        self.observer = MapOperations(self.tallies)
+        self.observer = MapOperations(self.tallies, self.after_round)
 
     async def in_writer(self, call: Callable[[], T]) -> T:
         """Run a blocking call where all map writes are made."""
@@ -158,15 +174,9 @@ class Agent:
 
     def endpoint_ready(self, endpoint: EndpointSpec) -> bool:
         """Whether packets of the endpoint find all their rows, as they are wanted now."""
-        slot = endpoint.slot.to_bytes(4, "little")
-        ifindex = endpoint.ifindex.to_bytes(4, "little")
         if endpoint.id not in self.plan.policy.versions:
             return False
-        addresses = [addr16(address) for address in endpoint.addresses]
-        rows = [(stages.FACTS, slot), (stages.STATES, slot), (stages.IFINDEX, ifindex)]
-        rows += [(stages.LXC, abi.LxcKey(address).pack()) for address in addresses]
-        rows += [(stages.IPCACHE, abi.IpcacheKey(address, 0).pack()) for address in addresses]
-        for name, key in rows:
+        for name, key in endpoint_keys(endpoint):
             tracker = self.reconciler.tracker(name)
             wanted = tracker.desired.get(key)
             if wanted is None or tracker.realized.get(key) != wanted:
@@ -212,8 +222,8 @@ class Agent:
     def network_is(self, addresses: tuple[Addr, ...], native: tuple[NativeDevice, ...]) -> None:
         """What the node's addresses and native devices are now."""
         self.native = native
-        if addresses != self.plan.node.addresses:
-            self.plan.set_addresses(addresses)
+        self.plan.set_addresses(addresses, node_port_addresses(native))
+        self.health.nodes_changed()
         self.reconciler.trigger()
 
     def count_problems(self) -> None:
@@ -240,13 +250,43 @@ class Agent:
             if self.tables.in_sync:
                 read.set()
 
-        tables = self.tables
-        for table in (tables.namespaces, tables.pods, tables.services, tables.slices, tables.policies):
+        for table in self.tables.sources:
             table.subscribe(look)
         look()
         await read.wait()
         await self.reconciler.flush()
         self.synced = True
+
+    async def pod_known(self, namespace: str, pod: str) -> None:
+        """Wait until the labels of a pod can be told; without a cluster nobody may ever tell them."""
+        tables = self.tables
+        if self.origin.numbers_identities:
+            return
+        known = asyncio.Event()
+
+        def look() -> None:
+            if (namespace, pod) in tables.pods and namespace in tables.namespaces:
+                known.set()
+
+        stops = [table.subscribe(look) for table in (tables.pods, tables.namespaces)]
+        try:
+            look()
+            await known.wait()
+        finally:
+            for stop in stops:
+                stop()
+
+    def unready(self) -> str:
+        """Why pods cannot rely on the agent yet; empty once they can."""
+        if not self.tables.in_sync:
+            return "not every object is known yet"
+        return "maps are not written yet" if not self.synced else self.health.unready
+
+    async def ready(self) -> None:
+        """Wait until pods can rely on the agent: its tables, its maps, and a packet that went through."""
+        while reason := self.unready():
+            log.debug("agent.not_ready", reason=reason)
+            await asyncio.sleep(READY_SECONDS)
 
     async def release_numbers(self) -> None:
         """Let go of numbers nobody wants any more."""
@@ -271,7 +311,7 @@ class Agent:
             records,
             Lookups(
                 labels=self._labels_of,
-                pod=self._pod_at,
+                pod=self.pod_at,
                 origins=lambda cookie: self.plan.policy.cookies.get(cookie, ()),
                 interface=self._device_name,
                 node_name=self.plan.node.name,
@@ -283,7 +323,8 @@ class Agent:
         labels = self.plan.known_identities.get(identity)
         return None if labels is None else list(labels_text(labels))
 
-    def _pod_at(self, address: Addr) -> PodName | None:
+    def pod_at(self, address: Addr) -> PodName | None:
+        """The pod of this node that has *address*."""
         return self._names().pods.get(address)
 
     def _device_name(self, ifindex: int) -> str | None:
@@ -332,6 +373,7 @@ class Agent:
             ),
             self.tallies,
         )
+        self._registry.register(self.health.metrics)
 
     def exposition(self) -> bytes:
         """Prometheus text."""
@@ -340,6 +382,11 @@ class Agent:
     def metrics(self) -> list[Json]:
         """Every sample as JSON."""
         return samples(self._registry)
+
+    @property
+    def usage(self) -> list[MapUsage]:
+        """How full maps were when they were last counted."""
+        return self._usage[1]
 
     def _traffic(self) -> list[TrafficRow]:
         rows = []
@@ -363,170 +410,11 @@ class Agent:
 
         self._usage = (time.monotonic(), await self.in_writer(read))
 
-    # ---- answers ---------------------------------------------------------------------------
-
     def endpoint_state(self, endpoint: EndpointSpec) -> str:
         """Cilium's word for how an endpoint is doing."""
         if self.endpoint_ready(endpoint):
             return "ready"
         return "regenerating" if self.tables.in_sync else "restoring"
-
-    def endpoints(self) -> list[Json]:
-        """Every endpoint."""
-        return [
-            self._endpoint_model(one) for one in sorted(self.tables.endpoints.values(), key=lambda e: e.id)
-        ]
-
-    def _endpoint_model(self, endpoint: EndpointSpec) -> Json:
-        policy = self.plan.policy
-        current = self.plan.policy_revision if self.endpoint_ready(endpoint) else 0
-        return views.endpoint_model(
-            endpoint,
-            state=self.endpoint_state(endpoint),
-            identity=self.plan.identities.get(endpoint.id),
-            labels=self.plan.labels.get(endpoint.id, frozenset()),
-            rules=policy.rules.get(endpoint.id),
-            version=policy.versions.get(endpoint.id),
-            revision=current,
-        )
-
-    async def add_endpoint(self, request: EndpointRequest) -> Json:
-        """Make a pod."""
-        return self._endpoint_model(await self.endpoints_owner.add(request))
-
-    async def delete_endpoint(self, number: int) -> None:
-        """Take a pod away."""
-        await self.endpoints_owner.delete(number)
-
-    def endpoint_number(self, key: str) -> int | None:
-        """Endpoint id by number or ``pod:namespace/name``."""
-        if key.startswith("pod:"):
-            namespace, _, pod = key.removeprefix("pod:").partition("/")
-            numbers = self.tables.endpoints_of_pod.get((namespace, pod))
-            return numbers[0] if numbers else None
-        if key.isdecimal() and int(key) in self.tables.endpoints:
-            return int(key)
-        return None
-
-    def identities(self) -> list[Json]:
-        """Every identity."""
-        return views.identity_models(self.plan.known_identities)
-
-    async def services(self) -> list[Json]:
-        """Every service, its realized side read from the live maps."""
-
-        def read() -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
-            return dict(self.map(stages.SERVICES).items()), dict(self.map(stages.BACKENDS).items())
-
-        services, backends = await self.in_writer(read)
-        ids = self.tables.service_ids
-        return [
-            service_model(
-                one,
-                ids.get(one.frontend.key) or 0,
-                realized=backends_in_rows(one.frontend.key, services, backends),
-            )
-            for one in self.plan.served
-        ]
-
-    def policy(self) -> Json:
-        """Policies in force and refused."""
-        return views.policy_answer(
-            self.tables.policies.values(),
-            self.tables.problems.view(),
-            revision=self.plan.policy_revision,
-            cookies=self.plan.policy.cookies,
-        )
-
-    def explain(self, source: str, destination: str, dport: str) -> Json:
-        """Whether traffic passes, and why."""
-        number, _, protocol = dport.partition("/")
-        protocol = (protocol or "TCP").upper()
-        is_port = number.isdecimal() and int(number) < 1 << 16
-        if not is_port or protocol not in {"TCP", "UDP", "SCTP", "ICMP"}:
-            raise RequestRefused(400, f"{dport!r} is no port; write 80/TCP")
-        policy = self.plan.policy
-        found = explain(
-            self.tables.policies.values(),
-            source=self._party(source),
-            destination=self._party(destination),
-            protocol=protocol,
-            port=int(number),
-            states={
-                rules: policy.states[policy.versions[one]]
-                for one, rules in policy.rules.items()
-                if one in policy.versions
-            },
-        )
-        return views.explanation(found, source=source, destination=destination)
-
-    def _party(self, text: str) -> Party:
-        """A side of traffic: ``namespace/pod``, an address, or an entity."""
-        known = self.plan.known_identities
-        for one in Reserved:
-            if one and one.label == text.lower():
-                return Party(int(one), known[int(one)], is_endpoint=False)
-        number = self.endpoint_number(f"pod:{text}")
-        if number is None:
-            try:
-                address = ip_address(text)
-            except ValueError:
-                raise RequestRefused(
-                    404, f"{text} is no pod of this node, no address and no entity"
-                ) from None
-            pod = self._pod_at(address)
-            if pod is None:
-                identity = status.identity_of_address(self.reconciler, address)
-                return Party(identity, known.get(identity, frozenset()), is_endpoint=False)
-            number = pod.id
-        endpoint = self.tables.endpoints.get(number)
-        identity = self.plan.identities.get(number, int(Reserved.INIT))
-        named: NamedPorts = frozenset()
-        if endpoint is not None:
-            named = self.plan.named_ports_of(endpoint)
-        return Party(identity, self.plan.labels.get(number, frozenset()), named_ports=named)
-
-    async def map_rows(self, name: str) -> list[Json]:
-        """Decoded rows of a live map."""
-        full = name if name.startswith("cilium_") else f"cilium_{name}"
-        if not maprows.readable(full) and maprows.readable(f"{full}_v1"):
-            full = f"{full}_v1"
-        if not maprows.readable(full):
-            known = ", ".join(sorted(one for one in abi.MAPS if maprows.readable(one)))
-            raise RequestRefused(404, f"no map {name}; there are {known}")
-        rows = await self.in_writer(lambda: self.datapath.rows(full))
-        return list(maprows.decode_rows(full, rows))
-
-    async def maps(self) -> Json:
-        """Every map and how full it was when last counted."""
-        await self.read_usage()
-        return {
-            "maps": [
-                {
-                    "path": str(self.settings.bpf_root / "maps" / one.map_name),
-                    "entries": one.entries,
-                    "max-entries": one.max_entries,
-                    "errors": 0,
-                }
-                for one in self._usage[1]
-            ]
-        }
-
-    def config(self) -> Json:
-        """Settings in force."""
-        return {
-            "spec": {"options": {}},
-            "status": {
-                "version": __version__,
-                "daemonConfigurationMap": {
-                    name.replace("_", "-"): _text(value) for name, value in self.settings.model_dump().items()
-                },
-            },
-        }
-
-    async def health(self) -> Json:
-        """``models.StatusResponse``."""
-        return await status.status(self)
 
 
 def _counts(words: Any) -> dict[str, int]:
@@ -534,7 +422,3 @@ def _counts(words: Any) -> dict[str, int]:
     for word in words:
         found[word] = found.get(word, 0) + 1
     return found
-
-
-def _text(value: object) -> Any:
-    return value if isinstance(value, bool | int | float) or value is None else str(value)

@@ -85,6 +85,18 @@ class Backend(Protocol):
     async def maps(self) -> Json:
         """Every map and how full it is."""
 
+    async def flush_map(self, name: str) -> int:
+        """Empty a map that fills again by itself; how many rows it had.  RequestRefused for any other."""
+
+    def node_health(self) -> Json:
+        """``models.HealthStatusResponse``: how the other nodes answered when last asked."""
+
+    async def probe_nodes(self) -> Json:
+        """The same of a round made now."""
+
+    def cluster_nodes(self) -> Json:
+        """``models.ClusterNodeStatus``."""
+
     def config(self) -> Json:
         """Settings in force."""
 
@@ -133,6 +145,10 @@ class Api:
             ("GET", "/v1/policy/explain", self._explain),
             ("GET", "/v1/map", self._maps),
             ("GET", "/v1/map/{name}", self._map),
+            ("DELETE", "/v1/map/{name}", self._flush_map),
+            ("GET", "/v1/health", self._node_health),
+            ("PUT", "/v1/health/probe", self._probe_nodes),
+            ("GET", "/v1/cluster/nodes", self._cluster_nodes),
             ("GET", "/v1/config", self._config),
             ("GET", "/v1/metrics", self._metrics),
             ("GET", "/v1/monitor", self._monitor),
@@ -212,6 +228,18 @@ class Api:
 
     async def _map(self, request: web.Request) -> web.Response:
         return web.json_response(await self._backend.map_rows(request.match_info["name"]))
+
+    async def _flush_map(self, request: web.Request) -> web.Response:
+        return web.json_response({"deleted": await self._backend.flush_map(request.match_info["name"])})
+
+    async def _node_health(self, _: web.Request) -> web.Response:
+        return web.json_response(self._backend.node_health())
+
+    async def _probe_nodes(self, _: web.Request) -> web.Response:
+        return web.json_response(await self._backend.probe_nodes())
+
+    async def _cluster_nodes(self, _: web.Request) -> web.Response:
+        return web.json_response(self._backend.cluster_nodes())
 
     async def _config(self, _: web.Request) -> web.Response:
         return web.json_response(self._backend.config())

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ciliumd.bpf.errors import BpfError, NotFound
-from ciliumd.bpf.generation import Generation, detach_cgroup, detach_device, device_pin
+from ciliumd.bpf.generation import Generation, detach_cgroup, detach_device, device_pin, drop_detached
 from ciliumd.bpf.link import Link, TcxHook
 from ciliumd.net import tc
 from ciliumd.net.errors import NetError
@@ -55,6 +55,11 @@ def host_device(ifindex: int) -> Device:
     return Device(ifindex, "cilium_net", ingress="entry_from_host")
 
 
+def overlay_device(ifindex: int) -> Device:
+    """cilium_vxlan, where packets of other nodes' pods arrive."""
+    return Device(ifindex, "cilium_vxlan", ingress="entry_from_overlay", egress="entry_to_overlay")
+
+
 def native_device(ifindex: int, name: str) -> Device:
     """A device to the world."""
     return Device(ifindex, name, ingress="entry_from_netdev", egress="entry_to_netdev")
@@ -79,12 +84,20 @@ class Attachments:
         executor: Executor,
         tcx: bool,
         cgroup: Path | None,
+        waiter: Executor | None = None,
     ) -> None:
+        """
+        Maps are written in the *executor*; the *waiter*, of one thread, takes what waits for the kernel.
+
+        A tcx link is attached, and taken away, within a grace period of RCU, under the lock of all devices:
+        in the executor's thread it would hold up every map, and two threads gain nothing.
+        """
         self.mode = TCX if tcx else LEGACY_TC
         self.cgroup = cgroup
         self._generation = generation
         self._netlink = netlink
         self._executor = executor
+        self._waiter = waiter or executor
         self._devices: dict[int, Device] = {}
 
     @property
@@ -96,10 +109,11 @@ class Attachments:
         """Hang the programs on a device, or replace those that hang there."""
         self._devices[device.ifindex] = device
         if self.mode == TCX:
-            await self.in_writer(
+            await asyncio.get_running_loop().run_in_executor(
+                self._waiter,
                 lambda: self._generation.attach_device(
                     device.ifindex, ingress=device.ingress, egress=device.egress
-                )
+                ),
             )
             return
         for hook, program in device.hooks:
@@ -115,7 +129,9 @@ class Attachments:
         """Take the programs off a device that is going away or has gone."""
         self._devices.pop(ifindex, None)
         if self.mode == TCX:
-            await self.in_writer(lambda: detach_device(self._generation.pins, ifindex))
+            await asyncio.get_running_loop().run_in_executor(
+                self._waiter, lambda: detach_device(self._generation.pins, ifindex)
+            )
 
     async def attach_cgroup(self) -> None:
         """Hang the socket programs on the control group, if there is one."""
@@ -124,8 +140,13 @@ class Attachments:
             await self.in_writer(lambda: self._generation.attach_cgroup(cgroup))
 
     async def detach_leftovers(self) -> None:
-        """Take away what an agent with other options attached: no packet passes two sets of programs."""
+        """
+        Take away what an agent with other options attached: no packet passes two sets of programs.
+
+        And the links of devices that went while no agent was there.
+        """
         pins = self._generation.pins
+        await self.in_writer(partial(drop_detached, pins))
         for ifindex in self._devices:
             if self.mode == TCX:
                 for direction in tc.Direction:
@@ -139,15 +160,23 @@ class Attachments:
         """What should hang and does not."""
         found = await self.in_writer(self._missing_sockets)
         # As of now: devices come and go while the kernel is asked, and this goes on in other threads.
-        devices = tuple(self._devices.values())
-        if self.mode == TCX:
-            missing = await self.in_writer(lambda: _unattached(devices, self._is_linked))
-        else:
-            filters = [await self._netlink.call(tc.list_filters, device.ifindex) for device in devices]
-            attached = {(one.ifindex, one.direction.name) for some in filters for one in some}
-            missing = _unattached(devices, lambda ifindex, hook: (ifindex, hook.name) in attached)
+        missing = await self._missing_of(tuple(self._devices.values()))
         # A device that is not wanted any more misses nothing.
         return [*(one for one in missing if one.ifindex in self._devices), *found]
+
+    async def missing_on(self, ifindex: int) -> list[Missing]:
+        """The same of one device, whose programs are wanted."""
+        device = self._devices.get(ifindex)
+        if device is None:
+            return [Missing(ifindex, f"every program on device {ifindex}")]
+        return await self._missing_of((device,))
+
+    async def _missing_of(self, devices: tuple[Device, ...]) -> list[Missing]:
+        if self.mode == TCX:
+            return await self.in_writer(lambda: _unattached(devices, self._is_linked))
+        filters = [await self._netlink.call(tc.list_filters, device.ifindex) for device in devices]
+        attached = {(one.ifindex, one.direction.name) for some in filters for one in some}
+        return _unattached(devices, lambda ifindex, hook: (ifindex, hook.name) in attached)
 
     async def repair(self) -> list[Missing]:
         """

@@ -7,7 +7,7 @@ Blocking; called once at start, in the writer thread.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from ciliumd import abi
@@ -19,9 +19,10 @@ from ciliumd.bpf.words import U64Array
 from ciliumd.daemon import stages
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.state import StateFile
+from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.devices import NativeDevice
-from ciliumd.net.host import HostLinks
+from ciliumd.net.overlay import RemoteRoutes
 from ciliumd.reconcile.target import Target
 
 POLICY_PINS = "policies"
@@ -65,11 +66,11 @@ class Datapath:
         self.generation.close()
 
 
-def load(pins: Pins, settings: Settings, *, router: IPv4Address, host: HostLinks) -> Datapath:
+def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
     """Load the next generation and open every target.  Raises BpfError."""
     generation = Generation.load(
         pins,
-        config=options(settings, router=router, host=host),
+        config=options(settings, wiring),
         max_entries={
             "cilium_ct_v1": settings.bpf_ct_max,
             "cilium_snat_v1": settings.bpf_nat_max,
@@ -98,6 +99,7 @@ def load(pins: Pins, settings: Settings, *, router: IPv4Address, host: HostLinks
         stages.REVNAT,
         stages.SERVICES,
         stages.DEVICES,
+        stages.NODES,
     )
     files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.ENDPOINT_FILE)
     targets: dict[str, Target] = {name: MapTarget(maps[name]) for name in hashes}
@@ -105,21 +107,31 @@ def load(pins: Pins, settings: Settings, *, router: IPv4Address, host: HostLinks
     targets[stages.POLICY] = policies
     targets[stages.FACTS] = ArrayTarget(maps[stages.FACTS])
     targets[stages.STATES] = WordsTarget(endpoint_states)
+    targets[stages.ROUTES] = RemoteRoutes(wiring.host.host.ifindex, router=wiring.router, own=wiring.pod_cidr)
     return Datapath(generation, policies, node_state, endpoint_states, targets)
 
 
-def options(settings: Settings, *, router: IPv4Address, host: HostLinks) -> dict[str, bool | int | bytes]:
+def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | bytes]:
     """Read-only data of the programs."""
+    host = wiring.host.host
     values: dict[str, bool | int | bytes] = {
-        "router_ipv4": int(router),
+        "router_ipv4": int(wiring.router),
         "loopback_ipv4": int(settings.loopback_ipv4),
-        "cilium_host_ifindex": host.host.ifindex,
-        "cilium_host_mac": int.from_bytes(mac_bytes(host.host.mac), "little"),
+        "cilium_host_ifindex": host.ifindex,
+        "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
         "masquerade": settings.enable_ipv4_masquerade,
-        **_network("pod_cidr", settings.pod_cidr),
+        "node_port": settings.kube_proxy_replacement,
+        **_network("pod_cidr", wiring.pod_cidr),
     }
     if settings.ipv4_native_routing_cidr is not None:
         values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
+    if wiring.overlay is not None:
+        values |= {
+            "tunnel": 1,
+            "overlay_ifindex": wiring.overlay.ifindex,
+            "overlay_mtu": wiring.route_mtu,
+            "tunnel_port": settings.tunnel_port,
+        }
     return values
 
 

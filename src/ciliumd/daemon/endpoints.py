@@ -2,20 +2,16 @@
 """
 The life of an endpoint: from a network namespace to a pod of this node, and back.
 
-Order of birth: address, veth pair (down), programs attached, row in the table, all of its rows in the
-maps, and only then the pair comes up.  A pod's first packet never precedes its policy.  Whatever
-fails on the way is undone.
-
-One change at a time, and each runs to its end even if whoever asked for it goes away: half a pod is
-worse than one nobody waits for.
+Changes of one pod come one after the other, those of different pods side by side: most of what they
+wait for is the kernel.  Each runs to its end even if whoever asked for it goes away: half a pod is worse
+than one nobody waits for.
 """
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import structlog
@@ -23,16 +19,18 @@ import structlog
 from ciliumd.bpf.errors import BpfError
 from ciliumd.daemon.api import EndpointRequest, RequestRefused
 from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
+from ciliumd.daemon.endpoint_numbers import EndpointNumbers, NumbersExhausted
+from ciliumd.daemon.endpoint_wiring import EndpointWirer, PodNetwork, pod_of
+from ciliumd.daemon.turns import Turns
 from ciliumd.ipam.hostscope import AddressInUse, AddressNotInPool, HostScope, IpamError
-from ciliumd.model.endpoint import ENDPOINT_ID_MAX, EndpointSpec
-from ciliumd.net import endpoint as wiring
+from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.net import links
 from ciliumd.net.errors import LinkConflict, NamespaceGone, NetError
+from ciliumd.net.namespace import Sandbox, close_sandbox, open_sandbox
 from ciliumd.net.thread import NetlinkThread
 from ciliumd.tables.schema import Tables
 
-SLOT_QUARANTINE = 30.0
-"""Seconds a freed slot stays empty, so that nothing that still knows it meets a successor."""
+__all__ = ["Endpoints", "PodNetwork"]
 
 END_SECONDS = 5.0
 """How long the end of the agent waits for changes under way."""
@@ -40,15 +38,6 @@ END_SECONDS = 5.0
 T = TypeVar("T")
 
 log = structlog.get_logger("endpoint")
-
-
-@dataclass(frozen=True, slots=True)
-class PodNetwork:
-    """What every pod of this node is configured with."""
-
-    router: IPv4Address
-    mtu: int
-    slots: int
 
 
 class Endpoints:
@@ -67,30 +56,61 @@ class Endpoints:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """*next_slot_gen* hands out a generation never used; *realized* awaits an endpoint's rows."""
+        self.network = network
         self._tables = tables
-        self._network = network
         self._ipam = ipam
         self._netlink = netlink
         self._attachments = attachments
-        self._next_slot_gen = next_slot_gen
-        self._realized = realized
-        self._clock = clock
-        self._changing = asyncio.Lock()
+        self._wirer = EndpointWirer(
+            tables=tables,
+            network=network,
+            numbers=EndpointNumbers(tables, slots=network.slots, clock=clock),
+            ipam=ipam,
+            netlink=netlink,
+            attachments=attachments,
+            next_slot_gen=next_slot_gen,
+            realized=realized,
+        )
+        self._turns = Turns()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._ending = False
-        self._freed: dict[int, float] = {}
 
-    async def add(self, request: EndpointRequest) -> EndpointSpec:
+    async def add(self, request: EndpointRequest, sandbox: Sandbox | None = None) -> EndpointSpec:
         """
         Make the namespace of *request* a pod; asking again for the same pod corrects what is there.
 
-        RequestRefused when it cannot be done, with the reason.
+        A runtime passes its *sandbox*, which is closed in any case; the pod's sandbox of before, if it is
+        another, is taken away.  RequestRefused when it cannot be done, with the reason.
         """
-        return await self._to_the_end(self._add(request))
+        if self._ending and sandbox is not None:
+            sandbox.close()
+        return await self._to_the_end(self._add(request, sandbox))
+
+    def has(self, number: int) -> bool:
+        """Whether endpoint *number* exists."""
+        return number in self._tables.endpoints
 
     async def delete(self, number: int) -> None:
         """Take an endpoint away: nothing of it is left, whatever has become of its namespace."""
         await self._to_the_end(self._delete(number))
+
+    async def faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
+        """
+        What of an endpoint's address and devices is not as it was made; *sandbox* is closed.
+
+        RequestRefused when that cannot be told.
+        """
+        if self._ending:
+            sandbox.close()
+        return await self._to_the_end(self._faults(endpoint, sandbox))
+
+    async def delete_leftovers(self, name: str | None = None, *, keep: Collection[str] = ()) -> None:
+        """
+        Take away devices that no endpoint has: an agent died while it made or removed one.
+
+        The one called *name*, or all but those called as *keep* says and those of pods made by hand.
+        """
+        await self._to_the_end(self._delete_leftovers(name, keep))
 
     async def device_gone(self, ifindex: int) -> None:
         """A device vanished: if it was a pod's, so has the pod."""
@@ -113,21 +133,27 @@ class Endpoints:
     async def restore(self, found: list[EndpointSpec]) -> None:
         """Take over the endpoints of an earlier agent whose devices still exist; drop the others."""
         for endpoint in found:
+            if endpoint.pod_key == HEALTH_POD:
+                # The process that makes its namespace ends with the agent; its address is kept for the next.
+                self._reserve_again(endpoint)
+                continue
             link = await self._netlink.call(links.link_by_index, endpoint.ifindex)
             owner = links.endpoint_owner(link.alias) if link is not None else None
-            if link is None or owner is None or owner.endpoint_id != endpoint.id:
+            if owner is None or owner.endpoint_id != endpoint.id:
                 log.warning(
-                    "endpoint.lost", endpoint=endpoint.id, pod=_pod(endpoint), reason="its device is gone"
+                    "endpoint.lost", endpoint=endpoint.id, pod=pod_of(endpoint), reason="its device is gone"
                 )
+                if link is None:
+                    await self._attachments.detach(endpoint.ifindex)
                 continue
             try:
                 self._reserve_again(endpoint)
             except AddressInUse as error:
-                log.warning("endpoint.lost", endpoint=endpoint.id, pod=_pod(endpoint), reason=str(error))
+                log.warning("endpoint.lost", endpoint=endpoint.id, pod=pod_of(endpoint), reason=str(error))
                 continue
             self._tables.endpoints.set(endpoint.id, endpoint)
             try:
-                await self._attachments.attach(pod_device(endpoint.ifindex, _pod(endpoint)))
+                await self._attachments.attach(pod_device(endpoint.ifindex, pod_of(endpoint)))
             except FAILURES as error:
                 # What hangs there goes on; whoever looks after attachments will try again.
                 log.warning("endpoint.not_attached", endpoint=endpoint.id, reason=str(error))
@@ -153,158 +179,105 @@ class Endpoints:
             task.add_done_callback(_tell_abandoned)
             raise
 
-    async def _add(self, request: EndpointRequest) -> EndpointSpec:
+    async def _add(self, request: EndpointRequest, sandbox: Sandbox | None) -> EndpointSpec:
         namespace, _, pod = request.pod.partition("/")
-        async with self._changing:
-            with _refusals():
-                for number in self._tables.endpoints_of_pod.get((namespace, pod)):
-                    existing = self._tables.endpoints.get(number)
-                    if existing is not None:
-                        return await self._reconnect(self._same(existing, request), request)
-                return await self._create(request, namespace, pod)
+        with _refusals():
+            held = await self._netlink.call(open_sandbox, request.netns) if sandbox is None else sandbox
+            try:
+                async with self._turns.of((namespace, pod)):
+                    for number in self._tables.endpoints_of_pod.get((namespace, pod)):
+                        existing = self._tables.endpoints.get(number)
+                        if existing is None:
+                            continue
+                        if sandbox is None or _is_in(existing, request):
+                            known = self._same(existing, request)
+                            return await self._wirer.correct(known, request, held)
+                        log.info("endpoint.sandbox_replaced", endpoint=number, pod=request.pod)
+                        await self._wirer.remove(existing)
+                    return await self._wirer.create(request, held)
+            finally:
+                # Behind whatever the thread still does with it.
+                await self._netlink.call(close_sandbox, held)
 
     async def _delete(self, number: int) -> None:
-        async with self._changing:
-            endpoint = self._tables.endpoints.get(number)
-            if endpoint is not None:
-                await self._remove(endpoint)
+        endpoint = self._tables.endpoints.get(number)
+        if endpoint is None:
+            return
+        async with self._turns.of(endpoint.pod_key):
+            if self._tables.endpoints.get(number) is not None:
+                await self._wirer.remove(endpoint)
+
+    async def _faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
+        with _refusals():
+            try:
+                async with self._turns.of(endpoint.pod_key):
+                    return await self._wirer.faults(endpoint, sandbox)
+            finally:
+                await self._netlink.call(close_sandbox, sandbox)
+
+    async def _delete_leftovers(self, name: str | None, keep: Collection[str]) -> None:
+        async with self._turns.of_all():
+            with _refusals():
+                known = {endpoint.ifindex for endpoint in self._tables.endpoints.values()}
+                for link in await self._netlink.call(links.leftovers, name):
+                    owner = links.endpoint_owner(link.alias)
+                    by_hand = owner is not None and link.name == links.lxc_name(owner.pod)
+                    if link.ifindex not in known and link.name not in keep and not by_hand:
+                        log.warning("endpoint.leftover_deleted", device=link.name, alias=link.alias)
+                        await self._netlink.call(links.delete_link, link.ifindex)
+                        await self._attachments.detach(link.ifindex)
 
     async def _finish(self) -> None:
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=END_SECONDS)
 
     async def _device_gone(self, ifindex: int) -> None:
-        async with self._changing:
-            for endpoint in self._tables.endpoints.values():
-                if endpoint.ifindex == ifindex:
-                    log.warning("endpoint.device_gone", endpoint=endpoint.id, pod=_pod(endpoint))
-                    await self._remove(endpoint)
+        for endpoint in self._tables.endpoints.values():
+            if endpoint.ifindex == ifindex:
+                async with self._turns.of(endpoint.pod_key):
+                    if self._tables.endpoints.get(endpoint.id) is not None:
+                        log.warning("endpoint.device_gone", endpoint=endpoint.id, pod=pod_of(endpoint))
+                        await self._wirer.remove(endpoint)
 
     async def _check_devices(self) -> None:
-        async with self._changing:
+        async with self._turns.of_all():
             present = await self._netlink.call(links.all_links)
             owners = {link.ifindex: links.endpoint_owner(link.alias) for link in present}
             for endpoint in self._tables.endpoints.values():
                 owner = owners.get(endpoint.ifindex)
                 if owner is None or owner.endpoint_id != endpoint.id:
-                    log.warning("endpoint.device_gone", endpoint=endpoint.id, pod=_pod(endpoint))
-                    await self._remove(endpoint)
+                    log.warning("endpoint.device_gone", endpoint=endpoint.id, pod=pod_of(endpoint))
+                    await self._wirer.remove(endpoint)
 
     def _reserve_again(self, endpoint: EndpointSpec) -> None:
         """Keep a restored endpoint's address from others; one of another pod CIDR stays what it is."""
         if endpoint.ipv4 is None:
             return
         try:
-            self._ipam.reserve(endpoint.ipv4, _pod(endpoint))
+            self._ipam.reserve(endpoint.ipv4, pod_of(endpoint))
         except AddressNotInPool as error:
             log.warning(
-                "endpoint.foreign_address", endpoint=endpoint.id, pod=_pod(endpoint), reason=str(error)
+                "endpoint.foreign_address", endpoint=endpoint.id, pod=pod_of(endpoint), reason=str(error)
             )
-
-    async def _create(self, request: EndpointRequest, namespace: str, pod: str) -> EndpointSpec:
-        name = f"{namespace}/{pod}"
-        number, slot = self._free_id(), self._free_slot()
-        address = self._address(request, name)
-        wanted = wiring.EndpointWiring(
-            endpoint_id=number,
-            pod=name,
-            namespace=request.netns,
-            name=links.lxc_name(request.container_id or name),
-            address=address,
-            router=self._network.router,
-            mtu=self._network.mtu,
-            ifname=request.ifname,
-            mac=links.random_mac(),
-            node_mac=links.random_mac(),
-        )
-        ifindex = 0
-        try:
-            prepared = await self._netlink.call(wiring.prepare_endpoint, wanted)
-            ifindex = prepared.link.ifindex
-            endpoint = EndpointSpec(
-                id=number,
-                slot=slot,
-                slot_gen=self._next_slot_gen(),
-                namespace=namespace,
-                pod=pod,
-                container_id=request.container_id,
-                netns=request.netns,
-                ifname=prepared.link.name,
-                ifindex=ifindex,
-                mac=str(wanted.mac),
-                node_mac=prepared.link.mac,
-                ipv4=address,
-                ipv6=None,
-            )
-            await self._attachments.attach(pod_device(ifindex, name))
-            self._tables.endpoints.set(number, endpoint)
-            await self._written(endpoint)
-            await self._netlink.call(wiring.connect_endpoint, wanted, prepared)
-        except BaseException:
-            await self._undo(wanted, slot, ifindex)
-            raise
-        log.info("endpoint.created", endpoint=number, pod=name, ipv4=str(address), device=endpoint.ifname)
-        return endpoint
-
-    def _address(self, request: EndpointRequest, owner: str) -> IPv4Address:
-        address = self._ipam.reserve(request.ip, owner) if request.ip else self._ipam.allocate(owner)
-        if not isinstance(address, IPv4Address):
-            raise NetError(f"wire pod {owner}", f"{address} is no IPv4 address")
-        return address
-
-    async def _written(self, endpoint: EndpointSpec) -> None:
-        """Wait until every row of the endpoint is in the maps."""
-        problem = await self._realized(endpoint.id)
-        if problem:
-            raise NetError(f"program pod {_pod(endpoint)}", problem)
-
-    async def _undo(self, wanted: wiring.EndpointWiring, slot: int, ifindex: int) -> None:
-        """Take back whatever of an endpoint was made; each step as far as it can be taken."""
-        number = wanted.endpoint_id
-        if self._tables.endpoints.delete(number):
-            self._freed[slot] = self._clock()
-            await self._realized(number)
-        if ifindex := ifindex or await self._unheard_of(wanted):
-            await self._take_down(ifindex, number)
-        self._ipam.release(wanted.address)
-
-    async def _unheard_of(self, wanted: wiring.EndpointWiring) -> int:
-        """The device that a call made after its caller was cancelled; 0 if there is none."""
-        try:
-            link = await self._netlink.call(links.link_by_name, wanted.name)
-        except NetError as error:
-            log.warning("endpoint.device_left", endpoint=wanted.endpoint_id, reason=str(error))
-            return 0
-        owner = links.endpoint_owner(link.alias) if link is not None else None
-        if link is None or owner is None or owner.endpoint_id != wanted.endpoint_id:
-            return 0
-        return link.ifindex
-
-    async def _take_down(self, ifindex: int, number: int) -> None:
-        """Delete the device, then let its programs go: while it is there its packets meet them."""
-        try:
-            await self._netlink.call(links.delete_endpoint_link, ifindex, number)
-        except LinkConflict as error:
-            log.warning("endpoint.device_left", endpoint=number, reason=str(error))
-        except NetError as error:
-            log.warning("endpoint.device_left", endpoint=number, reason=str(error))
-            return
-        try:
-            await self._attachments.detach(ifindex)
-        except FAILURES as error:
-            log.warning("endpoint.programs_left", endpoint=number, reason=str(error))
 
     def _same(self, endpoint: EndpointSpec, request: EndpointRequest) -> EndpointSpec:
         """The endpoint that *request* asks for again; RequestRefused when it asks for another."""
         if endpoint.netns and endpoint.netns != request.netns:
             where = f"in {endpoint.netns}"
+        elif endpoint.netns and endpoint.ifname_in_pod != request.ifname:
+            where = f"at device {endpoint.ifname_in_pod}"
         elif request.ip not in {None, endpoint.ipv4}:
             where = f"with address {endpoint.ipv4}"
         elif endpoint.netns:
             return endpoint
         else:
             # Recovered from the kernel, which does not know where the namespace is.
-            endpoint = replace(endpoint, netns=request.netns, container_id=request.container_id)
+            endpoint = replace(
+                endpoint,
+                netns=request.netns,
+                container_id=request.container_id,
+                ifname_in_pod=request.ifname,
+            )
             self._tables.endpoints.set(endpoint.id, endpoint)
             return endpoint
         raise RequestRefused(
@@ -312,63 +285,12 @@ class Endpoints:
             f"pod {request.pod} is endpoint {endpoint.id} {where}; run: ciliumd endpoint del {endpoint.id}",
         )
 
-    async def _reconnect(self, endpoint: EndpointSpec, request: EndpointRequest) -> EndpointSpec:
-        """Correct the wiring of an endpoint that exists."""
-        wanted = wiring.EndpointWiring(
-            endpoint_id=endpoint.id,
-            pod=_pod(endpoint),
-            namespace=endpoint.netns,
-            name=endpoint.ifname,
-            address=endpoint.ipv4 or IPv4Address(0),
-            router=self._network.router,
-            mtu=self._network.mtu,
-            ifname=request.ifname,
-            mac=endpoint.mac,
-            node_mac=endpoint.node_mac,
-        )
-        prepared = await self._netlink.call(wiring.prepare_endpoint, wanted)
-        if prepared.link.ifindex != endpoint.ifindex:
-            # The old pair was broken and has been replaced: same pod, another device, another endpoint.
-            log.warning("endpoint.device_replaced", endpoint=endpoint.id, pod=_pod(endpoint))
-            await self._netlink.call(links.delete_link, prepared.link.ifindex)
-            await self._remove(endpoint)
-            again = request.model_copy(update={"ip": endpoint.ipv4})
-            return await self._create(again, endpoint.namespace, endpoint.pod)
-        await self._attachments.attach(pod_device(endpoint.ifindex, _pod(endpoint)))
-        await self._written(endpoint)
-        await self._netlink.call(wiring.connect_endpoint, wanted, prepared)
-        return endpoint
 
-    async def _remove(self, endpoint: EndpointSpec) -> None:
-        self._tables.endpoints.delete(endpoint.id)
-        self._freed[endpoint.slot] = self._clock()
-        # Rows first, then the device: a device that moves to another namespace keeps its program.
-        await self._realized(endpoint.id)
-        self._freed[endpoint.slot] = self._clock()
-        await self._take_down(endpoint.ifindex, endpoint.id)
-        if endpoint.ipv4 is not None:
-            self._ipam.release(endpoint.ipv4)
-        log.info("endpoint.deleted", endpoint=endpoint.id, pod=_pod(endpoint))
-
-    def _free_id(self) -> int:
-        for number in range(1, ENDPOINT_ID_MAX + 1):
-            if number not in self._tables.endpoints:
-                return number
-        raise RequestRefused(507, f"all {ENDPOINT_ID_MAX} endpoint ids are in use")
-
-    def _free_slot(self) -> int:
-        """The lowest slot nobody has or had a moment ago."""
-        now = self._clock()
-        self._freed = {slot: when for slot, when in self._freed.items() if now - when < SLOT_QUARANTINE}
-        used = {endpoint.slot for endpoint in self._tables.endpoints.values()} | self._freed.keys()
-        for slot in range(self._network.slots):
-            if slot not in used:
-                return slot
-        raise RequestRefused(507, f"all {self._network.slots} endpoint slots are in use")
-
-
-def _pod(endpoint: EndpointSpec) -> str:
-    return f"{endpoint.namespace}/{endpoint.pod}"
+def _is_in(endpoint: EndpointSpec, request: EndpointRequest) -> bool:
+    """Whether the sandbox of *request* is the one *endpoint* is in, as far as anybody remembers."""
+    if not endpoint.netns:
+        return endpoint.ifname == links.lxc_name(request.container_id)
+    return (endpoint.container_id, endpoint.netns) == (request.container_id, request.netns)
 
 
 @contextmanager
@@ -382,6 +304,8 @@ def _refusals() -> Iterator[None]:
         raise RequestRefused(409, str(error)) from error
     except IpamError as error:
         raise RequestRefused(409 if isinstance(error, AddressInUse) else 422, str(error)) from error
+    except NumbersExhausted as error:
+        raise RequestRefused(507, str(error)) from error
     except (NetError, BpfError) as error:
         raise RequestRefused(500, str(error)) from error
 

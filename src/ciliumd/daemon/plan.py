@@ -8,36 +8,53 @@ a table it reads has changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
+from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
 from ciliumd.desired import identities as identity_stage
 from ciliumd.desired import ipcache as ipcache_stage
 from ciliumd.desired import services as service_stage
 from ciliumd.desired.endpoints import EndpointRows
-from ciliumd.desired.ipcache import IpcacheRows
+from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.lbrows import LbRows, lb_rows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
 from ciliumd.desired.slices import derived_slices
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.objects import EndpointSliceRow, NamespacedName
+from ciliumd.model.policy import Enforcement
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
 if TYPE_CHECKING:
+    from ipaddress import IPv4Network
+
     from ciliumd.desired.services import ServedFrontend
 
 
 @dataclass(frozen=True, slots=True)
 class NodeFacts:
-    """What is known of the node itself."""
+    """
+    What is known of the node itself.
+
+    *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
+    *tunnel* other nodes' pods are reached by encapsulation.  *allocates* tells whether this node numbers
+    label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
+    """
 
     name: str
     cluster: str
     addresses: tuple[Addr, ...]
+    node_port_addresses: tuple[Addr, ...] = ()
+    tunnel: bool = False
+    allocates: bool = True
+    enforcement: Enforcement = Enforcement.DEFAULT
+    label_filter: LabelFilter = EVERY_LABEL
 
 
 @dataclass(slots=True)
@@ -70,13 +87,20 @@ class NodePlan:
         self.endpoint_rows = EndpointRows({}, {}, {}, {})
         self.ipcache_rows = IpcacheRows({}, {})
         self.lb_rows = LbRows()
+        self.node_rows: Mapping[bytes, bytes] = {}
+        self.remote_routes: tuple[IPv4Network, ...] = ()
+        self.unallocated: Mapping[Labels, int | None] = {}
+        self.on_unallocated: Callable[[], None] = _nobody_asks
         self.policy_revision = 0
         self._tables = tables
         self._clock = clock
-        self._policies = PolicyVersions(reserve_version=reserve_version, next_version=next_version)
+        self._policies = PolicyVersions(
+            reserve_version=reserve_version, next_version=next_version, enforcement=node.enforcement
+        )
         self._policy_rounds = 0
+        self._beyond = Beyond()
         self._prefixes: set[Prefix] = set()
-        self._known: tuple[tuple[int, int], dict[int, Labels]] | None = None
+        self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
         self._reported: dict[str, set[ObjectKey]] = {}
 
@@ -84,9 +108,9 @@ class NodePlan:
         """Start from the policy versions the kernel holds, as flat rows, and those by endpoint id."""
         self._policies.restore(rows, versions)
 
-    def set_addresses(self, addresses: tuple[Addr, ...]) -> None:
-        """The node's own addresses changed."""
-        self.node = NodeFacts(self.node.name, self.node.cluster, addresses)
+    def set_addresses(self, addresses: tuple[Addr, ...], node_port_addresses: tuple[Addr, ...]) -> None:
+        """The node's own addresses may have changed."""
+        self.node = replace(self.node, addresses=addresses, node_port_addresses=node_port_addresses)
 
     @property
     def policy_rows(self) -> dict[bytes, bytes]:
@@ -101,9 +125,13 @@ class NodePlan:
     def known_identities(self) -> Mapping[int, Labels]:
         """Every identity of the node by number."""
         tables = self._tables
-        revisions = (tables.identities.revision, tables.prefixes.revision)
+        revisions = tuple(
+            table.revision for table in (tables.identities, tables.prefixes, tables.cluster_identities)
+        )
         if self._known is None or self._known[0] != revisions:
-            known = identity_stage.known_identities(tables.identities.view(), tables.prefixes.view())
+            known = identity_stage.known_identities(
+                tables.identities.view(), tables.prefixes.view(), tables.cluster_identities.view()
+            )
             self._known = (revisions, known)
         return self._known[1]
 
@@ -119,21 +147,34 @@ class NodePlan:
         self._plan(
             "identities",
             self._assign_identities,
-            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes", "cluster_identities"),
         )
         self._plan(
             "policy",
             self._plan_policies,
             *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+            *("cluster_identities", "remote_endpoints"),
         )
         self._policies.retire(self._clock())
+        api_servers = cluster_stage.api_server_addresses(self._slices_of(cluster_stage.API_SERVER))
+        self._plan(
+            "beyond",
+            lambda: self._plan_beyond(api_servers),
+            *("nodes", "remote_endpoints"),
+            extra=(self.node, api_servers),
+        )
         self._plan(
             "rows",
             self._plan_endpoints,
             *("endpoints", "identities", "prefixes"),
-            extra=(self.node, self._policy_rounds),
+            extra=(self.node, self._policy_rounds, self._beyond),
         )
-        self._plan("services", self._plan_services, "services", "slices", "pods", "endpoints")
+        self._plan(
+            "services",
+            self._plan_services,
+            *("services", "slices", "pods", "endpoints"),
+            extra=(self.node.node_port_addresses,),
+        )
 
     def named_ports_of(self, endpoint: EndpointSpec) -> NamedPorts:
         """Named ports of the pod of *endpoint*."""
@@ -148,15 +189,15 @@ class NodePlan:
     def _assign_identities(self) -> None:
         tables = self._tables
         pods, namespaces = tables.pods.view(), tables.namespaces.view()
+        relevant = self.node.label_filter.keep
         self.labels = {
-            number: identity_stage.endpoint_labels(endpoint, pods, namespaces, cluster=self.node.cluster)
+            number: relevant(
+                identity_stage.endpoint_labels(endpoint, pods, namespaces, cluster=self.node.cluster)
+            )
             for number, endpoint in tables.endpoints.items()
         }
-        labels = identity_stage.allocate_identities(
-            tables.identities.view(), identity_stage.wanted_identities(self.labels.values())
-        )
-        for key, number in labels.assigned.items():
-            tables.identities.set(key, number)
+        wanted = identity_stage.wanted_identities(self.labels.values())
+        self._number(wanted)
         self._prefixes = cidrs(tables.policies.values())
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), self._prefixes)
         for prefix, number in prefixes.assigned.items():
@@ -170,6 +211,23 @@ class NodePlan:
             },
         )
 
+    def _number(self, wanted: set[Labels]) -> None:
+        """Give the *wanted* label sets their numbers: the cluster's, or else new ones of our own."""
+        tables, cluster = self._tables, self._tables.cluster_identities.view()
+        adoption = identity_stage.adopt_identities(tables.identities.view(), cluster, wanted)
+        for labels, number in adoption.numbers.items():
+            tables.identities.set(labels, number)
+        if self.node.allocates:
+            taken = {**tables.identities.view(), **{labels: number for number, labels in cluster.items()}}
+            for labels, number in identity_stage.allocate_identities(taken, wanted).assigned.items():
+                tables.identities.set(labels, number)
+            return
+        for labels in tables.identities.view().keys() - adoption.numbers.keys():
+            tables.identities.delete(labels)
+        if self.unallocated != adoption.missing:
+            self.unallocated = adoption.missing
+            self.on_unallocated()
+
     # ---- policy ----------------------------------------------------------------------------
 
     def _plan_policies(self) -> None:
@@ -182,7 +240,9 @@ class NodePlan:
             for number, endpoint in tables.endpoints.items()
             if number in self.identities
         }
-        named_ports = identity_stage.named_ports_by_identity(tables.endpoints.values(), pods, self.identities)
+        named_ports = identity_stage.named_ports_by_identity(
+            tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
+        )
         self._policies.update(
             tables.policies.view(), subjects, World(self.known_identities, named_ports), now=self._clock()
         )
@@ -205,8 +265,24 @@ class NodePlan:
 
     # ---- endpoints, ipcache, services --------------------------------------------------------
 
+    def _slices_of(self, service: NamespacedName) -> Iterator[EndpointSliceRow]:
+        for key in self._tables.slices_of_service.get(service):
+            row = self._tables.slices.get(key)
+            if row is not None:
+                yield row
+
+    def _plan_beyond(self, api_servers: frozenset[Addr]) -> None:
+        nodes = self._tables.nodes.values()
+        neighbours = cluster_stage.Neighbours(nodes, this=self.node.name, tunnel=self.node.tunnel)
+        self._beyond = cluster_stage.beyond(
+            neighbours, self._tables.remote_endpoints.values(), api_servers=api_servers
+        )
+        self.node_rows = cluster_stage.node_rows(nodes)
+        self.remote_routes = neighbours.routes()
+
     def _plan_endpoints(self) -> None:
-        endpoints = self._tables.endpoints.values()
+        tables = self._tables
+        endpoints = tables.endpoints.values()
         self.endpoint_rows = endpoint_stage.endpoint_rows(
             endpoints, self.identities, self.policy.versions, host_addresses=self.node.addresses
         )
@@ -216,8 +292,9 @@ class NodePlan:
             host_addresses=self.node.addresses,
             # A prefix no policy names keeps its number for a while, but nobody carries it any more.
             prefixes={
-                prefix: number for prefix, number in self._tables.prefixes.items() if prefix in self._prefixes
+                prefix: number for prefix, number in tables.prefixes.items() if prefix in self._prefixes
             },
+            beyond=self._beyond,
         )
 
     def _plan_services(self) -> None:
@@ -231,7 +308,9 @@ class NodePlan:
             node=self.node.name,
         )
         self.served, refused = service_stage.served_frontends(
-            tables.services.values(), [*written, *derived.values()], node=self.node.name
+            service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
+            [*written, *derived.values()],
+            node=self.node.name,
         )
         services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
         for frontend, number in services.assigned.items():
@@ -269,3 +348,7 @@ class NodePlan:
         if self._seen.get(part) != now():
             work()
             self._seen[part] = now()
+
+
+def _nobody_asks() -> None:
+    """Until somebody waits for label sets without a number."""

@@ -111,8 +111,16 @@ class Release:
         return (
             self._go(tables.service_ids, self._services, wanted=served, held=services_held)
             + self._go(tables.backend_ids, self._backends, wanted=backends, held=backends_held)
-            + self._go(tables.identities, self._identities, wanted=plan.labels.values(), held=held)
+            + self._release_identities(held)
             + self._go(tables.prefixes, self._prefixes, wanted=cidrs(tables.policies.values()), held=held)
+        )
+
+    def _release_identities(self, held: Callable[[], Collection[int]]) -> int:
+        """Label sets this node numbered itself; those of the cluster go with their objects."""
+        if not self._plan.node.allocates:
+            return 0
+        return self._go(
+            self._tables.identities, self._identities, wanted=self._plan.labels.values(), held=held
         )
 
     def _go(

@@ -1,26 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Options of the agent: command line, then ``CILIUMD_*`` environment, then defaults.
+Options of the agent: command line, then ``CILIUMD_*`` environment, then ``--config-dir``, then defaults.
 
 Validation only; nothing is looked up on the machine here.
 """
 
+import re
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from ciliumd.daemon.config_directory import ConfigDirectory, ConfigRefused, interpret, read_texts
+from ciliumd.daemon.config_keys import RENAMED
 
 LOOPBACK = IPv4Address("169.254.42.1")
+
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)")
+_OLD_REPLACEMENT = {"strict": "true", "probe": "true", "partial": "true", "disabled": "false"}
 
 
 class SettingsInvalid(Exception):
     """The options make no sense; the text names each option and what is wrong with it."""
 
 
+def _seconds(value: object) -> object:
+    """Go's way of writing a duration (``1m30s``) as seconds; anything else as it is."""
+    if not isinstance(value, str) or not re.fullmatch(f"(?:{_DURATION.pattern})+", value):
+        return value
+    return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION.findall(value))
+
+
+def _words(value: object) -> object:
+    """A list is written with commas or spaces between its elements."""
+    return tuple(value.replace(",", " ").split()) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class Settings(BaseSettings):
-    """What can be told to ``ciliumd agent``."""
+    """What can be told to ``ciliumd agent``; keys of the ConfigMap have the same names, or Cilium's."""
 
     model_config = SettingsConfigDict(
         env_prefix="CILIUMD_",
@@ -34,29 +66,47 @@ class Settings(BaseSettings):
         frozen=True,
     )
 
-    manifests: Path = Field(description="directory of Kubernetes YAML to serve")
+    manifests: Path | None = Field(
+        default=None, description="directory of Kubernetes YAML to serve; default: the Kubernetes API"
+    )
+    config_dir: Path | None = Field(
+        default=None, description="directory with a file per option, as a ConfigMap is mounted"
+    )
     node_name: str = Field(default="", description="name of this node; default: the host name")
-    cluster_name: str = Field(default="default", description="name of the cluster, part of every identity")
+    cluster_name: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9]([-a-z0-9]{0,30}[a-z0-9])?$",
+        description="name of the cluster, part of every identity",
+    )
+    cluster_id: int = Field(default=0, ge=0, le=255, description="number of the cluster; 0: it stands alone")
 
-    bpf_root: Path = Field(
-        default=Path("/sys/fs/bpf/ciliumd"), description="where maps, links and programs are pinned"
+    kubeconfig: Path | None = Field(
+        default=None, description="kubeconfig of the API server; default: the pod's service account"
     )
-    cgroup_root: Path | None = Field(
-        default=None,
-        description="cgroup v2 directory whose sockets get service translation; none: no socket LB",
-    )
-    state_dir: Path = Field(
-        default=Path("/var/run/cilium/state"), description="endpoints, identities, last good manifests"
-    )
-    api_socket: Path = Field(
-        default=Path("/var/run/cilium/cilium.sock"), description="where the CLI connects"
-    )
+    k8s_api_server: str = Field(default="", description="URL of the API server instead of what is found")
+    k8s_namespace: str = Field(default="kube-system", description="namespace the agent runs in")
 
+    routing_mode: Literal["native", "tunnel"] = Field(
+        default="native",
+        description="how pods of other nodes are reached: by the network's routes or a tunnel",
+    )
+    tunnel_protocol: Literal["vxlan"] = Field(default="vxlan", description="encapsulation of the tunnel")
+    tunnel_port: Port = Field(default=8472, description="UDP port of the tunnel")
+    ipam: Literal["cluster-pool", "kubernetes"] = Field(
+        default="cluster-pool", description="who gives nodes their pod CIDR: the operator, or Kubernetes"
+    )
+    cluster_pool_ipv4_cidr: Annotated[tuple[IPv4Network, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(IPv4Network("10.0.0.0/8"),), description="networks the operator takes pod CIDRs from"
+    )
+    cluster_pool_ipv4_mask_size: int = Field(
+        default=24, ge=1, le=30, description="prefix length of a node's pod CIDR"
+    )
     pod_cidr: IPv4Network = Field(
         default=IPv4Network("10.0.0.0/24"),
-        description="addresses of this node's pods; the first is cilium_host's",
+        description="with --manifests: addresses of this node's pods; the first is cilium_host's",
     )
-    devices: Annotated[tuple[str, ...], NoDecode] = Field(
+    enable_ipv4: bool = Field(default=True, description="IPv4 for pods; this version has nothing else")
+    devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="native devices, with commas between; default: those with a default route"
     )
     mtu: int = Field(default=0, ge=0, le=65535, description="MTU of pods; 0: that of the native device")
@@ -66,6 +116,48 @@ class Settings(BaseSettings):
     ipv4_native_routing_cidr: IPv4Network | None = Field(
         default=None, description="network that pods reach with their own address"
     )
+    kube_proxy_replacement: bool = Field(
+        default=True, description="all kinds of services are translated here, not by kube-proxy"
+    )
+    node_port_range: Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_words)] = Field(
+        default=(30000, 32767), description="first and last port of NodePorts"
+    )
+    enable_policy: Literal["default", "always", "never"] = Field(
+        default="default",
+        description="endpoints in default deny: those a policy selects, all, none",
+    )
+    labels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(), description="prefixes of the labels that identities are made of; ! in front: not these"
+    )
+    identity_allocation_mode: Literal["crd"] = Field(default="crd", description="where identities are kept")
+
+    bpf_root: Path = Field(
+        default=Path("/sys/fs/bpf/ciliumd"), description="where maps, links and programs are pinned"
+    )
+    cgroup_root: Path | Literal["auto"] | None = Field(
+        default=None,
+        description="cgroup v2 directory whose sockets get service translation; auto: the one that holds all "
+        "pods' groups; none: no socket LB",
+    )
+    procfs: Path = Field(
+        default=Path("/proc"), description="procfs whose sys/net may be written; a container's own may not"
+    )
+    state_dir: Path = Field(
+        default=Path("/var/run/cilium/state"), description="endpoints, identities, last good manifests"
+    )
+    api_socket: Path = Field(
+        default=Path("/var/run/cilium/cilium.sock"), description="where the CLI connects"
+    )
+    cni_socket: Path = Field(
+        default=Path("/var/run/cilium/cni.sock"), description="where the CNI executable connects"
+    )
+    write_cni_conf_when_ready: Path | None = Field(
+        default=None, description="file the CNI configuration is written to once pods can be made"
+    )
+    cni_exclusive: bool = Field(
+        default=True, description="other CNI configurations beside ours are set aside (.cilium_bak)"
+    )
+    cni_chaining_mode: Literal["none"] = Field(default="none", description="plugin that makes pods' devices")
     attach_mode: Literal["auto", "tcx", "tc"] = Field(
         default="auto", description="how tc programs are attached; auto: tcx where the kernel has it"
     )
@@ -77,34 +169,67 @@ class Settings(BaseSettings):
     bpf_events_size: int = Field(
         default=8 << 20, ge=4096, le=1 << 30, description="bytes of the event ring; a power of two"
     )
-    conntrack_gc_interval: float = Field(
-        default=30.0, gt=0, allow_inf_nan=False, description="seconds between garbage collections"
-    )
-    drift_interval: float = Field(
-        default=30.0, gt=0, allow_inf_nan=False, description="seconds between full comparisons of maps"
-    )
+    conntrack_gc_interval: Seconds = Field(default=30.0, description="seconds between garbage collections")
+    drift_interval: Seconds = Field(default=30.0, description="seconds between full comparisons of maps")
 
+    enable_health_checking: bool = Field(default=True, description="probe the other nodes")
+    enable_endpoint_health_checking: bool = Field(
+        default=True, description="have a health endpoint on every node and probe those too"
+    )
+    cluster_health_port: Port = Field(default=4240, description="TCP port nodes are probed at")
+    health_check_interval: Seconds = Field(default=60.0, description="seconds between probes of a node")
+    agent_health_port: Port = Field(default=9879, description="TCP port of /healthz on the loopback address")
     metrics_address: str = Field(
         default="127.0.0.1:9962", description="address of the Prometheus endpoint; empty: none"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    log_format: Literal["logfmt", "json"] = "logfmt"
+    debug: bool = Field(default=False, description="the same as --log-level debug")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least of what is logged"
+    )
+    log_format: Literal["logfmt", "json"] = Field(default="logfmt", description="how lines are written")
 
     loopback_ipv4: Annotated[IPv4Address, Field(description="source of a pod that reaches itself")] = LOOPBACK
 
-    @field_validator("devices", mode="before")
     @classmethod
-    def _names(cls, value: object) -> object:
-        """A list is written with commas, in the environment too."""
-        return tuple(filter(None, value.split(","))) if isinstance(value, str) else value
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  the same
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line is put in front by pydantic."""
+        return init_settings, env_settings, _DirectorySource(settings_cls)
+
+    @field_validator("kube_proxy_replacement", mode="before")
+    @classmethod
+    def _replaces(cls, value: object) -> object:
+        """The words of Cilium 1.13 and before; what they probe for is there in every kernel we run on."""
+        return _OLD_REPLACEMENT.get(value, value) if isinstance(value, str) else value
 
     @field_validator("metrics_address")
     @classmethod
     def _listenable(cls, value: str) -> str:
         host, colon, port = value.rpartition(":")
-        if value and not (host and colon and port.isdecimal() and int(port) < 1 << 16):
+        if value and not (colon and port.isdecimal() and int(port) < 1 << 16):
             raise ValueError(f"{value!r} is no address; write 127.0.0.1:9962, or nothing for no metrics")
+        return f"0.0.0.0:{port}" if value and not host else value
+
+    @field_validator("enable_ipv4")
+    @classmethod
+    def _has_ipv4(cls, value: bool) -> bool:
+        if not value:
+            raise ValueError("pods without IPv4 are not supported: this version carries nothing else")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _debugging(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """``debug`` is a log level, unless one is given."""
+        if str(data.get("debug", "")).lower() in {"true", "1", "yes", "on"}:
+            return {"log_level": "debug", **data}
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -112,29 +237,63 @@ class Settings(BaseSettings):
             raise ValueError(f"pod-cidr {self.pod_cidr} has no room for a router and a pod")
         if self.bpf_events_size & (self.bpf_events_size - 1):
             raise ValueError(f"bpf-events-size {self.bpf_events_size} is not a power of two")
+        first, last = self.node_port_range
+        if first > last:
+            raise ValueError(f"node-port-range {first},{last} ends before it begins")
+        for cidr in self.cluster_pool_ipv4_cidr:
+            if cidr.prefixlen > self.cluster_pool_ipv4_mask_size:
+                raise ValueError(
+                    f"cluster-pool-ipv4-mask-size {self.cluster_pool_ipv4_mask_size} does not fit into "
+                    f"cluster-pool-ipv4-cidr {cidr}"
+                )
         return self
 
 
+class _DirectorySource(PydanticBaseSettingsSource):
+    """The options of the directory that the sources before this one name."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Nothing by field: the directory is read as a whole."""
+        raise NotImplementedError(f"{field_name}: {field}")
+
+    def __call__(self) -> dict[str, Any]:
+        directory = self.current_state.get("config_dir")
+        return dict(config_directory(Path(directory)).values) if directory else {}
+
+
+def config_directory(directory: Path) -> ConfigDirectory:
+    """What *directory* says, and what is to be said about it.  Raises ConfigRefused."""
+    return interpret(read_texts(directory), Settings.model_fields)
+
+
 def read_settings(argv: list[str]) -> Settings:
-    """Options from *argv* and the environment.  Raises :class:`SettingsInvalid`; ``--help`` exits."""
+    """Options from *argv*, environment and directory.  Raises :class:`SettingsInvalid`; ``--help`` exits."""
     try:
-        return Settings(_cli_parse_args=list(map(_plain, argv)))  # type: ignore[call-arg]  # filled from argv and environment
-    except SettingsError as error:
+        return Settings(_cli_parse_args=list(map(_plain, argv)))  # type: ignore[call-arg]  # filled by the sources
+    except (SettingsError, ConfigRefused) as error:
         raise SettingsInvalid(str(error)) from error
     except ValidationError as error:
-        lines = []
-        for one in error.errors():
-            option = ".".join(str(part) for part in one["loc"]).replace("_", "-")
-            lines.append(f"--{option}: {one['msg']}" if option else one["msg"])
-        raise SettingsInvalid("; ".join(lines)) from error
+        raise SettingsInvalid("; ".join(_complaints(error))) from error
+
+
+def _complaints(error: ValidationError) -> Iterator[str]:
+    for one in error.errors():
+        option = str(one["loc"][0]).replace("_", "-") if one["loc"] else ""
+        text = one["msg"].removeprefix("Value error, ")
+        yield f"--{option}: {text}" if option else text
 
 
 def _plain(word: str) -> str:
-    """``--switch=false`` as the parser knows it: ``--no-switch``."""
+    """*word* as the parser knows it: ``--no-switch`` for ``--switch=false``, our names for Cilium's."""
     option, equals, value = word.removeprefix("--").partition("=")
-    field = Settings.model_fields.get(option.replace("-", "_"))
-    if not (word.startswith("--") and equals and field is not None and field.annotation is bool):
+    if not word.startswith("--"):
         return word
+    name = RENAMED.get(option, option.replace("-", "_"))
+    option = name.replace("_", "-")
+    field = Settings.model_fields.get(name)
+    if not (equals and field is not None and field.annotation is bool):
+        return f"--{option}{equals}{value}"
+    value = _OLD_REPLACEMENT.get(value, value) if name == "kube_proxy_replacement" else value
     if value.lower() not in {"true", "false"}:
         raise SettingsInvalid(f"--{option}: {value!r} is neither true nor false")
     return f"--{option}" if value.lower() == "true" else f"--no-{option}"

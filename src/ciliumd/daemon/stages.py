@@ -15,6 +15,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
+from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.target import BeforeSync, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
 
@@ -24,7 +25,8 @@ FACTS, STATES = "cilium_endpoints_v1", "cilium_endpoint_state_v1"
 IPCACHE, IPCACHE_LPM = "cilium_ipcache_v1", "cilium_ipcache_lpm_v1"
 LXC, IFINDEX = "cilium_lxc_v1", "cilium_ifindex_v1"
 BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "cilium_lb_services_v1"
-DEVICES = "cilium_devices_v1"
+DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
+ROUTES = RemoteRoutes.name
 
 
 def stages(
@@ -33,8 +35,13 @@ def stages(
     targets: Mapping[str, Target],
     *,
     devices: Callable[[], Mapping[bytes, bytes]],
+    route_mtu: int,
 ) -> list[Stage]:
-    """Every stage; *targets* by the names above, *devices* the rows of native devices."""
+    """
+    Every stage; *targets* by the names above, *devices* the rows of native devices.
+
+    *route_mtu* is what the node's own packets to other nodes' pods may measure.
+    """
 
     def whole(rows: Callable[[], Mapping[bytes, bytes]]) -> Compute:
         return lambda: Whole(dict(rows()))
@@ -59,6 +66,8 @@ def stages(
             before_sync=BeforeSync.WRITE,
         ),
         Stage(name=DEVICES, target=targets[DEVICES], compute=whole(devices), before_sync=BeforeSync.WRITE),
+        # Who a packet comes from is judged by what is behind its sender: nodes before their pods.
+        Stage(name=NODES, target=targets[NODES], compute=whole(lambda: plan.node_rows)),
         Stage(name=POLICY, target=targets[POLICY], compute=plan.policy_changes),
         Stage(
             name=STATES,
@@ -76,13 +85,19 @@ def stages(
             name=IPCACHE,
             target=targets[IPCACHE],
             compute=whole(lambda: plan.ipcache_rows.addresses),
-            needs=(STATES,),
+            needs=(NODES, STATES),
         ),
         Stage(
             name=IPCACHE_LPM,
             target=targets[IPCACHE_LPM],
             compute=whole(lambda: plan.ipcache_rows.prefixes),
-            needs=(STATES,),
+            needs=(NODES, STATES),
+        ),
+        Stage(
+            name=ROUTES,
+            target=targets[ROUTES],
+            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu)),
+            needs=(IPCACHE_LPM,),
         ),
         Stage(
             name=LXC,
@@ -111,6 +126,8 @@ def stages(
 def service_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
     """The backend of a slot, and the revNAT row of its frontend."""
     service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
+    if not service.port:  # the whole address of a service, which leads nowhere
+        return
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
     if service.slot:
         yield BACKENDS, row.target.to_bytes(4, "little")

@@ -13,15 +13,18 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from ciliumd import __version__, abi
+from ciliumd import abi
 from ciliumd.bpf.errors import BpfError
-from ciliumd.daemon import stages
+from ciliumd.daemon import stages, status_models
 from ciliumd.daemon.controllers import rfc3339
+from ciliumd.daemon.health import cluster_nodes, local_node
+from ciliumd.kubernetes.source import KubernetesStatus
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, Reserved
 from ciliumd.model.net import Addr, addr16
 from ciliumd.net import devices as net_devices
 from ciliumd.net import links
 from ciliumd.net.errors import NetError
+from ciliumd.version import CILIUM_VERSION, cilium_version
 
 if TYPE_CHECKING:
     from ciliumd.daemon.agent import Agent
@@ -33,6 +36,8 @@ Json = dict[str, Any]
 PAGE = 4096
 HUNG_SECONDS = 5.0
 """A call of a worker thread that takes longer is reported."""
+DEAD_SECONDS = 60.0
+"""One that takes longer than this will not come back."""
 
 
 async def status(agent: Agent) -> Json:
@@ -42,20 +47,21 @@ async def status(agent: Agent) -> Json:
     missing, generation, sockets = await _programs(agent, reconciler)
     problems += [f"detached: {one.text}" for one in missing]
     problems += _problems(agent, reconciler, generation)
+    active = generation["active"]
     ring = agent.ring.stats()
     answer: Json = {
         "cilium": {
             "state": "Failure" if problems else "Ok",
-            "msg": "; ".join(problems) if problems else f"{__version__} (v{__version__})",
+            "msg": "; ".join(problems) if problems else f"{CILIUM_VERSION} (v{cilium_version()})",
         },
-        "kube-proxy-replacement": {
-            "mode": "Partial" if generation["active"] else "Disabled",
-            "deviceList": [
-                {"name": one.name, "ip": [str(address) for address in (*one.ipv4, *one.ipv6)]}
-                for one in native
-            ],
-            "features": {"socketLB": {"enabled": sockets}, "bpfSocketLBHostnsOnly": False},
-        },
+        "kvstore": {"state": status_models.DISABLED, "msg": ""},
+        "kubernetes": status_models.kubernetes(_kubernetes(agent)),
+        "kube-proxy-replacement": status_models.kube_proxy_replacement(
+            agent.settings, native, active=active, sockets=sockets
+        ),
+        "host-firewall": {"mode": status_models.DISABLED},
+        "cni-chaining": {"mode": agent.settings.cni_chaining_mode},
+        "cni-file": status_models.cni_file(agent.settings),
         "nodeMonitor": {
             "cpus": os.cpu_count() or 1,
             "npages": agent.map("cilium_events_v1").info.max_entries // PAGE,
@@ -63,14 +69,16 @@ async def status(agent: Agent) -> Json:
             "lost": ring.lost,
             "unknown": ring.unknown,
         },
+        **_health(agent),
         "ipam": _ipam(agent),
-        "host-routing": {"mode": "BPF" if generation["active"] and host_links else "Legacy"},
-        "attach-mode": {"mode": agent.attachments.mode},
+        "host-routing": {"mode": "BPF" if active and host_links else "Legacy"},
+        "attach-mode": "TCX" if agent.attachments.mode == "TCX" else "TC",
         "datapath-mode": "veth",
-        "routing": {"network": "Native", "host": "BPF" if generation["active"] else "Legacy"},
+        "routing": status_models.routing(agent.settings, active=active),
         "masquerading": _masquerading(agent, missing, native),
         "controllers": [one.model() for one in agent.controllers.all()] + _stage_controllers(reconciler),
         "identity-range": {"min-identity": CLUSTER_MIN, "max-identity": CLUSTER_MAX},
+        "encryption": {"mode": status_models.DISABLED},
         "clock-source": {"mode": "ktime"},
         "bpf-maps": {
             "maps": [
@@ -81,15 +89,36 @@ async def status(agent: Agent) -> Json:
         "datapath": {
             **generation["details"],
             "attached": f"{len(agent.attachments.devices)} devices, {len(missing)} programs missing",
-            "manifests": _manifests(agent),
+            _source_name(agent): _objects(agent),
             "netlink": _netlink(agent),
-            "socket LB": str(agent.attachments.cgroup) if sockets else "Disabled",
+            "socket LB": str(agent.attachments.cgroup) if sockets else status_models.DISABLED,
             "drift repaired": f"{agent.observer.drifted_rows} rows",
             "conntrack gc": f"{agent.gc.totals.conntrack} rows, {agent.gc.totals.nat} NAT rows removed",
             "kernel": agent.kernel.kernel,
         },
     }
-    return answer
+    return {name: part for name, part in answer.items() if part is not None}
+
+
+async def unready(agent: Agent) -> str:
+    """What keeps pods from relying on this node; empty when nothing does."""
+    answer = await status(agent)
+    said = [answer[part]["msg"] for part in ("cilium", "kubernetes") if answer[part]["state"] == "Failure"]
+    return "; ".join(said)
+
+
+def lifeless(agent: Agent) -> str:
+    """What only another start would mend; empty when nothing is like that.  Asks no thread anything."""
+    said = []
+    thread = agent.netlink.status()
+    if not thread.alive:
+        said.append("netlink thread has ended")
+    elif thread.age > DEAD_SECONDS:
+        said.append(f"netlink thread hangs in {thread.running}")
+    running = agent.reconciler.status().running
+    if running is not None and running.seconds > DEAD_SECONDS:
+        said.append(f"writer thread hangs in {running.stage} {running.operation}")
+    return "; ".join(said)
 
 
 async def _programs(agent: Agent, reconciler: ReconcilerStatus) -> tuple[list[Missing], Json, bool]:
@@ -174,15 +203,44 @@ def _generation(agent: Agent) -> Json:
 def _problems(agent: Agent, reconciler: ReconcilerStatus, generation: Json) -> list[str]:
     problems = [generation["problem"]] if generation["problem"] else []
     if not agent.tables.in_sync:
-        problems.append("waiting for manifests")
+        problems.append(f"waiting for {_source_name(agent)}")
     elif not agent.synced:
-        problems.append("writing what the manifests say")
+        problems.append(f"writing what the {_source_name(agent)} say")
+    if agent.health.unready:
+        problems.append(agent.health.unready)
     problems += [
         f"{one.name}: {one.last_error}" for one in reconciler.stages if not one.in_sync and one.last_error
     ]
-    if error := agent.source.status().error:
+    error = agent.source.status().error
+    if error and agent.settings.manifests is not None:
         problems.append(f"manifests directory {agent.settings.manifests}: {error}")
     return problems
+
+
+def _kubernetes(agent: Agent) -> KubernetesStatus | None:
+    """What the source says of the API server; None when the objects come from a directory."""
+    found = agent.source.status()
+    return found if isinstance(found, KubernetesStatus) else None
+
+
+def _source_name(agent: Agent) -> str:
+    return "objects of the cluster" if agent.settings.manifests is None else "manifests"
+
+
+def _health(agent: Agent) -> Json:
+    counted = agent.health.summary()
+    return {
+        "cluster": {
+            "ciliumHealth": status_models.cluster_health(
+                agent.health.problem,
+                counted,
+                endpoints=agent.settings.enable_endpoint_health_checking,
+            ),
+            "nodes": status_models.node_elements(cluster_nodes(agent)),
+            "self": status_models.full_name(local_node(agent)),
+        },
+        "cluster-health": status_models.reachability(counted),
+    }
 
 
 def _ipam(agent: Agent) -> Json:
@@ -228,9 +286,10 @@ def _stage_controllers(reconciler: ReconcilerStatus) -> list[Json]:
     ]
 
 
-def _manifests(agent: Agent) -> str:
-    source = agent.source.status()
-    return f"{source.files} files, {source.objects} objects, {source.problems} problems"
+def _objects(agent: Agent) -> str:
+    found = agent.source.status()
+    objects = f"{found.objects} objects, {found.problems} problems"
+    return objects if isinstance(found, KubernetesStatus) else f"{found.files} files, {objects}"
 
 
 def _netlink(agent: Agent) -> str:

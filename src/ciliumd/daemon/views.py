@@ -10,7 +10,7 @@ from typing import Any
 
 from ciliumd import abi
 from ciliumd.desired.policy import EndpointRules, Explanation
-from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.labels import Labels, labels_text
 from ciliumd.model.policy import (
     Direction,
@@ -60,12 +60,19 @@ def endpoint_model(
     version: int | None,
     revision: int,
 ) -> Json:
-    """``models.Endpoint``: one local pod."""
+    """``models.Endpoint``: one local pod, or the node's health endpoint."""
     texts = list(labels_text(labels))
+    health = "OK" if state == "ready" else "Pending"
+    policy = {
+        "policy-enabled": enforcement(rules),
+        "policy-revision": revision,
+        "policy-version": version or 0,
+    }
     return {
         "id": endpoint.id,
         "status": {
             "state": state,
+            "health": {"overallHealth": health, "bpf": health, "policy": health, "connected": True},
             "identity": {"id": identity or 0, "labels": texts},
             "labels": {"security-relevant": texts},
             "networking": {
@@ -79,25 +86,26 @@ def endpoint_model(
                 "host-mac": endpoint.node_mac,
                 "interface-name": endpoint.ifname,
                 "interface-index": endpoint.ifindex,
-                "container-interface-name": "",
+                "container-interface-name": endpoint.ifname_in_pod,
             },
-            "policy": {
-                "realized": {
-                    "policy-enabled": enforcement(rules),
-                    "policy-revision": revision,
-                    "policy-version": version or 0,
-                }
-            },
-            "external-identifiers": {
-                "k8s-namespace": endpoint.namespace,
-                "k8s-pod-name": endpoint.pod,
-                "pod-name": f"{endpoint.namespace}/{endpoint.pod}",
-                "container-id": endpoint.container_id,
-                "netns": endpoint.netns,
-            },
+            "policy": {"realized": policy},
+            "external-identifiers": _identifiers(endpoint),
             "slot": endpoint.slot,
             "slot-generation": endpoint.slot_gen,
         },
+    }
+
+
+def _identifiers(endpoint: EndpointSpec) -> Json:
+    """``models.EndpointIdentifiers``; the health endpoint is no pod and is known by its container."""
+    inside = {"container-id": endpoint.container_id, "netns": endpoint.netns}
+    if endpoint.pod_key == HEALTH_POD:
+        return {"container-name": endpoint.pod, **inside}
+    return {
+        "k8s-namespace": endpoint.namespace,
+        "k8s-pod-name": endpoint.pod,
+        "pod-name": f"{endpoint.namespace}/{endpoint.pod}",
+        **inside,
     }
 
 
@@ -165,7 +173,9 @@ def _requirement_text(requirement: Requirement) -> str:
 
 
 def port_text(rule: PortRule) -> str:
-    """Ports as ``number/protocol``, ``first-last/protocol`` or ``name/protocol``."""
+    """Ports as ``number/protocol``, ``first-last/protocol`` or ``name/protocol``; ICMP has types."""
+    if rule.icmp_type is not None:
+        return f"type {rule.icmp_type}/{rule.protocol}"
     port = rule.name or (str(rule.port) if rule.port else "any")
     if rule.end_port:
         port = f"{rule.port}-{rule.end_port}"

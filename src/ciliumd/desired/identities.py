@@ -7,9 +7,11 @@ The numbers themselves are rows (``identities``, ``prefixes``), restored before 
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from ciliumd.desired.allocation import Allocation, allocate
-from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.identity import (
     CLUSTER_MAX,
     CLUSTER_MIN,
@@ -23,10 +25,11 @@ from ciliumd.model.identity import (
 )
 from ciliumd.model.labels import Labels, labels_text, pod_labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.objects import NamespacedName, NamespaceRow, PodRow
+from ciliumd.model.objects import NamespacedName, NamespaceRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import NamedPort
 
 INIT_LABELS = reserved_labels(Reserved.INIT)
+HEALTH_LABELS = reserved_labels(Reserved.HEALTH)
 _RESERVED = {labels: number for number, labels in reserved_identities().items()}
 # The API server gives every namespace this label; a namespace nobody described has it too.
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -51,6 +54,8 @@ def endpoint_labels(
     cluster: str = "default",
 ) -> Labels:
     """The labels of *endpoint*: its pod's, or ``reserved:init`` while there is no such pod."""
+    if endpoint.pod_key == HEALTH_POD:
+        return HEALTH_LABELS
     pod = pods.get(endpoint.pod_key)
     if pod is None:
         return INIT_LABELS
@@ -60,6 +65,45 @@ def endpoint_labels(
 def wanted_identities(label_sets: Iterable[Labels]) -> set[Labels]:
     """Those *label_sets* that need a number: all but the reserved ones."""
     return {labels for labels in label_sets if labels not in _RESERVED}
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """
+    Which number each wanted label set has in the cluster.
+
+    *numbers* are those with a number, *missing* those without an object that says so: the number to
+    prefer for it (somebody deleted the object of a number in use), or None.
+    """
+
+    numbers: dict[Labels, NumericIdentity]
+    missing: dict[Labels, NumericIdentity | None]
+
+
+def adopt_identities(
+    existing: Mapping[Labels, NumericIdentity],
+    cluster: Mapping[NumericIdentity, Labels],
+    wanted: Iterable[Labels],
+) -> Adoption:
+    """
+    Numbers of the *wanted* label sets, from those of the *cluster*.
+
+    A number in use stays as long as its object says the same, or nobody says anything; two nodes that
+    numbered the same labels at once agree on the lower number.
+    """
+    by_labels: dict[Labels, list[NumericIdentity]] = {}
+    for number, labels in cluster.items():
+        by_labels.setdefault(labels, []).append(number)
+    adoption = Adoption({}, {})
+    for labels in wanted:
+        current, known = existing.get(labels), by_labels.get(labels, [])
+        if known:
+            adoption.numbers[labels] = min(known, key=lambda number: (number != current, number))
+        elif current is not None and current not in cluster:
+            adoption.numbers[labels] = adoption.missing[labels] = current
+        else:
+            adoption.missing[labels] = None
+    return adoption
 
 
 def allocate_identities(
@@ -99,16 +143,17 @@ def named_ports_of_pod(pod: PodRow | None) -> frozenset[NamedPort]:
     """The container ports *pod* gives names to; none of a pod that is not known."""
     if pod is None:
         return frozenset()
-    return frozenset(NamedPort(name, protocol, port) for name, (protocol, port) in pod.named_ports.items())
+    return _named(pod.named_ports)
 
 
 def named_ports_by_identity(
     endpoints: Iterable[EndpointSpec],
     pods: Mapping[NamespacedName, PodRow],
     identities: Mapping[int, NumericIdentity],
+    remote: Iterable[RemoteEndpointRow] = (),
 ) -> dict[NumericIdentity, frozenset[NamedPort]]:
     """
-    The named ports of the pods of each identity, together; identities without any are left out.
+    The named ports of the pods of each identity, *remote* ones too; identities without any are left out.
 
     Where pods of one identity use a name for different numbers, it stands for all of them.
     """
@@ -118,14 +163,28 @@ def named_ports_by_identity(
         if named and endpoint.id in identities:
             identity = identities[endpoint.id]
             ports[identity] = ports.get(identity, frozenset()) | named
+    for row in remote:
+        if row.named_ports:
+            ports[row.identity] = ports.get(row.identity, frozenset()) | _named(row.named_ports)
     return ports
 
 
 def known_identities(
-    identities: Mapping[Labels, NumericIdentity], prefixes: Mapping[Prefix, NumericIdentity]
+    identities: Mapping[Labels, NumericIdentity],
+    prefixes: Mapping[Prefix, NumericIdentity],
+    cluster: Mapping[NumericIdentity, Labels] = MappingProxyType({}),
 ) -> dict[NumericIdentity, Labels]:
-    """Every identity policy may have to judge, by number: reserved, cluster and CIDR identities."""
+    """
+    Every identity policy may have to judge, by number: reserved, cluster and CIDR identities.
+
+    *cluster* are those of other nodes as well, where the same labels may have had two numbers.
+    """
     known = reserved_identities()
+    known.update(cluster)
     known.update((number, labels) for labels, number in identities.items())
     known.update((number, cidr_labels(prefix)) for prefix, number in prefixes.items())
     return known
+
+
+def _named(ports: Mapping[str, tuple[str, int]]) -> frozenset[NamedPort]:
+    return frozenset(NamedPort(name, protocol, port) for name, (protocol, port) in ports.items())

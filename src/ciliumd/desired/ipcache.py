@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-The ipcache: which identity an address has.
+The ipcache: which identity an address has, and which node's tunnel leads to it.
 
 Single addresses and prefixes are two maps; a single address always wins, so a pod or a node keeps its
-identity whatever prefixes policies mention.  Prefixes never name pods.
+identity whatever prefixes policies mention.  Prefixes never name pods; those of other nodes' pods only
+say where a pod is that nobody has published yet.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from ciliumd import abi
 from ciliumd.model.endpoint import EndpointSpec
@@ -18,10 +20,19 @@ from ciliumd.model.net import Addr, Prefix, addr16, fold32, is_single, prefix_bi
 _CLUSTER_BITS = 32
 _LOCAL_CLUSTER = 0
 _NO_TUNNEL = bytes(16)
+
+
+class Owner(NamedTuple):
+    """Whose an address is: its identity, and the node to encapsulate for; None: reached directly."""
+
+    identity: NumericIdentity
+    tunnel: Addr | None = None
+
+
 # Longest match is over mapped addresses: ::/0 covers IPv4 as well, so IPv4 needs a row of its own.
-WORLD_PREFIXES: dict[Prefix, NumericIdentity] = {
-    IPv4Network("0.0.0.0/0"): int(Reserved.WORLD),
-    IPv6Network("::/0"): int(Reserved.WORLD_IPV6),
+WORLD_PREFIXES: dict[Prefix, Owner] = {
+    IPv4Network("0.0.0.0/0"): Owner(int(Reserved.WORLD)),
+    IPv6Network("::/0"): Owner(int(Reserved.WORLD_IPV6)),
 }
 
 
@@ -33,50 +44,77 @@ class IpcacheRows:
     prefixes: dict[bytes, bytes]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Beyond:
+    """
+    What is known of addresses beyond this node (see ``desired.cluster``).
+
+    There may be a hundred thousand: two of them are equal when they are the same.
+    """
+
+    addresses: Mapping[Addr, Owner] = field(default_factory=dict)
+    prefixes: Mapping[Prefix, Owner] = field(default_factory=dict)
+
+    def tunnel_to(self, prefix: Prefix) -> Addr | None:
+        """Where a prefix leads that a policy names inside some node's pods; None for any other."""
+        for length in sorted({(one.version, one.prefixlen) for one in self.prefixes}, reverse=True):
+            if length[0] == prefix.version and length[1] <= prefix.prefixlen:
+                owner = self.prefixes.get(prefix.supernet(new_prefix=length[1]))
+                if owner is not None:
+                    return owner.tunnel
+        return None
+
+
 def ipcache_rows(
     endpoints: Iterable[EndpointSpec],
     identities: Mapping[int, NumericIdentity],
     *,
     host_addresses: Iterable[Addr],
     prefixes: Mapping[Prefix, NumericIdentity],
+    beyond: Beyond = Beyond(),
 ) -> IpcacheRows:
     """
     Every address whose identity this node knows.
 
     *identities* gives the identity by endpoint id; an endpoint without one has no row and counts as
-    world until it gets one.  The node's own addresses win over endpoints, endpoints over prefixes.
+    world until it gets one.  The node's own addresses win over its endpoints, these over what is beyond,
+    and all of them over the *prefixes* of policies.
     """
-    owners: dict[Addr, NumericIdentity] = {}
-    for prefix, identity in prefixes.items():
-        if is_single(prefix):
-            owners[prefix.network_address] = identity
+    named = {prefix: Owner(number, beyond.tunnel_to(prefix)) for prefix, number in prefixes.items()}
+    owners = {prefix.network_address: owner for prefix, owner in named.items() if is_single(prefix)}
+    owners.update(beyond.addresses)
     for endpoint in endpoints:
         if endpoint.id in identities:
-            owners.update(dict.fromkeys(endpoint.addresses, identities[endpoint.id]))
-    owners.update(dict.fromkeys(host_addresses, int(Reserved.HOST)))
+            owners.update(dict.fromkeys(endpoint.addresses, Owner(identities[endpoint.id])))
+    owners.update(dict.fromkeys(host_addresses, Owner(int(Reserved.HOST))))
 
-    wide: dict[Prefix, NumericIdentity] = dict(WORLD_PREFIXES)
-    wide.update((prefix, identity) for prefix, identity in prefixes.items() if not is_single(prefix))
+    wide = dict(WORLD_PREFIXES)
+    wide.update(beyond.prefixes)
+    wide.update((prefix, owner) for prefix, owner in named.items() if not is_single(prefix))
     return IpcacheRows(
-        addresses=dict(address_row(addr, identity) for addr, identity in owners.items()),
-        prefixes=dict(prefix_row(prefix, identity) for prefix, identity in wide.items()),
+        addresses=dict(address_row(addr, *owner) for addr, owner in owners.items()),
+        prefixes=dict(prefix_row(prefix, *owner) for prefix, owner in wide.items()),
     )
 
 
-def address_row(addr: Addr, identity: NumericIdentity) -> tuple[bytes, bytes]:
+def address_row(addr: Addr, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
     """The row that gives a single address its identity."""
     packed = addr16(addr)
-    return abi.IpcacheKey(packed, _LOCAL_CLUSTER).pack(), _entry(fold32(packed), identity)
+    return abi.IpcacheKey(packed, _LOCAL_CLUSTER).pack(), _entry(fold32(packed), identity, tunnel)
 
 
-def prefix_row(prefix: Prefix, identity: NumericIdentity) -> tuple[bytes, bytes]:
+def prefix_row(prefix: Prefix, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
     """The row that gives a prefix its identity; a prefix's row carries no fold."""
     bits = _CLUSTER_BITS + prefix_bits16(prefix)
     key = abi.IpcacheLpmKey(bits, _LOCAL_CLUSTER, addr16(prefix.network_address))
-    return key.pack(), _entry(0, identity)
+    return key.pack(), _entry(0, identity, tunnel)
 
 
-def _entry(check: int, identity: NumericIdentity) -> bytes:
+def _entry(check: int, identity: int, tunnel: Addr | None) -> bytes:
     return abi.IpcacheEntry(
-        check=check, identity=identity, tunnel_endpoint=_NO_TUNNEL, encrypt_key=0, flags=0
+        check=check,
+        identity=identity,
+        tunnel_endpoint=_NO_TUNNEL if tunnel is None else addr16(tunnel),
+        encrypt_key=0,
+        flags=0,
     ).pack()

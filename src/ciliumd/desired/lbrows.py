@@ -16,9 +16,16 @@ from struct import Struct
 from typing import Any
 
 from ciliumd import abi
-from ciliumd.desired.services import SERVICE_ID_MAX, ServedFrontend, ServiceProblem
+from ciliumd.desired.services import (
+    SERVICE_ID_MAX,
+    ServedFrontend,
+    ServiceProblem,
+    has_two_scopes,
+    policy_of,
+)
 from ciliumd.model.net import addr16, addr_from16
 from ciliumd.model.service import (
+    EXTERNAL,
     PROTOCOL_NUMBERS,
     BackendKey,
     BackendState,
@@ -84,6 +91,8 @@ def lb_rows(
             rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
             chosen = chosen[:_SLOT_MAX]
         rows.services.update(_service_rows(one, service_id, chosen))
+        if one.frontend.kind is ServiceKind.CLUSTER_IP:
+            rows.services.update([_cluster_ip_row(one.frontend.key)])
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
     rows.backends.update(
         _backend_row(key, backend_ids[key], state)
@@ -148,7 +157,7 @@ def _spec_model(
         "flags": {
             "name": one.service.name,
             "namespace": one.service.namespace,
-            "trafficPolicy": one.service.internal_policy.value,
+            "trafficPolicy": policy_of(one.service, one.frontend).value,
             "type": one.frontend.kind.value,
         },
         "frontend-address": {
@@ -167,6 +176,8 @@ def _problem(one: ServedFrontend, message: str) -> ServiceProblem:
 def _service_rows(one: ServedFrontend, service_id: int, chosen: list[int]) -> dict[bytes, bytes]:
     timeout = one.service.affinity_timeout
     flags = _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
+    if one.frontend.scope == EXTERNAL and has_two_scopes(one.service, one.frontend):
+        flags |= abi.LbServiceFlags.LB_F_TWO_SCOPES
 
     def value(target: int) -> bytes:
         return abi.LbService(target, rev_nat=service_id, flags=flags, affinity_timeout=timeout).pack()
@@ -174,6 +185,13 @@ def _service_rows(one: ServedFrontend, service_id: int, chosen: list[int]) -> di
     rows = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
     rows[_service_key(one.frontend.key, 0)] = value(len(chosen))
     return rows
+
+
+def _cluster_ip_row(key: FrontendKey) -> tuple[bytes, bytes]:
+    """The row that says of the whole address that it is a service's: a port nobody serves is dropped."""
+    packed = abi.LbServiceKey(addr=addr16(key.addr), port=0, protocol=0, scope=0, slot=0).pack()
+    flags = abi.LbServiceFlags.LB_F_CLUSTER_IP
+    return packed, abi.LbService(0, rev_nat=0, flags=flags, affinity_timeout=0).pack()
 
 
 def _service_key(frontend: FrontendKey, slot: int) -> bytes:

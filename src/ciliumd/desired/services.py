@@ -5,18 +5,21 @@ Load balancing: which frontends this node serves, for which service, with which 
 How that is spelled in maps is said in ``desired.lbrows``.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.model.net import Addr
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
 from ciliumd.model.service import (
+    INTERNAL,
     Backend,
     BackendKey,
     BackendState,
     Frontend,
     FrontendKey,
     Service,
+    ServiceKind,
     TrafficPolicy,
 )
 
@@ -74,11 +77,12 @@ def served_frontend(
     """
     *frontend* with its backends from the service's *slices*.
 
-    Backends belong to it by port name, protocol and address family.  With a local internal traffic
-    policy only those on *node* count.  One listed twice is as fit as its best listing.
+    Backends belong to it by port name, protocol and address family.  With a local traffic policy, internal
+    for a cluster address and external for a node port, only those on *node* count.  One listed twice is as
+    fit as its best listing.
     """
     name = service.port_of(frontend).name
-    local_only = service.internal_policy is TrafficPolicy.LOCAL
+    local_only = policy_of(service, frontend) is TrafficPolicy.LOCAL
     best: dict[BackendKey, Backend] = {}
     for row in slices:
         for port_name, backend in row.backends:
@@ -114,6 +118,39 @@ def served_frontends(
         if frontend.key == key
     ]
     return served, problems
+
+
+def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> Iterator[Service]:
+    """
+    The *services*, each with a frontend per node port and address of this node.
+
+    Of the addresses those of the service's own families count.
+    """
+    own = tuple(addresses)
+    for service in services:
+        families = {frontend.addr.version for frontend in service.frontends}
+        frontends = [
+            Frontend(addr, port.node_port, port.protocol, ServiceKind.NODE_PORT)
+            for port in service.ports
+            if port.node_port
+            for addr in own
+            if addr.version in families
+        ]
+        frontends += [replace(one, scope=INTERNAL) for one in frontends if has_two_scopes(service, one)]
+        yield replace(service, frontends=(*service.frontends, *frontends)) if frontends else service
+
+
+def has_two_scopes(service: Service, frontend: Frontend) -> bool:
+    """Whether clients inside the cluster get other backends by *frontend* than those outside."""
+    external = frontend.kind is not ServiceKind.CLUSTER_IP
+    return external and service.external_policy is TrafficPolicy.LOCAL
+
+
+def policy_of(service: Service, frontend: Frontend) -> TrafficPolicy:
+    """Which nodes' backends *frontend* may choose: what is local outside is open inside the cluster."""
+    if frontend.kind is ServiceKind.CLUSTER_IP:
+        return service.internal_policy
+    return TrafficPolicy.CLUSTER if frontend.scope == INTERNAL else service.external_policy
 
 
 def allocate_service_ids(

@@ -91,6 +91,19 @@ class Tallies:
             "Objects received from Kubernetes or the manifest directory",
             ("scope", "action", "status"),
         )
+        self.kubernetes_received = Tally(
+            "cilium_kubernetes_events_received_total",
+            "Objects received from Kubernetes, by whether they were valid and news",
+            ("scope", "action", "valid", "equal"),
+        )
+        self.kubernetes_requests = Tally(
+            "ciliumd_k8s_client_requests_total",
+            "Requests to the API server; status 0: none answered",
+            ("method", "path", "return_code"),
+        )
+        self.cni_requests = Tally(
+            "ciliumd_cni_requests_total", "Requests of container runtimes", ("command", "code")
+        )
         self.resource_errors = Tally("ciliumd_resource_errors_total", "Objects refused", ("kind", "reason"))
         self.controller_runs = Tally("cilium_controllers_runs_total", "Runs of controllers", ("status",))
         self.provider_errors = Tally(
@@ -106,6 +119,22 @@ class Tallies:
         self.bootstrap_seconds = Level(
             "cilium_agent_bootstrap_seconds", "Duration of a part of the agent's start", ("scope", "outcome")
         )
+
+    def kubernetes_event(self, kind: str, action: str, valid: bool, equal: bool) -> None:
+        """One object that the API server told of."""
+        self.kubernetes_received.add(kind, action, str(valid).lower(), str(equal).lower())
+        if not equal:
+            self.kubernetes_events.add(kind, action, "success" if valid else "failed")
+
+    def kubernetes_request(self, method: str, path: str, status: int, seconds: float) -> None:
+        """One request to the API server.  Of any thread."""
+        del seconds
+        self.kubernetes_requests.add(method, path, str(status))
+
+    def cni_request(self, command: str, code: int, seconds: float) -> None:
+        """One request of a container runtime."""
+        del seconds
+        self.cni_requests.add(command, str(code))
 
     def __iter__(self) -> Iterator[Tally]:
         return iter(vars(self).values())

@@ -12,10 +12,17 @@ from ciliumd.model.net import Addr
 
 ENDPOINT_ID_MAX = 65535
 
+HEALTH_POD = ("", "cilium-health")
+"""Pod key of the node's own health endpoint, which is no pod: no namespace can have an empty name."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """One pod's wiring.  *ifname* and *ifindex* are the host side of its veth, *mac* is the pod's."""
+    """
+    One pod's wiring.  *ifname* and *ifindex* are the host side of its veth, *mac* is the pod's.
+
+    A runtime knows it by *container_id* and *ifname_in_pod*; without a runtime the first is empty.
+    """
 
     id: int
     slot: int
@@ -30,6 +37,7 @@ class EndpointSpec:
     node_mac: str
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
+    ifname_in_pod: str = "eth0"
 
     @property
     def addresses(self) -> tuple[Addr, ...]:

@@ -50,8 +50,15 @@ class Identity:
 
 
 def reserved_labels(reserved: Reserved) -> Labels:
-    """The label set of a reserved identity, e.g. ``{reserved:host}``."""
-    return frozenset({Label(RESERVED, reserved.label)})
+    """
+    The label set of a reserved identity, e.g. ``{reserved:host}``.
+
+    The API server is on a node: its identity carries the label of remote nodes as well.
+    """
+    names = {reserved.label}
+    if reserved is Reserved.KUBE_APISERVER:
+        names.add(Reserved.REMOTE_NODE.label)
+    return frozenset(Label(RESERVED, name) for name in names)
 
 
 def cidr_labels(prefix: Prefix) -> Labels:

@@ -75,8 +75,7 @@ def pod_labels(
     Every label policy may select a pod by.
 
     User labels under the keys ciliumd sets itself are dropped: a pod that claims another namespace
-    or service account must not get it.  No other label is left out, since a label that is not part
-    of the identity could not be selected and its policy would silently not apply.
+    or service account must not get it.  Which others make an identity is said in ``label_filter``.
     """
     labels = {Label(K8S, key, value) for key, value in pod_labels.items() if not is_reserved_key(key)}
     labels.update(Label(K8S, NAMESPACE_LABELS_PREFIX + key, value) for key, value in namespace_labels.items())

@@ -6,13 +6,17 @@ Services and policies have modules of their own.  How objects are written is sai
 where rows are kept in ``tables``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ciliumd.model.net import Addr
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.service import Backend
 
 NamespacedName = tuple[str, str]
 """(namespace, name)."""
+
+INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP = "InternalIP", "ExternalIP", "CiliumInternalIP"
+"""Types of a node's addresses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,3 +61,55 @@ class EndpointSliceRow:
     def service_key(self) -> NamespacedName:
         """Key of the service it belongs to."""
         return (self.namespace, self.service)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """
+    A node of the cluster, this one included (CiliumNode, cilium.io/v2).
+
+    *addresses* are pairs of type and address, as CiliumNode writes them: ``InternalIP``, ``ExternalIP``
+    and ``CiliumInternalIP`` (the router address inside its pod CIDR); *health* are those of its health
+    endpoint.
+    """
+
+    name: str
+    cluster: str = "default"
+    addresses: tuple[tuple[str, Addr], ...] = ()
+    pod_cidrs: tuple[Prefix, ...] = ()
+    health: tuple[Addr, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
+
+    def addresses_of(self, *types: str) -> tuple[Addr, ...]:
+        """Its addresses of these types, in the order they are written."""
+        return tuple(addr for kind, addr in self.addresses if kind in types)
+
+    @property
+    def tunnel_endpoint(self) -> Addr | None:
+        """Where packets for its pods are sent: the first IPv4 InternalIP; None if it has none."""
+        for addr in self.addresses_of(INTERNAL_IP):
+            if addr.version == 4:
+                return addr
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteEndpointRow:
+    """
+    A pod of the cluster as its own node published it (CiliumEndpoint, cilium.io/v2).
+
+    *node* is an address of that node; *named_ports* gives (protocol, port) by port name.  Those of this
+    node are rows too: who reads them lets the local endpoint win.
+    """
+
+    namespace: str
+    name: str
+    identity: NumericIdentity
+    addresses: tuple[Addr, ...]
+    node: Addr | None
+    named_ports: dict[str, tuple[str, int]]
+
+    @property
+    def key(self) -> NamespacedName:
+        """Key of its row: (namespace, name), those of its pod."""
+        return (self.namespace, self.name)

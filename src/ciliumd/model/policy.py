@@ -8,7 +8,7 @@ a document is explicit here: namespaces are labels of the selectors, default den
 "any" is None and "nothing" is an empty tuple.  Nothing here parses, validates or resolves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -22,6 +22,8 @@ ENTITIES = frozenset(
     {
         "all",
         "world",
+        "world-ipv4",
+        "world-ipv6",
         "cluster",
         "host",
         "remote-node",
@@ -37,6 +39,14 @@ ENTITIES = frozenset(
 
 ANY_PROTOCOL = "ANY"
 """Protocol of a port rule that stands for TCP, UDP and SCTP."""
+
+
+class Enforcement(StrEnum):
+    """When endpoints are in default deny (``enable-policy``), spelled as in the setting."""
+
+    DEFAULT = "default"  # in the directions a policy that selects them isolates
+    ALWAYS = "always"  # in both directions, whether a policy selects them or not
+    NEVER = "never"  # never; no rule applies at all
 
 
 class Direction(IntEnum):
@@ -120,6 +130,28 @@ class PeerCIDR:
 
     prefix: Prefix
     excepts: tuple[Prefix, ...] = ()
+    _holes: Mapping[int, frozenset[int]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        # By length, the leading bits: of a thousand exceptions no more are asked than there are lengths.
+        same_family = [one for one in self.excepts if one.version == self.prefix.version]
+        holes: dict[int, set[int]] = {one.prefixlen: set() for one in same_family}
+        for one in same_family:
+            holes[one.prefixlen].add(_leading_bits(one, one.prefixlen))
+        object.__setattr__(self, "_holes", {length: frozenset(bits) for length, bits in holes.items()})
+
+    def covers(self, prefix: Prefix) -> bool:
+        """Tell whether every address of *prefix* is in this peer's prefix, and it lies in no exception."""
+        outer = self.prefix
+        return (
+            prefix.version == outer.version
+            and prefix.prefixlen >= outer.prefixlen
+            and _leading_bits(prefix, outer.prefixlen) == _leading_bits(outer, outer.prefixlen)
+            and not any(
+                length <= prefix.prefixlen and _leading_bits(prefix, length) in holes
+                for length, holes in self._holes.items()
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,16 +173,17 @@ Peer = PeerSelector | PeerCIDR | PeerEntity
 @dataclass(frozen=True, slots=True)
 class PortRule:
     """
-    Destination ports of one protocol: TCP, UDP, SCTP, ICMP, ICMPV6 or ANY (the first three).
+    Destination ports of one protocol: TCP, UDP, SCTP or ANY (these three); or a type of ICMP or ICMPV6.
 
     *port* 0 with no *name* is every port; *end_port* 0 is a single port; *name* is a named port of
-    the destination pod, to be resolved per destination.
+    the destination pod, to be resolved per destination.  *icmp_type* None is every type.
     """
 
     protocol: str = ANY_PROTOCOL
     port: int = 0
     end_port: int = 0
     name: str | None = None
+    icmp_type: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +216,7 @@ class Policy:
     """
     One policy: the endpoints *subject* selects get *rules*.
 
+    *namespace* is empty for a policy of the whole cluster; whom it can select is all in *subject*.
     A default-deny flag puts the selected endpoints into default deny in that direction whether or
     not the policy has rules for it.
     """
@@ -200,3 +234,7 @@ class Policy:
 
 def _values(labels: Labels, source: str, key: str) -> Iterator[str]:
     return (label.value for label in labels if label.key == key and source in (ANY_SOURCE, label.source))
+
+
+def _leading_bits(prefix: Prefix, length: int) -> int:
+    return int(prefix.network_address) >> (prefix.max_prefixlen - length)

@@ -14,6 +14,10 @@ from ciliumd.model.net import Addr
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
+EXTERNAL, INTERNAL = 0, 1
+"""Scopes of a frontend: for clients outside the cluster (or for all of them), and inside."""
+
+
 class ServiceKind(Enum):
     """Why a frontend exists; the text is what ``service list`` shows."""
 
@@ -59,6 +63,9 @@ class FrontendKey(NamedTuple):
     protocol: str
     scope: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.addr}:{self.port}/{self.protocol}"
+
 
 class BackendKey(NamedTuple):
     """What makes a backend unique on the node, whichever services use it."""
@@ -70,7 +77,7 @@ class BackendKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Frontend:
-    """An address and port clients connect to.  *scope* 0 is external, 1 internal (node-local rules)."""
+    """An address and port clients connect to, in the scope EXTERNAL unless there are two."""
 
     addr: Addr
     port: int
@@ -139,7 +146,9 @@ class Service:
 
     def port_of(self, frontend: Frontend) -> ServicePort:
         """The port *frontend* belongs to."""
+        node_port = frontend.kind is ServiceKind.NODE_PORT
         for port in self.ports:
-            if (port.protocol, port.port) == (frontend.protocol, frontend.port):
+            number = port.node_port if node_port else port.port
+            if (port.protocol, number) == (frontend.protocol, frontend.port):
                 return port
         raise KeyError(f"service {self.namespace}/{self.name} has no port for {frontend}")

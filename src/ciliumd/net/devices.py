@@ -16,7 +16,7 @@ from pyroute2 import IPRoute
 from ciliumd.model.net import Addr
 from ciliumd.net import links
 from ciliumd.net.errors import LinkGone, netlink_errors
-from ciliumd.net.links import HOST_LINK, LXC_PREFIX, NET_LINK, Link
+from ciliumd.net.links import HOST_LINK, LXC_PREFIX, NET_LINK, OVERLAY_LINK, Link
 
 _UNIVERSE = 0  # scope of addresses that are valid beyond the link
 
@@ -53,6 +53,15 @@ def native_devices(ipr: IPRoute, names: Collection[str] = ()) -> tuple[NativeDev
         for link in sorted(chosen, key=lambda link: link.name)
         if not _is_pod_network(link)
     )
+
+
+def node_port_addresses(devices: Collection[NativeDevice]) -> tuple[Addr, ...]:
+    """The addresses node ports are served on: those of native devices."""
+    found: list[Addr] = []
+    for device in devices:
+        found += device.ipv4
+        found += device.ipv6
+    return tuple(found)
 
 
 def node_addresses(ipr: IPRoute) -> frozenset[Addr]:
@@ -110,4 +119,5 @@ def _native(link: Link, addresses: Collection[Addr]) -> NativeDevice:
 
 def _is_pod_network(link: Link) -> bool:
     """Whether the device is part of the pod network and so never native."""
-    return links.is_ours(link) or link.name in {HOST_LINK, NET_LINK} or link.name.startswith(LXC_PREFIX)
+    names = {HOST_LINK, NET_LINK, OVERLAY_LINK}
+    return links.is_ours(link) or link.name in names or link.name.startswith(LXC_PREFIX)

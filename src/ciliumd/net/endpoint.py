@@ -3,21 +3,22 @@
 Wires a pod: a veth pair, its end inside the pod's namespace configured, all of it or nothing.
 
 The pod gets a /32 address and reaches everything through the router address, which the datapath
-answers for; its IPv6 is off.  Who gets which address, and the maps that make packets flow, are not
-decided here: a wired pod is unreachable until its rows are written and its program is attached.
+answers for.  Who gets which address, and the maps that make packets flow, are not decided here: a wired
+pod is unreachable until its rows are written and its program is attached.
 """
 
 from dataclasses import dataclass
-from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from socket import AF_INET
+from typing import Any
 
 from pyroute2 import IPRoute
 
 from ciliumd.net import links, sysctl
-from ciliumd.net.errors import LinkConflict, LinkGone, NetError
+from ciliumd.net.errors import LinkConflict, LinkGone, NetError, netlink_errors
 from ciliumd.net.links import Link
-from ciliumd.net.namespace import is_own_namespace, open_namespace, run_in_namespace_fd
-from ciliumd.net.routes import Route, ensure_address, ensure_routes
+from ciliumd.net.namespace import Sandbox, is_own_namespace, open_sandbox
+from ciliumd.net.routes import Route, ensure_address, ensure_routes, ipv4_addresses
 
 _EEXIST = 17
 _ANYWHERE = IPv4Network("0.0.0.0/0")
@@ -28,13 +29,12 @@ class EndpointWiring:
     """
     What a pod's network is made of.
 
-    *pod* is ``namespace/name``, *namespace* the path of its network namespace, *name* the host side's
-    device name.  *route_mtu* is what packets may measure on the way out (0: as the device).
+    *pod* is ``namespace/name``, *name* the host side's device name, *ifname* the pod's.  *route_mtu* is
+    what packets may measure on the way out (0: as the device).
     """
 
     endpoint_id: int
     pod: str
-    namespace: str
     name: str
     address: IPv4Address
     router: IPv4Address
@@ -43,6 +43,14 @@ class EndpointWiring:
     ifname: str = "eth0"
     mac: str | None = None
     node_mac: str | None = None
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        """The pod's routes; the router on the link first: it is the next hop of the second."""
+        return (
+            Route(destination=IPv4Network(self.router)),
+            Route(destination=_ANYWHERE, via=self.router, mtu=self.route_mtu or self.mtu),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,41 +72,39 @@ class PreparedLink:
     made: bool
 
 
-def prepare_endpoint(ipr: IPRoute, wiring: EndpointWiring) -> PreparedLink:
+def prepare_endpoint(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> PreparedLink:
     """
     Create a pod's veth pair, its host side down: programs are attached before the first packet.
 
-    NamespaceGone if the pod is dead, LinkConflict if a name is taken by somebody else.  After any
-    failure nothing that this call made is left.
+    LinkConflict if a name is taken by somebody else.  After any failure nothing that this call made is
+    left.
     """
-    with open_namespace(wiring.namespace) as fd:
-        if is_own_namespace(fd):
-            raise NetError(
-                f"wire pod {wiring.pod}", f"{wiring.namespace} is the node's own network namespace"
-            )
-        host = _existing(ipr, wiring, fd)
-        made = host is None
-        host = host or _create(ipr, wiring, fd)
-        try:
-            links.mark(ipr, host.ifindex, links.endpoint_alias(wiring.endpoint_id, wiring.pod))
-            if host.mtu != wiring.mtu:
-                links.set_mtu(ipr, host.ifindex, wiring.mtu)
-            sysctl.forward_through(host.name)
-        except BaseException:
-            if made:
-                links.delete_link(ipr, host.ifindex)
-            raise
+    if is_own_namespace(sandbox.netns):
+        raise NetError(f"wire pod {wiring.pod}", f"{sandbox.path} is the node's own network namespace")
+    host = _existing(ipr, wiring, sandbox)
+    made = host is None
+    host = host or _create(ipr, wiring, sandbox)
+    try:
+        links.mark(ipr, host.ifindex, links.endpoint_alias(wiring.endpoint_id, wiring.pod))
+        if host.mtu != wiring.mtu:
+            links.set_mtu(ipr, host.ifindex, wiring.mtu)
+        sysctl.forward_through(host.name)
+    except BaseException:
+        if made:
+            links.delete_link(ipr, host.ifindex)
+        raise
     return PreparedLink(host, made)
 
 
-def connect_endpoint(ipr: IPRoute, wiring: EndpointWiring, prepared: PreparedLink) -> EndpointLinks:
+def connect_endpoint(
+    ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox, prepared: PreparedLink
+) -> EndpointLinks:
     """Bring a prepared pair up and configure the pod's end; a pair that is new goes if that fails."""
     host = prepared.link
     try:
-        with open_namespace(wiring.namespace) as fd:
-            links.set_up(ipr, host.ifindex)
-            configure = partial(_configure_pod, wiring, host.ifindex)
-            pod = run_in_namespace_fd(wiring.namespace, fd, configure)
+        links.set_up(ipr, host.ifindex)
+        with sandbox.routes() as inside:
+            pod = _configure_pod(inside, wiring, host.ifindex)
     except BaseException:
         if prepared.made:
             links.delete_link(ipr, host.ifindex)
@@ -106,12 +112,61 @@ def connect_endpoint(ipr: IPRoute, wiring: EndpointWiring, prepared: PreparedLin
     return EndpointLinks(host.ifindex, host.name, host.mac, pod.mac, pod.ifindex)
 
 
-def add_endpoint(ipr: IPRoute, wiring: EndpointWiring) -> EndpointLinks:
-    """Wire a pod in one go; doing it again for the same pod corrects what is there."""
-    return connect_endpoint(ipr, wiring, prepare_endpoint(ipr, wiring))
+def add_endpoint(ipr: IPRoute, wiring: EndpointWiring, path: str) -> EndpointLinks:
+    """Wire the namespace at *path* in one go; doing it again for the same pod corrects what is there."""
+    with open_sandbox(ipr, path) as sandbox:
+        return connect_endpoint(ipr, wiring, sandbox, prepare_endpoint(ipr, wiring, sandbox))
 
 
-def _existing(ipr: IPRoute, wiring: EndpointWiring, fd: int) -> Link | None:
+def wiring_faults(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox, ifindex: int) -> tuple[str, ...]:
+    """What of an existing pod's wiring is not as it was made; *ifindex* is its host side.  Reads only."""
+    faults = []
+    host = links.link_by_index(ipr, ifindex)
+    owner = links.endpoint_owner(host.alias) if host is not None else None
+    if host is None or owner is None or owner.endpoint_id != wiring.endpoint_id:
+        faults.append(f"the node's device {wiring.name} is gone")
+    elif not host.up:
+        faults.append(f"the node's device {host.name} is down")
+    with sandbox.routes() as inside:
+        pod = links.link_by_name(inside, wiring.ifname)
+        if pod is None or pod.peer != ifindex:
+            return (*faults, f"the pod's device {wiring.ifname} is gone")
+        if not pod.up:
+            faults.append(f"the pod's device {wiring.ifname} is down")
+        if pod.mac != wiring.mac:
+            faults.append(f"the pod's device {wiring.ifname} has MAC address {pod.mac}, not {wiring.mac}")
+        addresses = ipv4_addresses(inside, pod.ifindex)
+        if IPv4Interface((wiring.address, 32)) not in addresses:
+            shown = ", ".join(map(str, addresses)) or "none"
+            faults.append(f"the pod's device {wiring.ifname} has address {shown}, not {wiring.address}/32")
+        # Others of the chain may have added routes; ours must be there.
+        present = _routes(inside, pod.ifindex)
+        faults += [
+            f"the pod's route to {route.destination} is gone or changed"
+            for route in wiring.routes
+            if route not in present
+        ]
+    return tuple(faults)
+
+
+def _routes(inside: IPRoute, ifindex: int) -> tuple[Route, ...]:
+    """The pod's IPv4 routes over a device, whoever made them."""
+    with netlink_errors(f"list routes over link {ifindex}"):
+        messages = tuple(inside.get_routes(family=AF_INET, oif=ifindex))
+    return tuple(map(_route, messages))
+
+
+def _route(message: Any) -> Route:
+    metrics, via = message.get_attr("RTA_METRICS"), message.get_attr("RTA_GATEWAY")
+    network = message.get_attr("RTA_DST") or str(_ANYWHERE.network_address)
+    return Route(
+        destination=IPv4Network((network, message["dst_len"])),
+        via=IPv4Address(via) if via else None,
+        mtu=(metrics.get_attr("RTAX_MTU") if metrics else 0) or 0,
+    )
+
+
+def _existing(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> Link | None:
     """The host side of an earlier attempt if it can be used; what is left of a broken one is deleted."""
     host = links.link_by_name(ipr, wiring.name)
     if host is None:
@@ -123,7 +178,8 @@ def _existing(ipr: IPRoute, wiring: EndpointWiring, fd: int) -> Link | None:
         raise LinkConflict(
             f"wire pod {wiring.pod}", f"device {host.name} belongs to {host.alias or host.kind}"
         )
-    pod = run_in_namespace_fd(wiring.namespace, fd, partial(_find, wiring.ifname))
+    with sandbox.routes() as inside:
+        pod = links.link_by_name(inside, wiring.ifname)
     connected = pod is not None and pod.peer == host.ifindex and host.peer == pod.ifindex
     # With another MAC it is of an attempt nobody remembers: the datapath would take the pod for a spoofer.
     if not leftover and connected and pod is not None and wiring.mac in {None, pod.mac}:
@@ -132,7 +188,7 @@ def _existing(ipr: IPRoute, wiring: EndpointWiring, fd: int) -> Link | None:
     return None
 
 
-def _create(ipr: IPRoute, wiring: EndpointWiring, fd: int) -> Link:
+def _create(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> Link:
     try:
         return links.create_veth(
             ipr,
@@ -141,39 +197,27 @@ def _create(ipr: IPRoute, wiring: EndpointWiring, fd: int) -> Link:
             mtu=wiring.mtu,
             mac=wiring.node_mac,
             peer_mac=wiring.mac,
-            peer_namespace=fd,
+            peer_namespace=sandbox.netns,
         )
     except NetError as error:
         if error.errno != _EEXIST:
             raise
-        reason = f"{wiring.namespace} has a device {wiring.ifname} that is not ours"
+        reason = f"{sandbox.path} has a device {wiring.ifname} that is not ours"
         raise LinkConflict(f"wire pod {wiring.pod}", reason, errno=_EEXIST) from error
 
 
-def _find(name: str) -> Link | None:
-    """Look a device up in the namespace of the calling thread."""
-    with IPRoute() as ipr:
-        return links.link_by_name(ipr, name)
-
-
-def _configure_pod(wiring: EndpointWiring, host_ifindex: int) -> Link:
-    """Configure the pod's end; runs on a thread inside the pod's namespace."""
-    with IPRoute() as ipr:
-        link = links.link_by_name(ipr, wiring.ifname)
-        if link is None or link.peer != host_ifindex:
-            raise LinkGone(f"wire pod {wiring.pod}", f"device {wiring.ifname} disappeared from the pod")
-        sysctl.disable_ipv6(wiring.ifname)
-        if link.mtu != wiring.mtu:
-            links.set_mtu(ipr, link.ifindex, wiring.mtu)
-        ensure_address(ipr, link.ifindex, wiring.address)
-        links.set_up(ipr, link.ifindex)
-        routes = (
-            Route(destination=IPv4Network(wiring.router)),
-            Route(destination=_ANYWHERE, via=wiring.router, mtu=wiring.route_mtu or wiring.mtu),
-        )
-        ensure_routes(ipr, link.ifindex, routes)
-        loopback = links.link_by_name(ipr, "lo")
-        # Last: it is the one thing that deleting the veth does not undo.
-        if loopback is not None and not loopback.up:
-            links.set_up(ipr, loopback.ifindex)
-        return link
+def _configure_pod(inside: IPRoute, wiring: EndpointWiring, host_ifindex: int) -> Link:
+    """Configure the pod's end."""
+    link = links.link_by_name(inside, wiring.ifname)
+    if link is None or link.peer != host_ifindex:
+        raise LinkGone(f"wire pod {wiring.pod}", f"device {wiring.ifname} disappeared from the pod")
+    if link.mtu != wiring.mtu:
+        links.set_mtu(inside, link.ifindex, wiring.mtu)
+    ensure_address(inside, link.ifindex, wiring.address)
+    links.set_up(inside, link.ifindex)
+    ensure_routes(inside, link.ifindex, wiring.routes)
+    loopback = links.link_by_name(inside, "lo")
+    # Last: it is the one thing that deleting the veth does not undo.
+    if loopback is not None and not loopback.up:
+        links.set_up(inside, loopback.ifindex)
+    return link

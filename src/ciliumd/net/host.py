@@ -15,7 +15,7 @@ from pyroute2 import IPRoute
 from ciliumd.net import links, sysctl
 from ciliumd.net.errors import LinkConflict, LinkGone
 from ciliumd.net.links import HOST_ALIAS, HOST_LINK, NET_LINK, Link
-from ciliumd.net.routes import Route, ensure_address, ensure_routes
+from ciliumd.net.routes import Route, add_routes, ensure_address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,8 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
         sysctl.forward_through(link.name)
         links.set_up(ipr, link.ifindex, noarp=True)
     ensure_address(ipr, host.ifindex, wiring.router)
-    ensure_routes(ipr, host.ifindex, _routes(wiring))
+    # Those to other nodes' pods are somebody else's, who knows better than this which of them stay.
+    add_routes(ipr, host.ifindex, _routes(wiring))
     conflict = sysctl.reverse_path_conflict()
     return HostLinks(
         host=_present(ipr, host.ifindex),

@@ -21,7 +21,10 @@ ENDPOINT_ALIAS = "cilium:endpoint:"
 HOST_ALIAS = "cilium:host"
 HOST_LINK = "cilium_host"
 NET_LINK = "cilium_net"
+OVERLAY_ALIAS = "cilium:overlay"
+OVERLAY_LINK = "cilium_vxlan"
 LXC_PREFIX = "lxc"
+HEALTH_LINK = "lxc_health"
 DEFAULT_MTU = 1500
 
 
@@ -75,7 +78,7 @@ def endpoint_owner(alias: str) -> EndpointOwner | None:
 
 def is_ours(link: Link) -> bool:
     """Whether ciliumd made this device."""
-    return link.alias == HOST_ALIAS or endpoint_owner(link.alias) is not None
+    return link.alias in {HOST_ALIAS, OVERLAY_ALIAS} or endpoint_owner(link.alias) is not None
 
 
 def all_links(ipr: IPRoute) -> tuple[Link, ...]:
@@ -92,9 +95,12 @@ def endpoint_links(ipr: IPRoute) -> dict[int, Link]:
 
 def link_by_name(ipr: IPRoute, name: str) -> Link | None:
     """The device called *name*, if there is one."""
-    with netlink_errors(f"look up link {name}"):
-        indexes = ipr.link_lookup(ifname=name)
-    return link_by_index(ipr, indexes[0]) if indexes else None
+    try:
+        with netlink_errors(f"look up link {name}"):
+            messages = tuple(ipr.link("get", ifname=name))
+    except LinkGone:
+        return None
+    return _link(messages[0]) if messages else None
 
 
 def link_by_index(ipr: IPRoute, ifindex: int) -> Link | None:
@@ -194,6 +200,20 @@ def delete_endpoint_link(ipr: IPRoute, ifindex: int, endpoint_id: int) -> bool:
             f"delete veth of endpoint {endpoint_id}", f"link {link.name} ({ifindex}) is not its veth"
         )
     return delete_link(ipr, ifindex)
+
+
+def leftovers(ipr: IPRoute, name: str | None = None) -> tuple[Link, ...]:
+    """
+    Host sides of pods' veth pairs that carry our mark; with *name* that one, also if it has no mark yet.
+
+    Without a mark and a name that only we would ask for it may be anybody's.
+    """
+    if name is None:
+        return tuple(link for link in all_links(ipr) if endpoint_owner(link.alias) is not None)
+    link = link_by_name(ipr, name)
+    if link is None or link.kind != "veth" or (link.alias and endpoint_owner(link.alias) is None):
+        return ()
+    return (link,)
 
 
 def _link(message: Any) -> Link:

@@ -58,24 +58,39 @@ def ensure_address(ipr: IPRoute, ifindex: int, address: IPv4Address) -> None:
 
 def ensure_routes(ipr: IPRoute, ifindex: int, routes: Collection[Route]) -> None:
     """Install *routes* over a device, in order, and remove every other route of ours over it."""
-    for route in routes:
-        with netlink_errors(f"add route {route.destination} over link {ifindex}"):
-            ipr.route("replace", **_arguments(ifindex, route))
+    add_routes(ipr, ifindex, routes)
     wanted = {route.destination for route in routes}
     for destination in our_destinations(ipr, ifindex):
         if destination not in wanted:
-            _remove_route(ipr, ifindex, destination)
+            remove_route(ipr, ifindex, destination)
 
 
-def our_destinations(ipr: IPRoute, ifindex: int) -> tuple[IPv4Network, ...]:
-    """Destinations of the routes of ours over a device."""
+def add_routes(ipr: IPRoute, ifindex: int, routes: Collection[Route]) -> None:
+    """Install or correct *routes* over a device, in order; others stay."""
+    for route in routes:
+        replace_route(ipr, ifindex, route)
+
+
+def replace_route(ipr: IPRoute, ifindex: int, route: Route) -> None:
+    """Install or correct one route over a device."""
+    with netlink_errors(f"add route {route.destination} over link {ifindex}"):
+        ipr.route("replace", **_arguments(ifindex, route))
+
+
+def our_destinations(ipr: IPRoute, ifindex: int) -> dict[IPv4Network, int]:
+    """Destinations of the routes of ours over a device, with their MTU (0: the device's)."""
     with netlink_errors(f"list routes over link {ifindex}"):
         messages = tuple(ipr.get_routes(family=AF_INET, oif=ifindex, table=_MAIN_TABLE))
-    return tuple(
-        IPv4Network((message.get_attr("RTA_DST") or "0.0.0.0", message["dst_len"]))  # noqa: S104  a route
+    return {
+        IPv4Network((message.get_attr("RTA_DST") or "0.0.0.0", message["dst_len"])): _mtu(message)  # noqa: S104  a route
         for message in messages
         if message["proto"] == ROUTE_PROTOCOL and message.get_attr("RTA_OIF") == ifindex
-    )
+    }
+
+
+def _mtu(message: Any) -> int:
+    metrics = message.get_attr("RTA_METRICS")
+    return int(metrics.get_attr("RTAX_MTU") or 0) if metrics else 0
 
 
 def _arguments(ifindex: int, route: Route) -> dict[str, Any]:
@@ -105,7 +120,8 @@ def _remove_address(ipr: IPRoute, ifindex: int, address: IPv4Interface) -> None:
             raise
 
 
-def _remove_route(ipr: IPRoute, ifindex: int, destination: IPv4Network) -> None:
+def remove_route(ipr: IPRoute, ifindex: int, destination: IPv4Network) -> None:
+    """Remove a route of ours; one that is gone is no error."""
     try:
         with netlink_errors(f"remove route {destination} over link {ifindex}"):
             ipr.route(

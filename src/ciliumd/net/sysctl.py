@@ -9,7 +9,16 @@ from pathlib import Path
 
 from ciliumd.net.errors import LinkGone, NetError
 
-_ROOT = Path("/proc/sys/net")
+
+class _Where:
+    """Set once, before the first device is made."""
+
+    root = Path("/proc/sys/net")
+
+
+def write_below(procfs: Path) -> None:
+    """Use this mount of procfs from now on: a container's own is read-only below ``sys``."""
+    _Where.root = procfs / "sys/net"
 
 
 def forward_through(name: str) -> None:
@@ -24,7 +33,7 @@ def forward_through(name: str) -> None:
 def disable_ipv6(name: str) -> None:
     """No IPv6 on device *name*, not even a link-local address."""
     path = f"ipv6/conf/{name}/disable_ipv6"
-    if (_ROOT / path).exists():
+    if (_Where.root / path).exists():
         _write(path, "1")
 
 
@@ -34,7 +43,7 @@ def reverse_path_conflict() -> str | None:
 
     The stricter of ``all`` and the device counts; only the strict mode is in the way.
     """
-    path = _ROOT / "ipv4/conf/all/rp_filter"
+    path = _Where.root / "ipv4/conf/all/rp_filter"
     try:
         strict = path.read_text("ascii").strip() == "1"
     except OSError:
@@ -48,7 +57,7 @@ def reverse_path_conflict() -> str | None:
 
 
 def _write(key: str, value: str) -> None:
-    path = _ROOT / key
+    path = _Where.root / key
     try:
         # Equal values are left alone: a read-only /proc/sys that is right is no problem.
         if path.read_text("ascii").strip() != value:

@@ -11,7 +11,11 @@ from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
 
+from ciliumd.resources.ciliumclusterwidenetworkpolicy import CiliumClusterwideNetworkPolicy
+from ciliumd.resources.ciliumendpoint import CiliumEndpoint
+from ciliumd.resources.ciliumidentity import CiliumIdentity
 from ciliumd.resources.ciliumnetworkpolicy import CiliumNetworkPolicy
+from ciliumd.resources.ciliumnode import CiliumNode
 from ciliumd.resources.core import Namespace, Pod
 from ciliumd.resources.errors import (
     FieldError,
@@ -22,6 +26,7 @@ from ciliumd.resources.errors import (
 )
 from ciliumd.resources.fields import ObjectMeta, Row
 from ciliumd.resources.networkpolicy import NetworkPolicy
+from ciliumd.resources.node import Node
 from ciliumd.resources.services import EndpointSlice, ServiceResource
 
 __all__ = ["InvalidResource", "Resource", "ResourceError", "Row", "UnknownKind", "documents", "parse"]
@@ -41,13 +46,20 @@ class _Kind(Protocol):
 
 _KINDS: dict[tuple[str, str], type[Any]] = {
     ("v1", "Namespace"): Namespace,
+    ("v1", "Node"): Node,
     ("v1", "Pod"): Pod,
     ("v1", "Service"): ServiceResource,
     ("discovery.k8s.io/v1", "EndpointSlice"): EndpointSlice,
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicy,
     ("cilium.io/v2", "CiliumNetworkPolicy"): CiliumNetworkPolicy,
+    ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"): CiliumClusterwideNetworkPolicy,
+    ("cilium.io/v2", "CiliumEndpoint"): CiliumEndpoint,
+    ("cilium.io/v2", "CiliumIdentity"): CiliumIdentity,
+    ("cilium.io/v2", "CiliumNode"): CiliumNode,
 }
-_CLUSTER_SCOPED = frozenset({"Namespace"})
+_CLUSTER_SCOPED = frozenset(
+    {"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumIdentity", "CiliumNode"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,28 @@ Namespace and Pod (v1): where labels, service accounts and named ports come from
 Most of a pod is no concern of ours and is not read.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 
+from ciliumd.model.net import Addr
 from ciliumd.model.objects import NamespaceRow, PodRow
-from ciliumd.resources.fields import Address, Lenient, ObjectMeta, PortName, PortNumber, Row
+from ciliumd.resources.fields import Lenient, ObjectMeta, PortName, PortNumber, Row, parse_address
 
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
 _FINISHED = frozenset({"Succeeded", "Failed"})
+
+
+def _address_or_none(value: object) -> Addr | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not a string")  # noqa: TRY004 - pydantic reports ValueError
+    return parse_address(value)
+
+
+MaybeAddress = Annotated[Addr | None, PlainValidator(_address_or_none)]
+"""An address others fill in later: missing, or empty, until then."""
 
 
 class Namespace(Lenient):
@@ -64,7 +77,7 @@ class PodStatus(Lenient):
     """What we read of a pod's status; absent in manifests."""
 
     phase: str | None = None
-    pod_ip: Address | Literal[""] | None = Field(None, alias="podIP")
+    pod_ip: MaybeAddress = Field(None, alias="podIP")
     conditions: list[PodCondition] | None = None
 
 
@@ -85,7 +98,7 @@ class Pod(Lenient):
             name=self.metadata.name,
             labels=dict(self.metadata.labels or {}),
             service_account=self.spec.service_account_name or "default",
-            ip=status.pod_ip or None,
+            ip=status.pod_ip,
             host_network=bool(self.spec.host_network),
             node=self.spec.node_name or None,
             named_ports=self._named_ports(),

@@ -69,9 +69,11 @@ class FieldError(ValueError):
         self.message = message
 
 
-def not_enforced() -> PydanticCustomError:
-    """The error of a valid field that would silently have no effect."""
-    return PydanticCustomError(NOT_ENFORCED, "is not enforced by this version")
+def not_enforced(needs: str) -> PydanticCustomError:
+    """The error of a valid field that would silently have no effect; *needs* says what it takes."""
+    return PydanticCustomError(
+        NOT_ENFORCED, "is not enforced by this version: it needs {needs}", {"needs": needs}
+    )
 
 
 def field_path(location: Iterable[int | str]) -> str:

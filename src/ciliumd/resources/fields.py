@@ -41,13 +41,14 @@ class Exact(Lenient):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, alias_generator=to_camel)
 
 
-def _refuse(value: object) -> None:
-    if value is not None:
-        raise not_enforced()
+def unless_enforced(needs: str) -> BeforeValidator:
+    """Of a valid field whose meaning is not implemented: using it refuses the object, for want of *needs*."""
 
+    def refuse(value: object) -> None:
+        if value is not None:
+            raise not_enforced(needs)
 
-NotEnforced = Annotated[None, BeforeValidator(_refuse)]
-"""A valid field whose meaning is not implemented: using it refuses the object."""
+    return BeforeValidator(refuse)
 
 
 def _whole(pattern: re.Pattern[str], limit: int, expected: str) -> Callable[[str], str]:

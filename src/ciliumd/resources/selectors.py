@@ -4,10 +4,12 @@ Label selectors as users write them, and the namespaces they are confined to.
 
 Kubernetes selectors name plain keys; Cilium's may say which source a label comes from (``k8s:app``,
 ``any:app``, ``reserved:host``; without one: any).  A namespaced policy selects its subjects in its own
-namespace only, and its peers too unless a peer selector speaks about namespaces itself.
+namespace only, and its peers too unless a peer selector speaks about namespaces itself.  A policy of the
+cluster selects subjects everywhere, and as peers pods of every namespace.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -149,36 +151,60 @@ def in_namespace(selector: Selector, namespace: str) -> Selector:
     return Selector(selector.match_labels | {(K8S, POD_NAMESPACE, namespace)}, selector.expressions)
 
 
-def subject_in_namespace(selector: Selector, namespace: str, *, field: str) -> Selector:
+@dataclass(frozen=True, slots=True)
+class Scope:
     """
-    The subjects of a policy in *namespace*: whatever the selector says, nobody outside.
+    Where a policy of Cilium's kinds selects: *subject*, and peers of *namespace* (None: of any).
 
-    A selector that names another namespace can select nobody; that is refused, not ignored.
+    *unconfined*: peers are not confined to pods, since the policy is about endpoints that have no
+    namespace themselves (``reserved:init``).
     """
-    for source, key, value in selector.match_labels:
-        if key == POD_NAMESPACE and value != namespace:
-            where = f"{field}.{field_path(['matchLabels', key if source == ANY else f'{source}:{key}'])}"
-            raise FieldError(where, f"names namespace {value!r}: a policy selects in its own, {namespace!r}")
-    return in_namespace(selector, namespace)
 
+    namespace: str | None
+    subject: Selector
+    unconfined: bool = False
 
-def peer_in_namespace(selector: Selector, namespace: str, *, deny: bool) -> Selector:
-    """
-    The peers a selector means in a policy of *namespace*.
+    @classmethod
+    def of_policy(cls, namespace: str | None, selector: Selector, *, field: str) -> "Scope":
+        """
+        The scope of a policy in *namespace* whose endpointSelector, written in *field*, is *selector*.
 
-    A selector that demands a reserved label means no pod and stays as it is.  Only a demand counts: the
-    mere absence of a reserved label (NotIn, DoesNotExist) is true for every pod anywhere and must not
-    widen the selector.  One that names the pod's namespace, or labels of it, says for itself which
-    namespaces it means; if it only excludes some, nodes and the world would slip into an allow, so there
-    it is confined to pods, while a deny stays as wide as written.
-    """
-    if any(source == RESERVED for source, _ in _demands(selector)):
-        return selector
-    if any(_about_namespace(key) for _, key in _demands(selector)):
-        return selector
-    if any(_about_namespace(term.key) for term in selector.expressions):
-        return selector if deny else both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
-    return in_namespace(selector, namespace)
+        A namespaced policy has no subject outside its namespace, whatever the selector says.  One that
+        names another namespace, or a reserved label, can select nobody; that is refused, not ignored.
+        """
+        if namespace is None:
+            return cls(None, selector, unconfined=(RESERVED, Reserved.INIT.label) in _demands(selector))
+        for source, key, value in selector.match_labels:
+            if key == POD_NAMESPACE and value != namespace:
+                where = f"{field}.{field_path(['matchLabels', key if source == ANY else f'{source}:{key}'])}"
+                raise FieldError(
+                    where, f"names namespace {value!r}: a policy selects in its own, {namespace!r}"
+                )
+        for source, key in _demands(selector):
+            if source == RESERVED:
+                message = f"demands reserved:{key}: only a CiliumClusterwideNetworkPolicy can select it"
+                raise FieldError(field, message)
+        return cls(namespace, in_namespace(selector, namespace))
+
+    def peers(self, selector: Selector, *, deny: bool) -> Selector:
+        """
+        The peers *selector* means.
+
+        A selector that demands a reserved label means no pod and stays as it is.  Only a demand counts:
+        the mere absence of a reserved label (NotIn, DoesNotExist) is true for every pod anywhere and must
+        not widen the selector.  One that names the pod's namespace, or labels of it, says for itself which
+        namespaces it means; if it only excludes some, nodes and the world would slip into an allow, so
+        there it is confined to pods, while a deny stays as wide as written.
+        """
+        if any(source == RESERVED for source, _ in _demands(selector)):
+            return selector
+        if any(_about_namespace(key) for _, key in _demands(selector)):
+            return selector
+        if any(_about_namespace(term.key) for term in selector.expressions):
+            return selector if deny else both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
+        if self.namespace is not None:
+            return in_namespace(selector, self.namespace)
+        return selector if self.unconfined else both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
 
 
 def _demands(selector: Selector) -> Iterator[SourceAndKey]:

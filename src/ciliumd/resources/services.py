@@ -2,8 +2,9 @@
 """
 Service (v1) and EndpointSlice (discovery.k8s.io/v1).
 
-All service types parse.  Frontends are made for cluster addresses only: headless and ExternalName
-services have none, and node ports, external and load-balancer addresses give none in this version.
+All service types parse.  Frontends are made here for cluster addresses only: headless and ExternalName
+services have none, those of node ports are made where the node's addresses are known (``desired.services``),
+and external and load-balancer addresses give none in this version.
 """
 
 from typing import Annotated, Literal

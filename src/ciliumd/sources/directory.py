@@ -227,8 +227,7 @@ class DirectorySource:
         """Everything that exists has been read: from now on absence means deletion."""
         self._initialized = True
         self._recall = Recall({})
-        tables = self._tables
-        for table in (tables.namespaces, tables.pods, tables.services, tables.slices, tables.policies):
+        for table in self._tables.sources:
             table.mark_initialized()
         log.info("directory.initialized", files=self._catalog.files, objects=self._catalog.objects)
 

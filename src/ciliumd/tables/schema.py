@@ -3,18 +3,27 @@
 The tables of the agent, their keys and their rows.
 
 Objects users write (namespaces, pods, services, slices, policies) are rows as long as they are valid;
-what is wrong with the others is in ``problems``.  Numbers that others hold on to (identities, service
-and backend ids) are rows too, restored at start, so that ``desired`` needs no memory.
+what is wrong with the others is in ``problems``; so are objects that agents write for each other (nodes,
+remote endpoints, cluster identities).  Numbers that others hold on to (identities, service and backend
+ids) are rows too, restored at start, so that ``desired`` needs no memory.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.objects import EndpointSliceRow, NamespacedName, NamespaceRow, PodRow
+from ciliumd.model.objects import (
+    EndpointSliceRow,
+    NamespacedName,
+    NamespaceRow,
+    NodeRow,
+    PodRow,
+    RemoteEndpointRow,
+)
 from ciliumd.model.policy import Policy
 from ciliumd.model.service import BackendKey, FrontendKey, Service
 from ciliumd.tables.table import Index, Table
@@ -23,9 +32,11 @@ __all__ = [
     "EndpointSliceRow",
     "NamespaceRow",
     "NamespacedName",
+    "NodeRow",
     "ObjectKey",
     "PodRow",
     "Problem",
+    "RemoteEndpointRow",
     "Snapshot",
     "Tables",
 ]
@@ -66,6 +77,9 @@ class Snapshot:
     policies: Mapping[ObjectKey, Policy]
     problems: Mapping[ObjectKey, Problem]
     endpoints: Mapping[int, EndpointSpec]
+    nodes: Mapping[str, NodeRow]
+    remote_endpoints: Mapping[NamespacedName, RemoteEndpointRow]
+    cluster_identities: Mapping[NumericIdentity, Labels]
     identities: Mapping[Labels, NumericIdentity]
     prefixes: Mapping[Prefix, NumericIdentity]
     service_ids: Mapping[FrontendKey, int]
@@ -83,6 +97,13 @@ class Tables:
     policies: Table[ObjectKey, Policy] = field(default_factory=lambda: Table("policies"))
     problems: Table[ObjectKey, Problem] = field(default_factory=lambda: Table("problems"))
     endpoints: Table[int, EndpointSpec] = field(default_factory=lambda: Table("endpoints"))
+    nodes: Table[str, NodeRow] = field(default_factory=lambda: Table("nodes"))
+    remote_endpoints: Table[NamespacedName, RemoteEndpointRow] = field(
+        default_factory=lambda: Table("remote_endpoints")
+    )
+    cluster_identities: Table[NumericIdentity, Labels] = field(
+        default_factory=lambda: Table("cluster_identities")
+    )
     identities: Table[Labels, NumericIdentity] = field(default_factory=lambda: Table("identities"))
     prefixes: Table[Prefix, NumericIdentity] = field(default_factory=lambda: Table("prefixes"))
     service_ids: Table[FrontendKey, int] = field(default_factory=lambda: Table("service_ids"))
@@ -97,18 +118,23 @@ class Tables:
         self.endpoints_of_pod = self.endpoints.add_index(_by_pod)
 
     @property
+    def sources(self) -> tuple[Table[Any, Any], ...]:
+        """The tables that are filled from objects somebody else writes."""
+        return (
+            self.namespaces,
+            self.pods,
+            self.services,
+            self.slices,
+            self.policies,
+            self.nodes,
+            self.remote_endpoints,
+            self.cluster_identities,
+        )
+
+    @property
     def in_sync(self) -> bool:
         """Whether every source has reported all it has: only then does absence mean deletion."""
-        return all(
-            (
-                self.namespaces.initialized,
-                self.pods.initialized,
-                self.services.initialized,
-                self.slices.initialized,
-                self.policies.initialized,
-                self.endpoints.initialized,
-            )
-        )
+        return self.endpoints.initialized and all(table.initialized for table in self.sources)
 
     def snapshot(self) -> Snapshot:
         """Every table as of now; costs nothing until a table changes."""
@@ -121,6 +147,9 @@ class Tables:
             policies=self.policies.view(),
             problems=self.problems.view(),
             endpoints=self.endpoints.view(),
+            nodes=self.nodes.view(),
+            remote_endpoints=self.remote_endpoints.view(),
+            cluster_identities=self.cluster_identities.view(),
             identities=self.identities.view(),
             prefixes=self.prefixes.view(),
             service_ids=self.service_ids.view(),

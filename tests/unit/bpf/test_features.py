@@ -38,6 +38,6 @@ def test_capabilities_are_read_from_the_effective_set() -> None:
 def test_missing_capabilities_are_named() -> None:
     """What to add is in the message."""
     with pytest.raises(NotPermitted, match="missing CAP_BPF: run as root"):
-        features.require_capabilities(frozenset({"CAP_NET_ADMIN"}))
-    with pytest.raises(NotPermitted, match="CAP_BPF and CAP_NET_ADMIN"):
+        features.require_capabilities(frozenset({"CAP_NET_ADMIN", "CAP_PERFMON"}))
+    with pytest.raises(NotPermitted, match="CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"):
         features.require_capabilities(frozenset())

@@ -58,7 +58,7 @@ def test_an_extension_for_another_abi_is_refused(monkeypatch: pytest.MonkeyPatch
 
 def test_an_unknown_object_names_the_known_ones() -> None:
     """A misspelled name is answered with the names there are."""
-    with pytest.raises(ObjectRejected, match="entry, host, lxc, sock"):
+    with pytest.raises(ObjectRejected, match="entry, host, lxc, nodeport, overlay, sock"):
         objects.Object.open("lcx")
 
 

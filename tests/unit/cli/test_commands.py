@@ -47,7 +47,7 @@ def test_import_loads_the_standard_library_only(module):
         (["enpoint", "list"], "unknown command 'enpoint'; did you mean 'endpoint'?"),
         (["bpf", "ipcahe", "list"], "did you mean 'ipcache'?"),
         (["service", "lst"], "did you mean 'list'?"),
-        (["qqq"], "choose from bpf, cleanup,"),
+        (["qqq"], "choose from bpf, build-config, cleanup,"),
         (["identity", "get", "abc"], "invalid int value"),
         (["status", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["status", "-o", "xml"], "unknown format 'xml'; choose from json, yaml, jsonpath=TEMPLATE, table"),
@@ -111,7 +111,7 @@ def test_closed_pipe_is_no_error(agent):
     ("words", "found"),
     [
         (["end"], ["endpoint"]),
-        (["endpoint", ""], ["del", "delete", "get", "list", "ls"]),
+        (["endpoint", ""], ["del", "delete", "get", "health", "labels", "list", "ls"]),
         (["endpoint", "get", ""], ["12", "7"]),
         (["bpf", "policy", "get", "1"], ["12"]),
         (["service", "get", ""], ["3"]),
@@ -213,30 +213,3 @@ def test_monitor_refuses_unknown_types(run):
     """Misuse, before the agent is asked."""
     assert run.cilium("monitor", "-t", "drops") == 2
     assert "known are drop, trace, policy-verdict" in run.err
-
-
-def test_cleanup_only_says_what_would_go_without_force(run, tmp_path):
-    """Nothing is removed by accident."""
-    pins = tmp_path / "ciliumd"
-    pins.mkdir()
-
-    assert run.cilium("cleanup", "--bpf-root", str(pins), "--state-dir", str(tmp_path / "state")) == 2
-    assert run.out == f"{pins}\n"
-    assert "cilium cleanup -f" in run.err
-    assert pins.is_dir()
-
-
-def test_cleanup_of_a_clean_node_is_done(run, tmp_path):
-    """No state is no error."""
-    words = (
-        "cleanup",
-        "-f",
-        "--all-state",
-        "--bpf-root",
-        str(tmp_path / "x"),
-        "--state-dir",
-        str(tmp_path / "y"),
-    )
-
-    assert run.cilium(*words) == 0
-    assert run.err == "Nothing to clean up.\n"

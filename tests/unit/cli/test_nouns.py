@@ -5,8 +5,6 @@ import json
 
 import pytest
 
-from ciliumd import __version__
-
 LABELS = ["k8s:class=deathstar", "k8s:org=empire"]
 
 
@@ -293,21 +291,3 @@ def test_config(agent, run):
     assert "devices        a, b\nrouting-mode   native\n" in run.out
     assert run.cilium("config", "-r") == 0
     assert run.out == "PolicyAuditMode\n"
-
-
-def test_version_is_semantic_for_clients(agent, run):
-    """What the connectivity test parses: Cilium's version first, ours behind."""
-    agent.get("config", {"status": {"version": "0.2.0"}})
-
-    assert run.cilium("version") == 0
-    assert run.out == f"Client: 1.18.0-ciliumd.{__version__}\nDaemon: 1.18.0-ciliumd.0.2.0\n"
-    assert run.cilium("version", "-o", "jsonpath={$.Daemon.Version}") == 0
-    assert run.out == "1.18.0-ciliumd.0.2.0\n"
-
-
-def test_version_without_agent_still_prints_the_client(capsys):
-    """The command works on a machine without an agent."""
-    from ciliumd.cli.main import main
-
-    assert main(["version", "-H", "/nonexistent.sock"]) == 0
-    assert capsys.readouterr().out.endswith("Daemon: Not responding\n")

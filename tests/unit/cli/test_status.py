@@ -35,7 +35,7 @@ FULL = {
     },
     "bandwidth-manager": {"enabled": False},
     "host-routing": {"mode": "BPF"},
-    "attach-mode": {"mode": "TCX"},
+    "attach-mode": "TCX",
     "masquerading": {
         "mode": "BPF",
         "enabled": True,
@@ -75,11 +75,14 @@ Kubernetes:             Ok         1.21 (v1.21.2) [linux/amd64]
 Kubernetes APIs:        ["cilium/v2::CiliumNetworkPolicy", "core/v1::Service"]
 KubeProxyReplacement:   True   [eth0 10.251.247.131 fe80::1 (Direct Routing), eth1]
 Host firewall:          Disabled
+SRv6:                   Disabled
 CNI Chaining:           Disabled
 Cilium:                 Ok   1.18.0 (v1.18.0-ciliumd.0.1.0)
 NodeMonitor:            Listening for events on 8 CPUs with 2048x4096 of shared memory
 Cilium health daemon:   Ok
 IPAM:                   IPv4: 68/254 allocated from 10.0.0.0/24,
+IPv4 BIG TCP:           Disabled
+IPv6 BIG TCP:           Disabled
 BandwidthManager:       Disabled
 Host Routing:           BPF
 Attach Mode:            TCX
@@ -129,7 +132,7 @@ def test_nothing_known_is_all_disabled():
 
     assert {value.strip() for _, value in rows} == {"Disabled"}
     assert [label for label, _ in rows][:2] == ["KVStore", "Kubernetes"]
-    assert len(rows) == 18
+    assert len(rows) == 21
 
 
 @pytest.mark.parametrize(
@@ -183,10 +186,21 @@ def test_missing_component_reads_disabled(key, label):
             "Cilium health daemon:",
             "Warning   stale",
         ),
+        ("attach-mode", "TC", "Attach Mode:", "Legacy TC"),
+        (
+            "cluster-health.unreachable",
+            ["east/b", "east/c"],
+            "Cluster health:",
+            "1/1 reachable   (2021-08-11T09:33:31Z)   no answer from east/b, east/c",
+        ),
         ("stale", {"kvstore": "2026"}, "Stale status:", '"kvstore" since 2026'),
         (
             "routing",
-            {"network": "Tunnel [vxlan]", "host": "BPF"},
+            {
+                "inter-host-routing-mode": "Tunnel",
+                "tunnel-protocol": "vxlan",
+                "intra-host-routing-mode": "BPF",
+            },
             "Routing:",
             "Network: Tunnel [vxlan]   Host: BPF",
         ),
@@ -195,6 +209,19 @@ def test_missing_component_reads_disabled(key, label):
 def test_line_follows_its_component(path, value, label, text):
     """A changed component changes its line, in Cilium's words."""
     assert line(changed(path, value), label) == text
+
+
+def test_a_controller_that_never_failed_says_never():
+    """The year 1 is how the API spells it."""
+    well = {
+        "name": "gc",
+        "status": {
+            "last-failure-timestamp": "0001-01-01T00:00:00Z",
+            "last-success-timestamp": "2026-01-02T03:04:04Z",
+        },
+    }
+    text = status.render({**FULL, "controllers": [well]}, now=NOW, verbose=True)
+    assert "  gc     1s ago         never        0       no error\n" in text
 
 
 def test_lost_events_are_told_below_the_monitor():

@@ -2,6 +2,7 @@
 """A machine without a kernel: devices by index, programs on them, and a journal of what was done."""
 
 import asyncio
+import itertools
 from dataclasses import dataclass, replace
 
 from ciliumd.net.endpoint import EndpointLinks, PreparedLink
@@ -14,6 +15,19 @@ class Namespace:
     """A network namespace: which of our devices its end is the peer of."""
 
     peer: int = 0
+
+
+class FakeSandbox:
+    """A namespace held open; *path* is where it is."""
+
+    def __init__(self, path):
+        self.path = path
+        self.closed = False
+
+    def close(self):
+        """Let go; a second time would close somebody else's."""
+        assert not self.closed
+        self.closed = True
 
 
 class FakeNetlink:
@@ -30,13 +44,20 @@ class FakeNetlink:
         self.namespaces = {}
         self.fail = {}
         self.hold = {}
-        self._next = 100
+        self.faulty = ()
+        self.sandboxes = []
+        self._numbers = itertools.count(101)
         self._turn = asyncio.Lock()
 
     def namespace(self, path):
         """A pod's namespace at *path*."""
         self.namespaces[path] = Namespace()
         return path
+
+    def sandbox(self, path):
+        """What a runtime passes: the namespace at *path*, opened."""
+        self.sandboxes.append(FakeSandbox(path))
+        return self.sandboxes[-1]
 
     async def call(self, function, *args, **kwargs):
         """Run it after those before it, whatever becomes of the caller."""
@@ -53,11 +74,26 @@ class FakeNetlink:
 
     # ---- what ciliumd.net would do -----------------------------------------------------------
 
-    def prepare_endpoint(self, wanted):
+    def open_sandbox(self, path):
+        """As ``net.namespace.open_sandbox``."""
+        if path not in self.namespaces:
+            raise NamespaceGone(path, "No such file or directory")
+        return self.sandbox(path)
+
+    def close_sandbox(self, sandbox):
+        """As ``net.namespace.close_sandbox``."""
+        sandbox.close()
+
+    def wiring_faults(self, wanted, sandbox, ifindex):
+        """As ``net.endpoint.wiring_faults``."""
+        assert not sandbox.closed
+        gone = () if ifindex in self.links else (f"the node's device {wanted.name} is gone",)
+        return gone + self.faulty
+
+    def prepare_endpoint(self, wanted, sandbox):
         """As ``net.endpoint.prepare_endpoint``."""
-        namespace = self.namespaces.get(wanted.namespace)
-        if namespace is None:
-            raise NamespaceGone(wanted.namespace, "No such file or directory")
+        assert not sandbox.closed
+        namespace = self.namespaces[sandbox.path]
         alias = endpoint_alias(wanted.endpoint_id, wanted.pod)
         host = self.link_by_name(wanted.name)
         if host is not None and endpoint_owner(host.alias).pod != wanted.pod:
@@ -68,19 +104,17 @@ class FakeNetlink:
         made = host is None
         if host is None:
             if namespace.peer:
-                raise LinkConflict(
-                    f"wire pod {wanted.pod}", f"{wanted.namespace} has a device {wanted.ifname}"
-                )
-            self._next += 1
+                raise LinkConflict(f"wire pod {wanted.pod}", f"{sandbox.path} has a device {wanted.ifname}")
             mac = wanted.node_mac
-            host = Link(self._next, wanted.name, mac, wanted.mtu, False, False, alias, "veth", 2)
+            host = Link(next(self._numbers), wanted.name, mac, wanted.mtu, False, False, alias, "veth", 2)
             namespace.peer = host.ifindex
         self.links[host.ifindex] = host = replace(host, alias=alias)
         self.journal.append(("prepare", host.ifindex))
         return PreparedLink(host, made)
 
-    def connect_endpoint(self, wanted, prepared):
+    def connect_endpoint(self, wanted, sandbox, prepared):
         """As ``net.endpoint.connect_endpoint``."""
+        assert not sandbox.closed
         index = prepared.link.ifindex
         if index not in self.links:
             raise LinkGone(f"wire pod {wanted.pod}", "disappeared")
@@ -99,6 +133,14 @@ class FakeNetlink:
     def all_links(self):
         """As ``net.links.all_links``."""
         return tuple(self.links.values())
+
+    def leftovers(self, name):
+        """As ``net.links.leftovers``."""
+        if name is None:
+            return tuple(link for link in self.links.values() if endpoint_owner(link.alias) is not None)
+        link = self.link_by_name(name)
+        ours = link is not None and (not link.alias or endpoint_owner(link.alias) is not None)
+        return (link,) if ours else ()
 
     def delete_link(self, ifindex):
         """As ``net.links.delete_link``; the end inside the pod goes too."""
@@ -125,6 +167,7 @@ class FakeAttachments:
     def __init__(self, journal):
         self.journal = journal
         self.devices = {}
+        self.missing = []
         self.fail = {}
 
     async def attach(self, device):
@@ -134,6 +177,10 @@ class FakeAttachments:
         if error := self.fail.get("attach"):
             raise error
         self.journal.append(("attach", device.ifindex))
+
+    async def missing_on(self, ifindex):
+        """What of it is gone."""
+        return [one for one in self.missing if one.ifindex == ifindex]
 
     async def detach(self, ifindex):
         """Take them off."""

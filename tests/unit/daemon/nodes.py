@@ -20,7 +20,10 @@ from ciliumd.tables import NamespaceRow, PodRow, Tables
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
 HTTP = {"http": ("TCP", 8080)}
-SOURCES = ("namespaces", "pods", "services", "slices", "policies", "endpoints")
+SOURCES = (
+    *("namespaces", "pods", "services", "slices", "policies"),
+    *("nodes", "remote_endpoints", "cluster_identities", "endpoints"),
+)
 
 
 def endpoint(number, *, pod=None, namespace="shop", slot=None, address=None):
@@ -76,6 +79,11 @@ def rule(*peers, direction=INGRESS, ports=None, deny=False, origin="0"):
 def port(number=0, *, name=None, protocol="TCP"):
     """A port rule."""
     return PortRule(protocol=protocol, port=number, name=name)
+
+
+def icmp(kind):
+    """A port rule of one ICMP type."""
+    return PortRule("ICMP", icmp_type=kind)
 
 
 def policy(name, *rules, subject=Selector(), namespace="shop", ingress=True, egress=False):  # noqa: B008

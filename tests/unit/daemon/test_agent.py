@@ -12,62 +12,12 @@ from structlog.testing import capture_logs
 from ciliumd import abi
 from ciliumd.daemon import agent as module
 from ciliumd.daemon import stages
-from ciliumd.daemon.agent import Agent
-from ciliumd.daemon.api import RequestRefused
-from ciliumd.metrics.tally import Tallies
 from ciliumd.model.identity import Reserved
 from ciliumd.model.net import addr16
+from ciliumd.net.devices import NativeDevice
 from ciliumd.net.watch import AddressEvent, EventsLost, LinkEvent
 from ciliumd.tables import Problem
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel
-
-
-class Words(dict):
-    """Words of the node's state."""
-
-    def word(self, row):
-        """One."""
-        return self.get(int(row), 0)
-
-    def set_word(self, row, value):
-        """Store one."""
-        self[int(row)] = value
-
-
-@pytest.fixture
-def kernel():
-    """Two pods, one of which the other may reach; all written."""
-    kernel = Kernel()
-    nodes.add_pod(kernel.tables, 1, {"app": "web"})
-    nodes.add_pod(kernel.tables, 2, {"app": "db"})
-    nodes.add_policy(
-        kernel.tables, nodes.policy("web", nodes.rule(nodes.app("db")), subject=nodes.subject(app="web"))
-    )
-    kernel.round()
-    return kernel
-
-
-@pytest.fixture
-def agent(kernel):
-    """An agent of whom only what these tests need is there."""
-    made = Agent(
-        settings=SimpleNamespace(devices=()),
-        started=0.0,
-        kernel=None,
-        tables=kernel.tables,
-        plan=kernel.node.plan,
-        datapath=Words(),
-        attachments=SimpleNamespace(devices={}),
-        ipam=None,
-        netlink=None,
-        tallies=Tallies(),
-        controllers=None,
-        host=None,
-        native=(),
-    )
-    made.reconciler = kernel.reconciler
-    return made
 
 
 @pytest.mark.parametrize("name", [stages.FACTS, stages.STATES, stages.IFINDEX, stages.LXC, stages.IPCACHE])
@@ -117,55 +67,15 @@ def test_a_slot_generation_is_stored_before_it_is_used(agent):
     assert agent.datapath.word(abi.NodeState.NODE_STATE_NEXT_SLOT_GEN) == 4
 
 
-@pytest.mark.parametrize("dport", ["", "x", "65536", "99999/TCP", "-1", "80/GRE", "/TCP", "8 0"])
-def test_explain_refuses_what_is_no_port(agent, dport):
-    """400, with how to write one."""
-    with pytest.raises(RequestRefused, match="write 80/TCP") as caught:
-        agent.explain("shop/pod-2", "shop/pod-1", dport)
-    assert caught.value.status == 400
-
-
-@pytest.mark.parametrize(
-    ("source", "verdict"),
-    [("shop/pod-2", "allowed"), ("10.0.0.4", "allowed"), ("world", "denied"), ("1.1.1.1", "denied")],
-)
-def test_explain_takes_pods_addresses_and_entities(agent, source, verdict):
-    """The port without a protocol is TCP."""
-    answer = agent.explain(source, "shop/pod-1", "80")
-    assert answer["verdict"] == verdict
-    assert answer["protocol"] == "TCP"
-
-
-def test_explain_works_while_an_endpoint_has_no_version(kernel, agent):
-    """One endpoint whose rules do not fit takes nobody's explanations away."""
-    kernel.node.plan.policy.versions.pop(2)
-    assert agent.explain("shop/pod-2", "shop/pod-1", "80/TCP")["verdict"] == "allowed"
-
-
-def test_explain_of_nobody_is_404(agent):
-    """The name is in the answer."""
-    with pytest.raises(RequestRefused, match="shop/nobody is no pod") as caught:
-        agent.explain("shop/nobody", "world", "80/TCP")
-    assert caught.value.status == 404
-
-
-def test_endpoints_are_found_by_number_and_pod(agent):
-    """And only those there are."""
-    assert agent.endpoint_number("1") == 1
-    assert agent.endpoint_number("pod:shop/pod-2") == 2
-    for key in ("9", "x", "", "pod:shop/nobody", "pod:", "-1"):
-        assert agent.endpoint_number(key) is None
-
-
 def test_names_for_events_follow_the_endpoints(kernel, agent):
     """Address and device, gathered once per change."""
     one = kernel.tables.endpoints.get(1)
-    assert agent._pod_at(one.ipv4).pod_name == "pod-1"
+    assert agent.pod_at(one.ipv4).pod_name == "pod-1"
     assert agent._device_name(one.ifindex) == one.ifname
     first = agent._names()
     assert agent._names() is first
     kernel.tables.endpoints.delete(1)
-    assert agent._pod_at(one.ipv4) is None
+    assert agent.pod_at(one.ipv4) is None
     assert agent._device_name(one.ifindex) is None
     agent.attachments.devices[one.ifindex] = SimpleNamespace(owner="eth0")
     assert agent._device_name(one.ifindex) == "eth0"
@@ -223,10 +133,12 @@ def test_events_of_the_network_reach_those_they_concern(agent):
 
 
 def test_a_changed_network_is_planned(kernel, agent):
-    """The node's own addresses are the node's."""
+    """The node's own addresses are the node's, and node ports are served on those of its devices."""
     address = ip_address("192.0.2.1")
-    agent.network_is((address,), ("device",))
+    device = NativeDevice(2, "eth0", "02:00:00:00:00:01", 1500, (address,), ())
+    agent.network_is((address,), (device,))
     kernel.round()
-    assert agent.native == ("device",)
+    assert agent.native == (device,)
+    assert agent.plan.node.node_port_addresses == (address,)
     row = kernel.maps[stages.IPCACHE].rows[abi.IpcacheKey(addr16(address), 0).pack()]
     assert abi.IpcacheEntry.unpack(row).identity == Reserved.HOST

@@ -86,6 +86,24 @@ class FakeAgent:
         """None."""
         return {"maps": []}
 
+    async def flush_map(self, name):
+        """Of ct only."""
+        if name != "cilium_ct_v1":
+            raise RequestRefused(403, f"{name} is kept by the agent")
+        return 5
+
+    def node_health(self):
+        """No node."""
+        return {"nodes": []}
+
+    async def probe_nodes(self):
+        """One."""
+        return {"nodes": [{"name": "a"}]}
+
+    def cluster_nodes(self):
+        """None."""
+        return {"nodes-added": []}
+
     def config(self):
         """Nothing."""
         return {"status": {}}
@@ -156,6 +174,8 @@ def ask(agent, tmp_path):
         ),
         ("/v1/map", {"maps": []}),
         ("/v1/map/ipcache", [{"key": {}, "value": {}}]),
+        ("/v1/health", {"nodes": []}),
+        ("/v1/cluster/nodes", {"nodes-added": []}),
         ("/v1/config", {"status": {}}),
         ("/v1/metrics", [{"name": "cilium_x", "labels": {}, "value": 1.0}]),
     ],
@@ -186,6 +206,17 @@ def _url(path):
 def test_what_does_not_exist_is_404_with_a_message(ask, path, message):
     """The message names what was asked for."""
     assert ask("GET", _url(path)) == (404, {"message": message})
+
+
+def test_nodes_are_probed_when_asked(ask):
+    """The answer is the new round's."""
+    assert ask("PUT", "/v1/health/probe") == (200, {"nodes": [{"name": "a"}]})
+
+
+def test_only_what_fills_again_is_emptied(ask):
+    """Connections yes, what the agent keeps no."""
+    assert ask("DELETE", "/v1/map/cilium_ct_v1") == (200, {"deleted": 5})
+    assert ask("DELETE", "/v1/map/cilium_lxc_v1") == (403, {"message": "cilium_lxc_v1 is kept by the agent"})
 
 
 def test_a_path_of_another_method_says_so(ask):

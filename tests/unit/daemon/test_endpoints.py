@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 from ciliumd.bpf.errors import BpfError
 from ciliumd.daemon import endpoints as module
 from ciliumd.daemon.api import EndpointRequest, RequestRefused
-from ciliumd.daemon.endpoints import SLOT_QUARANTINE, Endpoints, PodNetwork
+from ciliumd.daemon.endpoint_numbers import SLOT_QUARANTINE
+from ciliumd.daemon.endpoints import Endpoints, PodNetwork
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.net.errors import NetError
 from ciliumd.net.links import Link, endpoint_alias

@@ -311,7 +311,7 @@ def test_rules_that_do_not_fit_leave_the_endpoint_what_it_has(monkeypatch):
     problem = node.tables.problems.get(("Endpoint", "shop", "pod-1"))
     assert "at most 8 fit" in problem.message
     assert node.plan.policy.versions[1] == kept
-    assert kept not in node.plan._policies._retired
+    assert kept not in node.plan._policies._versions._retired
     assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
 
     node.tables.policies.delete(("CNP", "shop", "wide"))
@@ -472,8 +472,8 @@ def test_what_is_remembered_does_not_grow_with_time():
         node.refresh()
         node.clock.now += RETIRE_AFTER
         node.refresh()
-    policies = node.plan._policies
-    assert len(policies.states) == len(policies._packed) == 2
-    assert len(policies._sets) == len(policies._selected) == 2
-    assert policies._others.keys() | policies._meanings.keys() <= policies.states.keys()
-    assert len(policies._cache._matching) == 1
+    rows, kept = node.plan._policies, node.plan._policies._versions
+    assert len(rows.states) == len(rows._packed) == len(kept._contents) == 2
+    assert len(kept._sets) == len(kept._selected) == 2
+    assert len(kept._cache._matching) == len(kept._cache._interested) == 1
+    assert kept._cache._labels == node.plan.known_identities

@@ -11,6 +11,8 @@ from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.desired.identities import named_ports_by_identity, named_ports_of_pod
 from ciliumd.desired.policy import cidrs, resolve, select, unpacked
+from ciliumd.model.labels import pod_labels
+from ciliumd.model.objects import RemoteEndpointRow
 from ciliumd.tables import NamespaceRow
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, INGRESS
@@ -34,10 +36,16 @@ PEERS = st.sampled_from(
         nodes.cidr("192.0.0.0/16", "192.0.2.0/24"),
         nodes.entity("cluster"),
         nodes.entity("world"),
+        nodes.entity("world-ipv4"),
         nodes.entity("all"),
     )
 )
-PORTS = st.sampled_from((None, (nodes.port(80),), (nodes.port(name="http"),), (nodes.port(),)))
+PORTS = st.sampled_from(
+    (None, (nodes.port(80),), (nodes.port(name="http"),), (nodes.port(),), (nodes.icmp(0), nodes.icmp(8)))
+)
+# Numbers of other nodes' pods, in a namespace of their own: no label set has two numbers.
+CLUSTER_NUMBERS = st.sampled_from((60001, 60002, 60003))
+REMOTE_PODS = st.sampled_from(("far-1", "far-2"))
 RULES_OF_POLICIES = st.lists(
     st.builds(
         lambda peer, direction, ports, deny: nodes.rule(peer, direction=direction, ports=ports, deny=deny),
@@ -156,6 +164,27 @@ class Machine(RuleBasedStateMachine):
         for prefix in set(dict(self.tables.prefixes.items())) - wanted:
             self.tables.prefixes.delete(prefix)
 
+    @event(number=CLUSTER_NUMBERS, labels=LABELS)
+    def set_cluster_identity(self, number, labels):
+        """Another node needed an identity, or the number was given away anew."""
+        self.tables.cluster_identities.set(number, pod_labels("far", labels, {}, "default"))
+
+    @event(number=CLUSTER_NUMBERS)
+    def delete_cluster_identity(self, number):
+        """Nobody in the cluster carries it any more."""
+        self.tables.cluster_identities.delete(number)
+
+    @event(name=REMOTE_PODS, number=CLUSTER_NUMBERS, named_ports=NAMED_PORTS)
+    def set_remote_pod(self, name, number, named_ports):
+        """A pod of another node is published, perhaps before its identity is heard of."""
+        row = RemoteEndpointRow("far", name, number, (), None, named_ports)
+        self.tables.remote_endpoints.set(row.key, row)
+
+    @event(name=REMOTE_PODS)
+    def delete_remote_pod(self, name):
+        """A pod of another node is gone."""
+        self.tables.remote_endpoints.delete(("far", name))
+
     @event(seconds=st.sampled_from((0.5, 1.0, RETIRE_AFTER)))
     def wait(self, seconds):
         """Time passes."""
@@ -229,7 +258,9 @@ class Machine(RuleBasedStateMachine):
             return
         plan, tables = self.node.plan, self.tables
         pods, policies = tables.pods.view(), tables.policies.values()
-        named = named_ports_by_identity(tables.endpoints.values(), pods, plan.identities)
+        named = named_ports_by_identity(
+            tables.endpoints.values(), pods, plan.identities, tables.remote_endpoints.values()
+        )
         assert plan.policy.versions.keys() == dict(tables.endpoints.items()).keys()
         for number, version in plan.policy.versions.items():
             ports = named_ports_of_pod(pods.get(tables.endpoints.get(number).pod_key))

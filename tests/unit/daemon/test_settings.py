@@ -15,6 +15,30 @@ OPTIONS = {
     "manifests": ("/elsewhere", Path("/elsewhere")),
     "node-name": ("one", "one"),
     "cluster-name": ("east", "east"),
+    "cluster-id": ("3", 3),
+    "kubeconfig": ("/etc/kubeconfig", Path("/etc/kubeconfig")),
+    "k8s-api-server": ("https://192.0.2.1:6443", "https://192.0.2.1:6443"),
+    "k8s-namespace": ("network", "network"),
+    "routing-mode": ("tunnel", "tunnel"),
+    "tunnel-protocol": ("vxlan", "vxlan"),
+    "tunnel-port": ("4789", 4789),
+    "ipam": ("kubernetes", "kubernetes"),
+    "cluster-pool-ipv4-cidr": (
+        "10.1.0.0/16 10.2.0.0/16",
+        (IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")),
+    ),
+    "cluster-pool-ipv4-mask-size": ("26", 26),
+    "node-port-range": ("31000,31999", (31000, 31999)),
+    "enable-policy": ("always", "always"),
+    "labels": ("k8s:app !k8s:foo", ("k8s:app", "!k8s:foo")),
+    "identity-allocation-mode": ("crd", "crd"),
+    "procfs": ("/host/proc", Path("/host/proc")),
+    "cni-socket": ("/run/c.sock", Path("/run/c.sock")),
+    "write-cni-conf-when-ready": ("/host/05.conflist", Path("/host/05.conflist")),
+    "cni-chaining-mode": ("none", "none"),
+    "cluster-health-port": ("4241", 4241),
+    "health-check-interval": ("1m30s", 90.0),
+    "agent-health-port": ("9880", 9880),
     "bpf-root": ("/sys/fs/bpf/mine", Path("/sys/fs/bpf/mine")),
     "cgroup-root": ("/sys/fs/cgroup/mine", Path("/sys/fs/cgroup/mine")),
     "state-dir": ("/state", Path("/state")),
@@ -35,7 +59,32 @@ OPTIONS = {
     "log-format": ("json", "json"),
     "loopback-ipv4": ("169.254.1.1", IPv4Address("169.254.1.1")),
 }
+SWITCHES = {
+    "enable-ipv4": True,
+    "enable-ipv4-masquerade": True,
+    "kube-proxy-replacement": True,
+    "cni-exclusive": True,
+    "enable-health-checking": True,
+    "enable-endpoint-health-checking": True,
+    "debug": False,
+}
 INVALID = {
+    "cluster-name": ["East", "-a", "a" * 33, ""],
+    "cluster-id": ["256", "-1"],
+    "routing-mode": ["vxlan", "disabled"],
+    "tunnel-protocol": ["geneve"],
+    "tunnel-port": ["0", "65536"],
+    "ipam": ["eni"],
+    "cluster-pool-ipv4-cidr": ["10.0.0.0/28", "10.0.0.1/8", "fd00::/64"],
+    "cluster-pool-ipv4-mask-size": ["31", "7"],
+    "node-port-range": ["30000", "2,1", "0,9", "1,2,3"],
+    "enable-policy": ["sometimes"],
+    "identity-allocation-mode": ["kvstore"],
+    "cni-chaining-mode": ["aws-cni"],
+    "cluster-health-port": ["0"],
+    "health-check-interval": ["0s", "1y"],
+    "agent-health-port": ["http"],
+    "enable-ipv4": ["false"],
     "pod-cidr": ["10.0.0.0/31", "10.0.0.1/32", "10.0.0.5/24", "fd00::/64", "ten"],
     "mtu": ["-1", "65536", "big"],
     "ipv4-native-routing-cidr": ["10.0.0.0/99"],
@@ -71,7 +120,7 @@ def value(settings, option):
 
 def test_every_option_is_tested_here():
     """Nobody adds one without saying what it takes."""
-    tested = {*OPTIONS, "devices", "enable-ipv4-masquerade"}
+    tested = {*OPTIONS, *SWITCHES, "devices", "config-dir"}
     assert {name.replace("_", "-") for name in Settings.model_fields} == tested
 
 
@@ -134,10 +183,52 @@ def test_a_wrong_value_in_the_environment_is_told_by_its_option(monkeypatch, opt
         read_settings(REQUIRED)
 
 
-def test_a_missing_manifests_option_is_told():
-    """It is the one that has no default."""
-    with pytest.raises(SettingsInvalid, match="--manifests"):
-        read_settings([])
+@pytest.mark.parametrize("option", SWITCHES)
+def test_switches_have_defaults(option):
+    """What a plain `ciliumd agent` does."""
+    assert value(read_settings([]), option) is SWITCHES[option]
+
+
+def test_without_manifests_the_agent_follows_kubernetes():
+    """No option is required."""
+    assert read_settings([]).manifests is None
+
+
+@pytest.mark.parametrize(("text", "expected"), [("auto", "auto"), ("/sys/fs/cgroup", Path("/sys/fs/cgroup"))])
+def test_the_cgroup_root_is_a_path_or_found(text, expected):
+    """``auto`` is a word, not a directory."""
+    assert read_settings([f"--cgroup-root={text}"]).cgroup_root == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("strict", True), ("probe", True), ("partial", True), ("disabled", False)]
+)
+def test_old_words_for_replacing_kube_proxy(monkeypatch, text, expected):
+    """As the first articles on Cilium write it."""
+    assert read_settings([f"--kube-proxy-replacement={text}"]).kube_proxy_replacement is expected
+    monkeypatch.setenv("CILIUMD_KUBE_PROXY_REPLACEMENT", text)
+    assert read_settings([]).kube_proxy_replacement is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30", 30.0), ("0.5", 0.5), ("45s", 45.0), ("1m30s", 90.0), ("2h", 7200.0), ("250ms", 0.25)],
+)
+def test_a_duration_is_seconds_or_as_go_writes_it(text, seconds):
+    """ConfigMaps of Cilium have the latter."""
+    assert read_settings([f"--drift-interval={text}"]).drift_interval == seconds
+
+
+def test_debug_is_a_log_level_unless_one_is_given():
+    """``debug: "true"`` is how Cilium's ConfigMap says it."""
+    assert read_settings(["--debug"]).log_level == "debug"
+    assert read_settings(["--debug", "--log-level=error"]).log_level == "error"
+    assert read_settings([]).log_level == "info"
+
+
+def test_metrics_on_every_address_as_cilium_writes_it():
+    """A port alone."""
+    assert read_settings(["--prometheus-serve-addr=:9962"]).metrics_address == "0.0.0.0:9962"
 
 
 def test_several_wrong_values_are_told_together():
@@ -160,7 +251,7 @@ def test_help_lists_every_option_and_ends_well(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert "ciliumd agent" in text
-    for option in (*OPTIONS, "devices", "enable-ipv4-masquerade"):
+    for option in (*OPTIONS, *SWITCHES, "devices", "config-dir"):
         assert f"--{option}" in text
 
 

@@ -23,6 +23,8 @@ NAMES = (
     stages.PREFIX_FILE,
     stages.ENDPOINT_FILE,
     stages.DEVICES,
+    stages.NODES,
+    stages.ROUTES,
     stages.POLICY,
     stages.FACTS,
     stages.STATES,
@@ -49,7 +51,7 @@ class Kernel:
         self.journal = []
         self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
         self.reconciler = Reconciler(
-            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict),
+            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=1450),
             executor=Inline(),
             may_delete=lambda: self.node.tables.in_sync,
             clock=self.node.clock,

@@ -12,7 +12,10 @@ import pytest
 from ciliumd import abi
 from ciliumd.daemon import stages, status
 from ciliumd.daemon.attachments import Missing
+from ciliumd.daemon.settings import Settings
+from ciliumd.health.model import Summary
 from ciliumd.ipam.hostscope import HostScope
+from ciliumd.kubernetes.source import KubernetesStatus
 from ciliumd.model.identity import Reserved
 from ciliumd.net.devices import NativeDevice
 from ciliumd.net.errors import NetError
@@ -67,9 +70,10 @@ class Host:
         self.attachments = SimpleNamespace(
             missing=self._missing, socket_lb=self._sockets, mode="TCX", cgroup=Path("/cg"), devices={1: 1}
         )
-        self.settings = SimpleNamespace(
-            devices=(), enable_ipv4_masquerade=True, ipv4_native_routing_cidr=None, manifests=Path("/m")
-        )
+        self.settings = Settings(manifests=Path("/m"))
+        self.plan = SimpleNamespace(node=SimpleNamespace(name="a", cluster="default"))
+        self.counted = Summary(2, (), 0, 0, 1628674411.0)
+        self.health = SimpleNamespace(problem="", unready="", summary=lambda: self.counted)
         self.host = SimpleNamespace(host=SimpleNamespace(ifindex=1), net=SimpleNamespace(ifindex=2))
         self.watch = SimpleNamespace(alive=True)
         self.hooks = {int(hook): b"1" for hook in abi.Hook}
@@ -137,17 +141,6 @@ def ask(host):
     return asyncio.run(body())
 
 
-def test_all_is_well(host):
-    """Nothing to complain of."""
-    answer = ask(host)
-    assert answer["cilium"]["state"] == "Ok"
-    assert answer["kube-proxy-replacement"]["mode"] == "Partial"
-    assert answer["kube-proxy-replacement"]["features"]["socketLB"]["enabled"] is True
-    assert answer["host-routing"] == {"mode": "BPF"}
-    assert answer["masquerading"]["enabled"] is True
-    assert answer["ipam"]["status"].startswith("IPv4: 1/254 allocated from 10.0.0.0/24")
-
-
 def broken(**changes):
     """Sets attributes of the host."""
 
@@ -156,6 +149,17 @@ def broken(**changes):
             setattr(host, name, value)
 
     return apply
+
+
+def test_all_is_well(host):
+    """Nothing to complain of."""
+    answer = ask(host)
+    assert answer["cilium"]["state"] == "Ok"
+    assert answer["kube-proxy-replacement"]["mode"] == "True"
+    assert answer["kube-proxy-replacement"]["features"]["socketLB"]["enabled"] is True
+    assert answer["host-routing"] == {"mode": "BPF"}
+    assert answer["masquerading"]["enabled"] is True
+    assert answer["ipam"]["status"].startswith("IPv4: 1/254 allocated from 10.0.0.0/24")
 
 
 @pytest.mark.parametrize(
@@ -199,6 +203,154 @@ def test_a_stage_that_failed_and_recovered_is_no_problem(host):
     assert one["status"]["last-failure-msg"] == ""
 
 
+def test_what_a_directory_has_no_api_server_for_is_disabled(host):
+    """No Kubernetes, no key-value store; health and nodes as everywhere."""
+    answer = ask(host)
+    assert answer["kubernetes"] == {"state": "Disabled", "msg": ""}
+    assert answer["kvstore"]["state"] == "Disabled"
+    assert answer["cluster"]["self"] == "a"
+    assert answer["cluster"]["ciliumHealth"] == {"state": "Ok", "msg": ""}
+    (own,) = answer["cluster"]["nodes"]
+    assert own["primary-address"]["ipv4"]["ip"] == "192.0.2.1"
+    assert own["primary-address"]["ipv4"]["alloc-range"] == "10.0.0.0/24"
+    assert answer["cluster-health"] == {
+        "reachable": 2,
+        "total": 2,
+        "time": "2021-08-11T09:33:31Z",
+        "unreachable": [],
+    }
+
+
+def cluster(host, **changes):
+    """Make *host* a node of a cluster whose API server answers unless *changes* say otherwise."""
+    host.settings = Settings(routing_mode="tunnel")
+    well = {
+        "server": "https://192.0.2.9:6443",
+        "server_version": "v1.34.4",
+        "apis": ("core/v1::Node",),
+        "connected": True,
+        "initialized": True,
+        "error": None,
+        "kinds": {},
+        "restarts": 0,
+    }
+    host.scanned = KubernetesStatus(**{**well, **changes})
+
+
+def test_a_node_of_a_cluster_shows_it(host):
+    """Version and kinds of the API server, and the tunnel."""
+    cluster(host)
+    answer = ask(host)
+    assert answer["kubernetes"] == {
+        "state": "Ok",
+        "msg": "1.34 (v1.34.4)",
+        "k8s-api-versions": ["core/v1::Node"],
+    }
+    assert answer["routing"] == {
+        "inter-host-routing-mode": "Tunnel",
+        "tunnel-protocol": "vxlan",
+        "intra-host-routing-mode": "BPF",
+    }
+    assert answer["cilium"]["state"] == "Ok"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"error": "list pods: 401 Unauthorized"}, "list pods: 401 Unauthorized"),
+        ({"connected": False}, "no connection to https://192.0.2.9:6443"),
+    ],
+)
+def test_an_api_server_that_is_away_makes_unready_but_not_sick(host, changes, said):
+    """What is in the maps goes on: no restart would help."""
+    cluster(host, **changes)
+    answer = ask(host)
+    assert answer["kubernetes"]["state"] == "Failure"
+    assert answer["kubernetes"]["msg"] == said
+    assert answer["cilium"]["state"] == "Ok"
+    assert asyncio.run(status.unready(host)) == said
+    assert status.lifeless(host) == ""
+
+
+def test_readiness_waits_for_the_self_test(host):
+    """An agent whose own endpoint cannot be reached is given no pods."""
+    host.health.unready = "self test: ICMP to the health endpoint 10.0.0.7: Connection timed out"
+    assert "self test: ICMP" in asyncio.run(status.unready(host))
+    host.health.unready = ""
+    assert asyncio.run(status.unready(host)) == ""
+
+
+def test_nodes_that_do_not_answer_are_counted_and_a_broken_responder_is_told(host):
+    """The cluster's trouble is not the node's; its own is a warning."""
+    host.counted = Summary(5, ("b", "c", "d", "e"), 4, 0, 1628674411.0)
+    host.health.problem = "cannot listen at 192.0.2.1:4240: Address already in use"
+    answer = ask(host)
+    assert answer["cluster-health"]["reachable"] == 1
+    assert answer["cluster-health"]["unreachable"] == ["b", "c", "d"]
+    assert answer["cluster"]["ciliumHealth"]["state"] == "Warning"
+    assert answer["cilium"]["state"] == "Ok"
+
+
+def test_health_that_is_switched_off_is_disabled(host):
+    """No line about a cluster nobody looks at."""
+    host.counted = None
+    host.settings = Settings(manifests=Path("/m"), enable_endpoint_health_checking=False)
+    answer = ask(host)
+    assert answer["cluster"]["ciliumHealth"]["state"] == "Disabled"
+    assert "cluster-health" not in answer
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (broken(), ""),
+        (broken(synced=False), ""),
+        (broken(thread=NetlinkStatus(False, 0, None, 0.0, 0, 0)), "netlink thread has ended"),
+        (
+            broken(thread=NetlinkStatus(True, 3, "all_links", 61.0, 5, 1)),
+            "netlink thread hangs in all_links",
+        ),
+        (broken(thread=NetlinkStatus(True, 3, "all_links", 6.0, 5, 1)), ""),
+        (
+            broken(state=reconciler(stage(), running=Running("cilium_lxc_v1", "update", 61.0))),
+            "writer thread hangs in cilium_lxc_v1 update",
+        ),
+    ],
+)
+def test_only_threads_that_will_not_come_back_call_for_a_restart(host, spoil, said):
+    """Slow is not dead."""
+    spoil(host)
+    assert status.lifeless(host) == said
+
+
+@pytest.mark.parametrize(
+    ("changes", "attribute", "value"),
+    [
+        ({}, "mode", "True"),
+        ({"kube_proxy_replacement": False}, "mode", "False"),
+    ],
+)
+def test_kube_proxy_is_replaced_where_it_is_wanted(host, changes, attribute, value):
+    """NodePorts with their range, or none."""
+    host.settings = Settings(manifests=Path("/m"), node_port_range=(31000, 31999), **changes)
+    found = ask(host)["kube-proxy-replacement"]
+    assert found[attribute] == value
+    wanted = {"enabled": True, "portMin": 31000, "portMax": 31999}
+    node_port = found["features"]["nodePort"]
+    assert {name: node_port.get(name) for name in wanted} == (
+        wanted if value == "True" else {"enabled": False, "portMin": None, "portMax": None}
+    )
+
+
+def test_a_cni_configuration_that_is_awaited_is_told(host, tmp_path):
+    """Not written yet, then written."""
+    path = tmp_path / "05-cilium.conflist"
+    host.settings = Settings(manifests=Path("/m"), write_cni_conf_when_ready=path)
+    assert ask(host)["cni-file"] == {"state": "Warning", "msg": f"{path} is not written yet"}
+    path.write_text("{}")
+    assert ask(host)["cni-file"]["msg"] == f"successfully wrote CNI configuration file to {path}"
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_writer_that_hangs_does_not_hang_the_status(host, monkeypatch, known):
     """What only it could tell is unknown; the rest is there."""
@@ -218,7 +370,7 @@ def test_a_writer_that_hangs_does_not_hang_the_status(host, monkeypatch, known):
 
     answer = asyncio.run(scenario())
     assert "writer thread hangs in cilium_lxc_v1 update" in answer["cilium"]["msg"]
-    assert answer["kube-proxy-replacement"]["mode"] == "Disabled"
+    assert answer["kube-proxy-replacement"]["mode"] == "False"
     assert answer["masquerading"]["enabled"] is True
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from ciliumd.daemon import views
 from ciliumd.desired.policy import EndpointRules, Party, explain, select
+from ciliumd.model.endpoint import HEALTH_POD
 from ciliumd.model.identity import Reserved, reserved_labels
 from ciliumd.model.labels import ANY, K8S, Label
 from ciliumd.model.policy import Operator, PeerSelector, PortRule, Requirement, Selector
@@ -141,6 +142,26 @@ def test_an_endpoint_without_anything_yet_is_shown():
     assert model["status"]["networking"]["addressing"] == [{"ipv4": "10.0.0.9", "ipv6": ""}]
     assert model["status"]["external-identifiers"]["pod-name"] == "shop/pod-7"
     assert json.loads(json.dumps(model)) == model
+
+
+def test_the_health_endpoint_is_no_pod():
+    """It is called by its container, and no pod's name is made up for it."""
+    model = views.endpoint_model(
+        nodes.endpoint(7, namespace=HEALTH_POD[0], pod=HEALTH_POD[1]),
+        state="ready",
+        identity=4,
+        labels=reserved_labels(Reserved.HEALTH),
+        rules=None,
+        version=1,
+        revision=1,
+    )
+    assert model["status"]["external-identifiers"] == {
+        "container-name": "cilium-health",
+        "container-id": "",
+        "netns": "/run/netns/pod-7",
+    }
+    assert model["status"]["identity"] == {"id": 4, "labels": ["reserved:health"]}
+    assert model["status"]["health"]["overallHealth"] == "OK"
 
 
 def test_identities_are_listed_by_number():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ciliumd.desired.identities import (
     INIT_LABELS,
+    adopt_identities,
     allocate_identities,
     allocate_prefixes,
     endpoint_identities,
@@ -115,12 +116,12 @@ def test_known_identities_are_all_policy_has_to_judge() -> None:
     """Reserved ones, label sets and prefixes, each with its labels."""
     prefix = ip_network("10.0.0.0/8")
 
-    known = known_identities({WEB: 256}, {prefix: LOCAL_MIN})
+    known = known_identities({WEB: 256}, {prefix: LOCAL_MIN}, {256: WEB, 300: WEB})
 
-    assert known[256] == WEB
+    assert known[256] == known[300] == WEB
     assert known[LOCAL_MIN] == cidr_labels(prefix)
     assert known[Reserved.WORLD] == reserved_labels(Reserved.WORLD)
-    assert len(known) == len(Reserved) - 1 + 2
+    assert len(known) == len(Reserved) - 1 + 3
 
 
 def test_pods_of_one_identity_pool_their_named_ports() -> None:
@@ -135,3 +136,24 @@ def test_pods_of_one_identity_pool_their_named_ports() -> None:
     assert named_ports_by_identity(endpoints, pods, {1: 256, 2: 256, 3: 257, 4: 5}) == {
         256: {NamedPort("http", "TCP", 80), NamedPort("http", "TCP", 8080)}
     }
+
+
+WEB, DB = (frozenset({Label("k8s", "app", name)}) for name in ("web", "db"))
+
+
+def test_numbers_of_the_cluster_are_taken_over() -> None:
+    """Of two numbers for the same labels the lower one, unless the other one is in use here."""
+    cluster = {300: WEB, 400: WEB, 500: DB}
+
+    assert adopt_identities({}, cluster, [WEB]).numbers == {WEB: 300}
+    assert adopt_identities({WEB: 400}, cluster, [WEB]).numbers == {WEB: 400}
+    assert adopt_identities({}, cluster, [WEB, DB]).missing == {}
+
+
+def test_labels_without_an_object_are_missing() -> None:
+    """A number in use outlives its object, but not its being given to somebody else."""
+    assert adopt_identities({}, {}, [WEB]).missing == {WEB: None}
+    deleted = adopt_identities({WEB: 300}, {}, [WEB])
+    assert (deleted.numbers, deleted.missing) == ({WEB: 300}, {WEB: 300})
+    taken = adopt_identities({WEB: 300}, {300: DB}, [WEB])
+    assert (taken.numbers, taken.missing) == ({}, {WEB: None})

@@ -39,6 +39,10 @@ def key(slot: int) -> bytes:
     return abi.LbServiceKey(addr16(FRONTEND.addr), 80, 6, 0, slot).pack()
 
 
+WHOLE_ADDRESS = abi.LbServiceKey(addr16(FRONTEND.addr), 0, 0, 0, 0).pack()
+"""The row that keeps what no port takes from following the default route."""
+
+
 def test_rows_of_a_service_with_two_backends() -> None:
     """Count, slots, backends and the way back, all with the service's id."""
     _, rows = served(
@@ -48,7 +52,8 @@ def test_rows_of_a_service_with_two_backends() -> None:
     def row(target: int) -> bytes:
         return abi.LbService(target, rev_nat=1, flags=1, affinity_timeout=0).pack()
 
-    assert rows.services == {key(1): row(1), key(2): row(2), key(0): row(2)}
+    nobody = abi.LbService(0, rev_nat=0, flags=1, affinity_timeout=0).pack()
+    assert rows.services == {key(1): row(1), key(2): row(2), key(0): row(2), WHOLE_ADDRESS: nobody}
     assert rows.backends == {
         U32.pack(number): abi.LbBackend(number, 8080, 6, 0, addr16(ip_address(f"10.0.0.{number}"))).pack()
         for number in (1, 2)
@@ -61,14 +66,14 @@ def test_count_is_written_after_the_slots_it_counts() -> None:
     """Slot 0 is the last row of its frontend, so no reader counts a slot that is not there yet."""
     _, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])
 
-    assert list(rows.services) == [key(1), key(0)]
+    assert list(rows.services) == [key(1), key(0), WHOLE_ADDRESS]
 
 
 def test_frontend_without_backends_is_kept_to_be_refused() -> None:
     """Slot 0 with a count of zero, not no row."""
     _, rows = served([service("web", "10.96.0.1")], [])
 
-    assert list(rows.services) == [key(0)]
+    assert list(rows.services) == [key(0), WHOLE_ADDRESS]
     assert abi.LbService.unpack(rows.services[key(0)]).target == 0
     assert backends_in_rows(FRONTEND, rows.services, rows.backends) == ()
     assert len(rows.revnat) == 1
@@ -108,7 +113,7 @@ def test_affinity_is_in_every_row() -> None:
         [service("web", "10.96.0.1", affinity_timeout=60)], [endpoint_slice("web", backend("10.0.0.1"))]
     )
 
-    found = [abi.LbService.unpack(row) for row in rows.services.values()]
+    found = [abi.LbService.unpack(row) for name, row in rows.services.items() if name != WHOLE_ADDRESS]
     expected = abi.LbServiceFlags.LB_F_CLUSTER_IP | abi.LbServiceFlags.LB_F_AFFINITY
     assert [(row.flags, row.affinity_timeout) for row in found] == [(expected, 60)] * 2
 
@@ -119,7 +124,7 @@ def test_frontend_without_an_id_is_left_out_and_reported() -> None:
 
     rows = lb_rows(found, {FRONTEND: 7}, {})
 
-    assert list(rows.services) == [key(0)]
+    assert list(rows.services) == [key(0), WHOLE_ADDRESS]
     assert [problem.service for problem in rows.problems] == [("shop", "api")]
 
 
@@ -156,7 +161,9 @@ def test_rows_lead_every_client_to_who_was_chosen(
         assert backends_in_rows(one.frontend.key, rows.services, rows.backends) == expected
     assert rows.problems == []
     assert len(rows.revnat) == len(found)
-    assert sum(1 for row in rows.services if abi.LbServiceKey.unpack(row).slot == 0) == len(found)
+    keys = [abi.LbServiceKey.unpack(row) for row in rows.services]
+    assert sum(1 for one in keys if one.port and one.slot == 0) == len(found)
+    assert {one.addr for one in keys if not one.port} == {addr16(one.frontend.addr) for one in found}
 
 
 def test_service_is_shown_as_users_know_it() -> None:

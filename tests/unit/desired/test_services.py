@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which service owns a frontend, and which backends it gets."""
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +13,17 @@ from ciliumd.desired.services import (
     allocate_service_ids,
     served_frontend,
     served_frontends,
+    with_node_ports,
 )
-from ciliumd.model.service import Backend, BackendState, Service, ServicePort, TrafficPolicy
+from ciliumd.model.service import (
+    EXTERNAL,
+    INTERNAL,
+    Backend,
+    BackendState,
+    Service,
+    ServicePort,
+    TrafficPolicy,
+)
 from ciliumd.tables import EndpointSliceRow
 from unit.desired.worlds import BACKENDS, SERVICES, SLICES, backend, endpoint_slice, service
 
@@ -188,3 +200,32 @@ def test_a_frontend_with_anybody_fit_is_never_refused(backends: list[Backend]) -
     assert bool(found) == bool(family)
     if any(row.state is BackendState.ACTIVE for row in family):
         assert all(row.state is BackendState.ACTIVE for row in found)
+
+
+def test_node_ports_are_served_on_the_nodes_own_addresses() -> None:
+    """One frontend per port and address; what is local for the world is open inside the cluster."""
+    one = replace(
+        service("web", "10.96.0.1"),
+        ports=(ServicePort("http", "TCP", 80, 8080, node_port=30080),),
+        external_policy=TrafficPolicy.LOCAL,
+    )
+    here = backend("10.0.0.1", node="here")
+    slices = [endpoint_slice("web", here, backend("10.0.1.1", node="there"))]
+    addresses = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
+    (grown,) = with_node_ports([one], addresses)
+    served, problems = served_frontends([grown], slices, node="here")
+
+    assert [(str(s.frontend.addr), s.frontend.port, s.frontend.scope, len(s.chosen)) for s in served] == [
+        ("10.96.0.1", 80, EXTERNAL, 2),
+        ("192.0.2.1", 30080, EXTERNAL, 1),
+        ("192.0.2.1", 30080, INTERNAL, 2),
+    ]
+    assert not problems
+    assert grown.port_of(grown.frontends[-1]).name == "http"
+
+
+def test_service_without_node_ports_stays_as_it_is() -> None:
+    """No address of the node is taken for it."""
+    one = service("web", "10.96.0.1")
+
+    assert list(with_node_ports([one], [ip_address("192.0.2.1")])) == [one]

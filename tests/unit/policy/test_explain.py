@@ -6,6 +6,7 @@ import pytest
 from ciliumd import abi
 from ciliumd.desired.policy import (
     ALLOW_LOCALHOST,
+    ALWAYS_ORIGIN,
     EndpointRules,
     Explanation,
     MapState,
@@ -16,7 +17,7 @@ from ciliumd.desired.policy import (
     select,
 )
 from ciliumd.model.identity import Reserved, reserved_labels
-from ciliumd.model.policy import NamedPort, Policy, PortRule, Selector
+from ciliumd.model.policy import Enforcement, NamedPort, Policy, PortRule, Selector
 from unit.policy.builders import DB, EGRESS, HOST, INGRESS, WEB, WORLD, app, identities, pod, policy, rule
 
 pytestmark = pytest.mark.unit
@@ -32,10 +33,20 @@ def _explain(
     source: Party,
     destination: Party,
     *,
+    protocol: str = "TCP",
     port: int = 80,
     states: dict[EndpointRules, MapState] | None = None,
+    enforcement: Enforcement = Enforcement.DEFAULT,
 ) -> Explanation:
-    return explain(policies, source=source, destination=destination, protocol="TCP", port=port, states=states)
+    return explain(
+        policies,
+        source=source,
+        destination=destination,
+        protocol=protocol,
+        port=port,
+        states=states,
+        enforcement=enforcement,
+    )
 
 
 def test_source_is_asked_first_then_destination() -> None:
@@ -88,6 +99,28 @@ def test_host_is_explained_by_the_built_in_rule() -> None:
 
     assert result.allowed
     assert result.directions[0].origins == (ALLOW_LOCALHOST,)
+
+
+def test_icmp_is_explained_by_its_type() -> None:
+    """The port of the question is the type."""
+    policies = [
+        policy(rule(app("web"), ports=(PortRule("ICMP", icmp_type=8),), origin="ping"), subject=TO_DB)
+    ]
+
+    echo = _explain(policies, WEB_POD, DB_POD, protocol="ICMP", port=8)
+    assert (echo.allowed, echo.directions[1].origins) == (True, ("ping",))
+    assert not _explain(policies, WEB_POD, DB_POD, protocol="ICMP", port=0).allowed
+    assert not _explain(policies, WEB_POD, DB_POD, protocol="TCP", port=8).allowed
+
+
+def test_enforcement_of_the_node_is_explained() -> None:
+    """Closed by the node, not by a policy; open although there is one."""
+    closed = _explain([], WEB_POD, DB_POD, enforcement=Enforcement.ALWAYS)
+    assert [d.origins for d in closed.directions] == [(ALWAYS_ORIGIN,)] * 2
+
+    policies = [policy(subject=TO_DB)]
+    assert not _explain(policies, WEB_POD, DB_POD).allowed
+    assert _explain(policies, WEB_POD, DB_POD, enforcement=Enforcement.NEVER).allowed
 
 
 def test_named_ports_of_the_destination_count() -> None:

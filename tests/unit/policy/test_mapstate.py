@@ -8,6 +8,7 @@ import pytest
 from ciliumd import abi
 from ciliumd.desired.policy import (
     ALLOW_LOCALHOST,
+    ALWAYS_ORIGIN,
     INIT_ORIGIN,
     ClassesExhaustedError,
     CorruptRowsError,
@@ -24,7 +25,7 @@ from ciliumd.desired.policy import (
     select,
     unpacked,
 )
-from ciliumd.desired.policy import mapstate as mapstate_module
+from ciliumd.desired.policy import ruling as ruling_module
 from ciliumd.model.identity import cidr_labels
 from ciliumd.model.policy import NamedPort, PeerEntity, PortRule
 from unit.policy.builders import (
@@ -285,12 +286,54 @@ def test_same_input_in_any_order_gives_the_same_maps() -> None:
     assert resolve(rules_of(*rules), identities()) == resolve(rules_of(*reversed(rules)), dict(shuffled))
 
 
-def test_selector_cache_gives_the_same_maps() -> None:
-    """What is remembered about peers changes the cost, not the result."""
-    cache = SelectorCache(identities())
+def test_ruling_follows_the_identities_of_its_cache() -> None:
+    """What is remembered about peers changes the cost, not the result, whoever comes and goes."""
+    known = identities()
+    cache = SelectorCache(known)
     rules = rules_of(rule(app("db")), rule(PeerEntity("world"), deny=True))
+    ruling = ruling_module.Ruling(rules, cache)
+    assert ruling.resolve({}) == resolve(rules, known)
 
-    assert resolve(rules, identities()) == resolve(rules, cache) == resolve(rules, cache)
+    cache.add(3000, pod("db"))
+    cache.remove(DB)
+    del known[DB]
+    assert ruling.resolve({}) == resolve(rules, known | {3000: pod("db")})
+
+
+def test_icmp_rule_opens_its_type_and_no_port() -> None:
+    """The type is where a port would be; ports and other types stay shut, a rule without ports opens all."""
+    echo = rules_of(rule(app("db"), ports=(PortRule("ICMP", icmp_type=8),)))
+    traffic = (ICMP, 8), (ICMP, 0), (58, 8), (TCP, 8), (TCP, 80)
+
+    said = verdicts(resolve(echo, identities()), (DB, WEB), *traffic)
+    assert said == {
+        DB: ("ALLOW", *["DEFAULT_DENY"] * 4),
+        WEB: ("DEFAULT_DENY",) * 5,
+    }
+    everything = verdicts(resolve(rules_of(rule(app("db"))), identities()), (DB,), *traffic)
+    assert everything == {DB: ("ALLOW",) * 5}
+
+
+def test_any_protocol_leaves_icmp_shut() -> None:
+    """Ports of any protocol are those of TCP, UDP and SCTP."""
+    state = resolve(rules_of(rule(app("db"), ports=(PortRule(),))), identities())
+
+    assert verdicts(state, (DB,), (TCP, 1), (132, 1), (ICMP, 8)) == {DB: ("ALLOW", "ALLOW", "DEFAULT_DENY")}
+
+
+def test_names_of_ports_mean_nothing_behind_an_identity_nobody_knows() -> None:
+    """Ports may be heard of before the identity: then it is still everybody else."""
+    rules = rules_of(
+        rule(anybody=True, ports=(PortRule("TCP", name="http"),), direction=EGRESS),
+        ingress=False,
+        egress=True,
+    )
+    named = {7777: frozenset({NamedPort("http", "TCP", 80)})}
+
+    state = resolve(rules, identities(), named_ports=named)
+    assert state == resolve(rules, identities())
+    grown = state.with_added(classify(rules, {7777: pod("late")}, state, named_ports=named))
+    assert verdicts(grown, (7777,), (TCP, 80), direction=EGRESS) == {7777: ("ALLOW",)}
 
 
 def test_new_identity_joins_the_class_of_equal_content() -> None:
@@ -373,7 +416,7 @@ def test_lookup_without_any_row_is_no_verdict() -> None:
 
 def test_more_classes_than_a_key_can_number_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is cut off silently."""
-    monkeypatch.setattr(mapstate_module, "CLASS_MAX", 1)
+    monkeypatch.setattr(ruling_module, "CLASS_MAX", 1)
     rules = rules_of(rule(app("db"), ports=HTTP), rule(app("web")))
 
     with pytest.raises(ClassesExhaustedError, match="at most 2 fit"):
@@ -386,7 +429,13 @@ def test_cookies_lead_back_to_every_origin() -> None:
 
     assert table == {
         cookie(origin): (origin,)
-        for origin in ("cnp:default/p/ingress/0", "cnp:default/p", ALLOW_LOCALHOST, INIT_ORIGIN)
+        for origin in (
+            "cnp:default/p/ingress/0",
+            "cnp:default/p",
+            ALLOW_LOCALHOST,
+            ALWAYS_ORIGIN,
+            INIT_ORIGIN,
+        )
     }
 
 

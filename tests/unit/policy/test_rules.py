@@ -8,24 +8,13 @@ import pytest
 from ciliumd.desired.policy.rules import (
     EVERYTHING,
     PortBlock,
-    SelectorCache,
     peer_matches,
     port_blocks,
     port_range_blocks,
 )
-from ciliumd.model.identity import cidr_labels, reserved_identities
-from ciliumd.model.policy import (
-    ENTITIES,
-    NamedPort,
-    Operator,
-    Peer,
-    PeerEntity,
-    PeerSelector,
-    PortRule,
-    Requirement,
-    Selector,
-)
-from unit.policy.builders import CIDR_8, CIDR_16, DB, OTHER, WEB, app, cidr, identities, pod
+from ciliumd.model.identity import Reserved, cidr_labels, reserved_labels
+from ciliumd.model.policy import ENTITIES, NamedPort, Peer, PeerEntity, PortRule
+from unit.policy.builders import CIDR_8, CIDR_16, DB, OTHER, WEB, app, cidr, identities
 
 pytestmark = pytest.mark.unit
 
@@ -41,12 +30,14 @@ ENTITY_IDS = {
     "all": ALL_IDS,
     "none": set(),
     "world": {2, 9, 10, CIDR_8, CIDR_16},
+    "world-ipv4": {2, 9, CIDR_8, CIDR_16},
+    "world-ipv6": {10},
     "cluster": PODS | {1, 3, 4, 5, 6, 7, 8},
     "host": {1},
     "unmanaged": {3},
     "health": {4},
     "init": {5},
-    "remote-node": {6},
+    "remote-node": {6, 7},
     "kube-apiserver": {7},
     "ingress": {8},
 }
@@ -56,6 +47,27 @@ ENTITY_IDS = {
 def test_entity_is_the_group_its_name_promises(name: str) -> None:
     """World is outside (every CIDR too), cluster is inside (nodes too)."""
     assert ENTITY_IDS[name] == _ids(PeerEntity(name))
+
+
+def test_world_of_a_family_is_every_prefix_of_it() -> None:
+    """An identity of an IPv6 prefix carries the label of the world, but is none of IPv4's."""
+    labels = cidr_labels(ip_network("2001:db8::/32"))
+
+    assert [
+        name for name in ("world", "world-ipv4", "world-ipv6") if peer_matches(PeerEntity(name), labels)
+    ] == [
+        "world",
+        "world-ipv6",
+    ]
+
+
+@pytest.mark.parametrize("name", ["kube-apiserver", "host", "cluster"])
+def test_node_that_runs_the_api_server_is_both(name: str) -> None:
+    """An identity with several reserved labels is every entity it has the label of."""
+    labels = reserved_labels(Reserved.HOST) | reserved_labels(Reserved.KUBE_APISERVER)
+
+    assert peer_matches(PeerEntity(name), labels)
+    assert not peer_matches(PeerEntity("world"), labels)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +148,13 @@ def test_any_protocol_is_tcp_udp_and_sctp() -> None:
     assert {PortBlock(32, p, 0) for p in (6, 17, 132)} == port_blocks((PortRule(),))
 
 
+def test_icmp_type_is_one_block_of_its_protocol() -> None:
+    """Type 0 is a type, not every type; without one the whole protocol is meant."""
+    assert {PortBlock(48, 1, 0)} == port_blocks((PortRule("ICMP", icmp_type=0),))
+    assert {PortBlock(48, 58, 128)} == port_blocks((PortRule("ICMPV6", icmp_type=128),))
+    assert {PortBlock(32, 1, 0)} == port_blocks((PortRule("ICMP"),))
+
+
 def test_named_port_is_what_the_pod_calls_so() -> None:
     """A name resolves per pod and protocol; one the pod does not have covers nothing."""
     named = frozenset({NamedPort("web", "TCP", 8080), NamedPort("dns", "UDP", 53)})
@@ -155,36 +174,3 @@ def test_enclosing_blocks_widen_to_everything() -> None:
     assert around[-2:] == [PortBlock(32, 6, 0), EVERYTHING]
     assert len(around) == 17
     assert list(EVERYTHING.enclosing()) == []
-
-
-PEERS = [
-    app("web"),
-    cidr("10.0.0.0/8"),
-    PeerEntity("cluster"),
-    PeerSelector(Selector()),
-    PeerSelector(Selector(expressions=(Requirement("k8s", "app", Operator.NOT_IN, frozenset({"web"})),))),
-    PeerSelector(Selector(frozenset({("any", "app", "db"), ("k8s", "gone", "")}))),
-]
-
-
-def test_selector_cache_answers_like_evaluating_anew() -> None:
-    """Whatever comes and goes, remembered answers equal those of a fresh cache."""
-    cache = SelectorCache()
-    steps = [
-        lambda: [cache.add(identity, labels) for identity, labels in identities().items()],
-        lambda: cache.remove(WEB),
-        lambda: cache.remove(WEB),
-        lambda: cache.add(WEB, pod("db")),
-        lambda: cache.add(DB, pod("web")),
-        lambda: cache.keep_only([app("web")]),
-        lambda: cache.add(5000, pod("web", "elsewhere")),
-    ]
-    known = {}
-    for step in steps:
-        step()
-        known = dict(cache._labels)
-        for peer in PEERS:
-            expected = {identity for identity, labels in known.items() if peer_matches(peer, labels)}
-
-            assert expected == cache.matching(peer)
-    assert set(reserved_identities()) <= known.keys()

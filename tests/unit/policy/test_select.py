@@ -5,9 +5,9 @@ from ipaddress import ip_network
 
 import pytest
 
-from ciliumd.desired.policy import INIT_ORIGIN, EndpointRules, cidrs, select
+from ciliumd.desired.policy import ALWAYS_ORIGIN, INIT_ORIGIN, EndpointRules, cidrs, select
 from ciliumd.model.identity import Reserved, reserved_labels
-from ciliumd.model.policy import NamedPort, PortRule, Selector
+from ciliumd.model.policy import Enforcement, NamedPort, PortRule, Selector
 from unit.policy.builders import EGRESS, app, cidr, pod, policy, rule
 
 pytestmark = pytest.mark.unit
@@ -30,6 +30,36 @@ def test_endpoint_whose_pod_is_unknown_is_closed() -> None:
 
     assert rules.default_deny_ingress == rules.default_deny_egress == (INIT_ORIGIN,)
     assert rules.rules == ()
+
+
+def test_policy_for_everything_takes_all_but_the_node() -> None:
+    """The health endpoint and pods not known yet are endpoints; nodes are not under policies of endpoints."""
+    everything = [policy(rule(app("db")))]
+
+    for reserved in (Reserved.HEALTH, Reserved.INIT):
+        assert "cnp:default/p" in select(everything, reserved_labels(reserved)).default_deny_ingress
+    api_server = reserved_labels(Reserved.HOST) | reserved_labels(Reserved.KUBE_APISERVER)
+    for labels in (reserved_labels(Reserved.HOST), api_server):
+        assert select(everything, labels, enforcement=Enforcement.ALWAYS) == EndpointRules()
+
+
+def test_where_policy_is_never_enforced_nothing_is() -> None:
+    """No rule, no default deny, not even of a pod that is not known yet."""
+    policies = [policy(rule(app("db"), deny=True), egress=True)]
+
+    for labels in (pod("web"), reserved_labels(Reserved.INIT)):
+        assert select(policies, labels, enforcement=Enforcement.NEVER) == EndpointRules()
+
+
+def test_where_policy_is_always_enforced_everybody_is_in_default_deny() -> None:
+    """Without any policy both ways; with one its rules apply, and it is named too."""
+    bare = select([], pod("web"), enforcement=Enforcement.ALWAYS)
+    assert bare == EndpointRules((), (ALWAYS_ORIGIN,), (ALWAYS_ORIGIN,))
+
+    ruled = select([policy(rule(app("db")))], pod("web"), enforcement=Enforcement.ALWAYS)
+    assert ruled.default_deny_ingress == ("cnp:default/p", ALWAYS_ORIGIN)
+    assert ruled.default_deny_egress == (ALWAYS_ORIGIN,)
+    assert len(ruled.rules) == 1
 
 
 def test_default_deny_is_per_direction_and_names_its_policies() -> None:

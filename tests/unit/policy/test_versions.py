@@ -1,96 +1,223 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions are reused by content, never renumbered, and never named twice."""
+"""Versions are reused by content and never renumbered, and nothing changes before a commit."""
+
+from collections.abc import Mapping
 
 import pytest
 
-from ciliumd.desired.policy import EndpointRules, VersionsExhaustedError, classify, plan_versions, resolve
-from unit.policy.builders import WEB, app, identities, pod, rule, rules_of
+from ciliumd.desired.policy import (
+    RETIRE_AFTER,
+    EndpointRules,
+    MapState,
+    Round,
+    Subject,
+    Versions,
+    VersionsExhaustedError,
+    World,
+    classify,
+    resolve,
+)
+from ciliumd.desired.policy.ruling import Ruling
+from ciliumd.model.labels import Labels
+from ciliumd.model.policy import Enforcement, Policy, Selector
+from unit.policy.builders import DB, WEB, app, identities, pod, policy, rule, rules_of, verdicts
 
 pytestmark = pytest.mark.unit
 
 OPEN = resolve(EndpointRules(), identities())
-RULES = rules_of(rule(app("db")))
-CLOSED = resolve(RULES, identities())
+CLOSED = resolve(rules_of(rule(app("db"))), identities())
+WEB_ONLY = Selector(frozenset({("k8s", "app", "web")}))
+POLICIES = {("CNP", "default", "p"): policy(rule(app("db")), subject=WEB_ONLY)}
+SUBJECTS = {1: Subject(pod("web"), frozenset()), 2: Subject(pod("db"), frozenset())}
+
+
+def planned(
+    versions: Versions,
+    policies: Mapping[tuple[str, str, str], Policy] = POLICIES,
+    *,
+    subjects: Mapping[int, Subject] = SUBJECTS,
+    known: Mapping[int, Labels] | None = None,
+    now: float = 0.0,
+) -> Round:
+    """Plan and commit."""
+    todo = versions.plan(policies, subjects, World(known if known is not None else identities()))
+    versions.commit(todo, now=now)
+    return todo
+
+
+def restored(states: Mapping[int, MapState], *, next_version: int) -> Versions:
+    """Versions after a restart that found *states*."""
+    versions = Versions(next_version=next_version)
+    versions.restore(states, {})
+    return versions
 
 
 def test_equal_content_shares_one_new_version() -> None:
-    """Endpoints are keys here; what they are under decides."""
-    plan = plan_versions({"a": OPEN, "b": CLOSED, "c": OPEN}, {}, next_version=7)
+    """What endpoints are under decides."""
+    versions = Versions(next_version=7)
+    todo = planned(versions, subjects={**SUBJECTS, 3: Subject(pod("other"), frozenset())})
 
-    assert plan.assigned == {"a": 7, "b": 8, "c": 7}
-    assert plan.create == {7: OPEN, 8: CLOSED}
-    assert plan.states == {7: OPEN, 8: CLOSED}
-    assert plan.next_version == 9
-    assert plan.obsolete == frozenset()
+    assert versions.versions == {1: 7, 2: 8, 3: 8}
+    assert versions.states == todo.added == {7: CLOSED, 8: OPEN}
+    assert versions.next_version == 9
+    assert versions.problems == {}
+
+
+def test_nothing_changes_before_the_commit() -> None:
+    """A round that is dropped leaves no trace; planned again it is the same."""
+    versions = Versions(next_version=1)
+    dropped = versions.plan(POLICIES, SUBJECTS, World(identities()))
+
+    assert (versions.versions, versions.states, versions.next_version) == ({}, {}, 1)
+    again = planned(versions)
+    assert again.added == dropped.added
+    assert versions.versions == {1: 1, 2: 2}
+
+
+def test_identities_of_a_dropped_round_are_not_remembered() -> None:
+    """What was learnt of them is taken back by the next round."""
+    versions = Versions(next_version=1)
+    planned(versions)
+    versions.plan(POLICIES, SUBJECTS, World(identities() | {3000: pod("db")}))
+
+    todo = planned(versions, known=identities())
+
+    assert todo.added == {}
+    assert versions.states[1] == CLOSED
 
 
 def test_restart_keeps_every_version_that_still_says_the_right_thing() -> None:
     """Nothing is written and no endpoint flips when nothing changed."""
-    plan = plan_versions({1: OPEN, 2: CLOSED}, {7: OPEN, 8: CLOSED}, next_version=9)
+    versions = restored({7: OPEN, 8: CLOSED}, next_version=9)
+    todo = planned(versions)
 
-    assert plan.create == {}
-    assert plan.assigned == {1: 7, 2: 8}
-    assert plan.next_version == 9
+    assert todo.added == {}
+    assert versions.versions == {1: 8, 2: 7}
+    assert versions.next_version == 9
 
 
 def test_version_grown_by_additions_is_reused_as_it_is() -> None:
     """Class numbers may differ from a rebuild; the content in force is what is handed on."""
     late = {3000: pod("late")}
+    policies = {("CNP", "default", "p"): policy(rule(app("web"), deny=True), rule(app("late")))}
     rules = rules_of(rule(app("web"), deny=True), rule(app("late")))
     before = resolve(rules, identities())
     grown = before.with_added(classify(rules, late, before))
-    rebuilt = resolve(rules, identities() | late)
+    versions = restored({5: grown}, next_version=6)
 
-    plan = plan_versions({1: rebuilt}, {5: grown}, next_version=6)
+    planned(versions, policies, subjects={1: SUBJECTS[1]}, known=identities() | late)
 
-    assert grown != rebuilt
-    assert plan.assigned == {1: 5}
-    assert plan.states == {5: grown}
+    assert grown != resolve(rules, identities() | late)
+    assert versions.versions == {1: 5}
+    assert versions.states == {5: grown}
 
 
 def test_version_with_a_stale_identity_is_not_reused() -> None:
     """An identity that is gone, and judged by name there, could come back as something else."""
     stale = resolve(rules_of(rule(app("db"))), identities() | {3000: pod("db")})
+    versions = restored({5: stale}, next_version=6)
+    planned(versions, subjects={1: SUBJECTS[1]})
 
-    plan = plan_versions({1: CLOSED}, {5: stale}, next_version=6)
-
-    assert plan.assigned == {1: 6}
-    assert plan.obsolete == {5}
+    assert versions.versions == {1: 6}
 
 
 def test_half_written_version_is_not_reused() -> None:
     """A predecessor killed while writing leaves rows missing."""
-    half = CLOSED.__class__(CLOSED.classes, dict(list(CLOSED.entries.items())[:-1]))
+    half = MapState(CLOSED.classes, dict(list(CLOSED.entries.items())[:-1]))
+    versions = restored({5: half}, next_version=6)
+    todo = planned(versions, subjects={1: SUBJECTS[1]})
 
-    plan = plan_versions({1: CLOSED}, {5: half}, next_version=6)
-
-    assert plan.create == {6: CLOSED}
-    assert plan.obsolete == {5}
-
-
-def test_numbers_are_never_used_twice() -> None:
-    """Not zero, and not below what the maps hold, whatever the counter says."""
-    assert plan_versions({1: OPEN}, {}, next_version=0).assigned == {1: 1}
-    assert plan_versions({1: OPEN}, {41: CLOSED}, next_version=3).assigned == {1: 42}
+    assert todo.added == {6: CLOSED}
+    assert versions.versions == {1: 6}
 
 
-def test_lowest_of_equal_versions_is_taken() -> None:
-    """Two versions that say the same are merged into the older one."""
-    plan = plan_versions({1: OPEN}, {9: OPEN, 4: OPEN}, next_version=10)
+def test_lowest_of_equal_versions_is_taken_unless_an_endpoint_has_another() -> None:
+    """Two versions that say the same are merged into the older one, but nobody is moved for that."""
+    versions = restored({9: OPEN, 4: OPEN}, next_version=10)
+    planned(versions, {}, subjects={1: SUBJECTS[1]})
+    assert versions.versions == {1: 4}
 
-    assert plan.assigned == {1: 4}
-    assert plan.obsolete == {9}
+    versions = Versions(next_version=10)
+    versions.restore({9: OPEN, 4: OPEN}, {1: 9})
+    planned(versions, {}, subjects={1: SUBJECTS[1]})
+    assert versions.versions == {1: 9}
 
 
-def test_running_out_of_numbers_is_an_error() -> None:
-    """The counter does not wrap into versions that packets may still name."""
+def test_numbers_start_at_one_and_do_not_wrap() -> None:
+    """Version 0 is no version, and after the last there is none."""
+    versions = Versions(next_version=0)
+    planned(versions)
+    assert versions.versions == {1: 1, 2: 2}
+
     with pytest.raises(VersionsExhaustedError, match="4294967296"):
-        plan_versions({1: OPEN}, {}, next_version=2**32)
+        Versions(next_version=2**32).plan(POLICIES, SUBJECTS, World(identities()))
 
 
-def test_no_endpoints_makes_every_version_obsolete() -> None:
-    """Nobody wants them; when they may go is for the caller to see."""
-    plan = plan_versions({}, {3: OPEN}, next_version=4)
+def test_unused_version_stays_for_a_while() -> None:
+    """Packets that read its number just before may still need it."""
+    versions = Versions(next_version=1)
+    planned(versions)
+    planned(versions, {}, now=10.0)
+    assert versions.next_retirement() == 10.0 + RETIRE_AFTER
 
-    assert plan.obsolete == {3}
-    assert (WEB, 1) not in CLOSED.classes
+    assert versions.retire(10.0 + RETIRE_AFTER / 2) == []
+    assert versions.retire(10.0 + RETIRE_AFTER) == [1]
+    assert versions.states == {2: OPEN}
+    assert versions.next_retirement() is None
+
+
+def test_a_new_identity_costs_one_row_in_the_versions_it_matters_to() -> None:
+    """One row of the classes map where a rule tells it from everybody else; nothing elsewhere."""
+    versions = Versions(next_version=1)
+    planned(versions)
+    todo = planned(versions, known=identities() | {3000: pod("db")})
+
+    assert {version: (len(one.classes), len(one.entries)) for version, one in todo.added.items()} == {
+        1: (1, 0)
+    }
+    assert todo.removed == {1: []}
+    assert versions.versions == {1: 1, 2: 2}
+
+    todo = planned(versions)
+    assert {version: len(places) for version, places in todo.removed.items()} == {1: 1}
+    assert todo.added == {1: MapState()}
+    assert versions.states[1] == CLOSED
+
+
+def test_an_identity_that_comes_resolves_no_rules_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 identities that matter, one by one, among hundreds: no version is worked out from scratch again."""
+    known = identities() | {1100 + number: pod(f"app-{number}") for number in range(300)}
+    versions = Versions(next_version=1)
+    planned(versions, known=known)
+    resolved: list[object] = []
+    monkeypatch.setattr(Ruling, "resolve", lambda *args: resolved.append(args))
+
+    for number in range(64):
+        known = known | {3000 + number: pod("db")}
+        todo = planned(versions, known=known)
+        assert [(len(one.classes), len(one.entries)) for one in todo.added.values()] == [(1, 0)]
+    assert resolved == []
+    assert {3000 + number for number in range(64)} < {identity for identity, _ in versions.states[1].classes}
+
+
+@pytest.mark.parametrize(
+    ("enforcement", "expected"),
+    [
+        (Enforcement.DEFAULT, {1: "DEFAULT_DENY", 2: "ALLOW"}),
+        (Enforcement.ALWAYS, {1: "DEFAULT_DENY", 2: "DEFAULT_DENY"}),
+        (Enforcement.NEVER, {1: "ALLOW", 2: "ALLOW"}),
+    ],
+)
+def test_enforcement_of_the_node_holds_for_every_endpoint(
+    enforcement: Enforcement, expected: dict[int, str]
+) -> None:
+    """Always closes what no policy selects, never opens what one does."""
+    versions = Versions(next_version=1, enforcement=enforcement)
+    planned(versions)
+
+    said = {
+        number: verdicts(versions.states[version], [WEB], (6, 80))[WEB][0]
+        for number, version in versions.versions.items()
+    }
+    assert said == expected
+    assert verdicts(versions.states[versions.versions[1]], [DB], (6, 80))[DB] == ("ALLOW",)

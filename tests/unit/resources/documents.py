@@ -33,6 +33,16 @@ def cnp_document(spec: str, *, namespace: str = "shop") -> dict[str, Any]:
     }
 
 
+def ccnp_document(spec: str) -> dict[str, Any]:
+    """A CiliumClusterwideNetworkPolicy whose spec is written in YAML."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": "rule1"},
+        "spec": yaml.safe_load(spec),
+    }
+
+
 def knp_document(spec: str, *, namespace: str = "shop") -> dict[str, Any]:
     """A NetworkPolicy whose spec is written in YAML."""
     return {

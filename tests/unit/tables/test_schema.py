@@ -25,6 +25,9 @@ def test_in_sync_only_when_every_source_has_reported() -> None:
         tables.services,
         tables.slices,
         tables.policies,
+        tables.nodes,
+        tables.remote_endpoints,
+        tables.cluster_identities,
         tables.endpoints,
     ]
     for source in sources:

@@ -4,26 +4,40 @@ From policies to the rows the datapath goes by, without any effect.
 
 ::
 
-    policies + endpoint labels --select--> EndpointRules --resolve--> MapState --plan_versions--> versions
+    policies + endpoint labels --select--> EndpointRules --resolve--> MapState
     a new identity             --classify--> additions to a MapState
+    policies + endpoints + identities --Versions.plan--> Round --commit--> who is under which version
     MapState + traffic         --lookup--> verdict and cookie  (as the datapath)
 
-Everything about precedence is settled before a row is written: see ``mapstate``.
+Everything about precedence is settled before a row is written: see ``ruling``.
 """
 
-from ciliumd.desired.policy.cookies import ALLOW_LOCALHOST, INIT_ORIGIN, NO_COOKIE, cookie, cookies
+from ciliumd.desired.policy.cookies import (
+    ALLOW_LOCALHOST,
+    ALWAYS_ORIGIN,
+    INIT_ORIGIN,
+    NO_COOKIE,
+    cookie,
+    cookies,
+)
 from ciliumd.desired.policy.explain import DirectionVerdict, Explanation, Party, explain
 from ciliumd.desired.policy.interpret import lookup, lookup_row
 from ciliumd.desired.policy.maprows import CorruptRowsError, packed_classes, packed_rules, unpacked
-from ciliumd.desired.policy.mapstate import ClassesExhaustedError, MapState, classify, resolve
-from ciliumd.desired.policy.rules import NamedPorts, SelectorCache
+from ciliumd.desired.policy.mapstate import MapState
+from ciliumd.desired.policy.round import Round
+from ciliumd.desired.policy.rules import NamedPorts
+from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resolve
 from ciliumd.desired.policy.select import EndpointRules, cidrs, select
-from ciliumd.desired.policy.versions import VersionPlan, VersionsExhaustedError, plan_versions
+from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.versions import RETIRE_AFTER, Versions, VersionsExhaustedError
+from ciliumd.desired.policy.world import Subject, World
 
 __all__ = [
     "ALLOW_LOCALHOST",
+    "ALWAYS_ORIGIN",
     "INIT_ORIGIN",
     "NO_COOKIE",
+    "RETIRE_AFTER",
     "ClassesExhaustedError",
     "CorruptRowsError",
     "DirectionVerdict",
@@ -32,9 +46,12 @@ __all__ = [
     "MapState",
     "NamedPorts",
     "Party",
+    "Round",
     "SelectorCache",
-    "VersionPlan",
+    "Subject",
+    "Versions",
     "VersionsExhaustedError",
+    "World",
     "cidrs",
     "classify",
     "cookie",
@@ -44,7 +61,6 @@ __all__ = [
     "lookup_row",
     "packed_classes",
     "packed_rules",
-    "plan_versions",
     "resolve",
     "select",
     "unpacked",

@@ -20,6 +20,9 @@ ALLOW_LOCALHOST = "reserved:allow-localhost-ingress"
 INIT_ORIGIN = "reserved:init"
 """Origin of the default deny of endpoints whose pod is not known yet."""
 
+ALWAYS_ORIGIN = "reserved:enable-policy-always"
+"""Origin of the default deny of every endpoint where policy is always enforced."""
+
 
 def cookie(origin: str) -> int:
     """Return the cookie of *origin*; never :data:`NO_COOKIE`."""
@@ -28,7 +31,7 @@ def cookie(origin: str) -> int:
 
 def cookies(policies: Iterable[Policy]) -> dict[int, tuple[str, ...]]:
     """Return every cookie that rows made from *policies* may carry, with the origins it stands for."""
-    origins = {ALLOW_LOCALHOST, INIT_ORIGIN}
+    origins = {ALLOW_LOCALHOST, INIT_ORIGIN, ALWAYS_ORIGIN}
     for policy in policies:
         origins.add(policy.origin)
         origins.update(rule.origin for rule in policy.rules)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from ciliumd import abi
 from ciliumd.desired.policy.cookies import ALLOW_LOCALHOST, NO_COOKIE, cookie
 from ciliumd.desired.policy.interpret import lookup_row
-from ciliumd.desired.policy.mapstate import MapState, resolve
+from ciliumd.desired.policy.mapstate import MapState
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS, NamedPorts, peers_match, port_blocks
+from ciliumd.desired.policy.ruling import resolve
 from ciliumd.desired.policy.select import EndpointRules, select
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
-from ciliumd.model.policy import Direction, Policy
+from ciliumd.model.policy import Direction, Enforcement, Policy
 
 _ALLOW = abi.PolicyVerdict.POLICY_VERDICT_ALLOW
 _DENY = abi.PolicyVerdict.POLICY_VERDICT_DENY
@@ -72,9 +73,10 @@ def explain(
     protocol: str,
     port: int,
     states: Mapping[EndpointRules, MapState] | None = None,
+    enforcement: Enforcement = Enforcement.DEFAULT,
 ) -> Explanation:
     """
-    Explain traffic from *source* to *port* of *destination*.
+    Explain traffic from *source* to *port* of *destination*; for ICMP the port is the type.
 
     *states* are the contents in force by rules, so that the row shown is the live one; an endpoint
     whose rules are not among them is judged by what its version would hold.
@@ -88,7 +90,7 @@ def explain(
     ):
         if not endpoint.is_endpoint:
             continue
-        rules = select(known, endpoint.labels, named_ports=endpoint.named_ports)
+        rules = select(known, endpoint.labels, named_ports=endpoint.named_ports, enforcement=enforcement)
         state = live.get(rules)
         if state is None:
             named = {peer.identity: peer.named_ports}

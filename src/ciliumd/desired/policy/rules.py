@@ -6,14 +6,13 @@ Pods and nodes are never matched by address: a CIDR peer selects CIDR identities
 the world of its address family.  Precedence between rules is not decided here, see ``mapstate``.
 """
 
-from collections.abc import Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterator
 from functools import lru_cache
 from ipaddress import ip_network
 from typing import NamedTuple
 
 from ciliumd import abi
-from ciliumd.model.identity import NumericIdentity, Reserved
+from ciliumd.model.identity import Reserved
 from ciliumd.model.labels import CIDR, K8S, POD_NAMESPACE, RESERVED, Labels
 from ciliumd.model.net import Prefix
 from ciliumd.model.policy import ANY_PROTOCOL, NamedPort, Peer, PeerCIDR, PeerEntity, PeerSelector, PortRule
@@ -28,28 +27,37 @@ _PORTS = 1 << 16
 
 NamedPorts = frozenset[NamedPort]
 
-_WORLD = frozenset(r.label for r in (Reserved.WORLD, Reserved.WORLD_IPV4, Reserved.WORLD_IPV6))
+WORLD_NAMES = frozenset(r.label for r in (Reserved.WORLD, Reserved.WORLD_IPV4, Reserved.WORLD_IPV6))
+"""Reserved labels of what is outside the cluster."""
+
 _WORLD_OF_VERSION = {
     4: frozenset({Reserved.WORLD.label, Reserved.WORLD_IPV4.label}),
     # The plain world is IPv4's too: matching it here would let ::/0 open or close IPv4.
     6: frozenset({Reserved.WORLD_IPV6.label}),
 }
-_CLUSTER_RESERVED = frozenset(
+_WORLD_ENTITIES = {"world-ipv4": 4, "world-ipv6": 6}
+# As EntityCluster in Cilium's pkg/policy/api/entity.go, where the last one is the label of the cluster's
+# name; every pod has a namespace, and no pod of another cluster is known here.
+_CLUSTER_NAMES = frozenset(
     r.label
     for r in (
         Reserved.HOST,
         Reserved.REMOTE_NODE,
         Reserved.INIT,
-        Reserved.UNMANAGED,
-        Reserved.HEALTH,
         Reserved.INGRESS,
+        Reserved.HEALTH,
+        Reserved.UNMANAGED,
         Reserved.KUBE_APISERVER,
     )
 )
 
 
 class PortBlock(NamedTuple):
-    """A block of traffic as the rules map spells it: the part of its key behind class and direction."""
+    """
+    A block of traffic as the rules map spells it: the part of its key behind class and direction.
+
+    *dport* is a port, or for ICMP the type.
+    """
 
     prefixlen: int
     protocol: int
@@ -97,7 +105,9 @@ def port_blocks(ports: tuple[PortRule, ...] | None, named: NamedPorts = frozense
     for rule in resolve_names(ports, named):
         for name in _ANY_PROTOCOLS if rule.protocol == ANY_PROTOCOL else (rule.protocol,):
             protocol = PROTOCOL_NUMBERS[name]
-            if rule.port == 0 and rule.end_port == 0:
+            if rule.icmp_type is not None:
+                blocks.add(PortBlock(PREFIX_PORT, protocol, rule.icmp_type))
+            elif rule.port == 0 and rule.end_port == 0:
                 blocks.add(PortBlock(PREFIX_PROTOCOL, protocol, 0))
             else:
                 blocks.update(port_range_blocks(protocol, rule.port, max(rule.port, rule.end_port)))
@@ -140,6 +150,11 @@ def peers_match(peers: tuple[Peer, ...] | None, labels: Labels) -> bool:
     return peers is None or any(peer_matches(peer, labels) for peer in peers)
 
 
+def prefix_of(labels: Labels) -> Prefix | None:
+    """Return the prefix a CIDR identity stands for; None of any other identity."""
+    return next((_prefix(label.key) for label in labels if label.source == CIDR), None)
+
+
 def _entity_matches(name: str, labels: Labels) -> bool:
     reserved = {label.key for label in labels if label.source == RESERVED}
     match name:
@@ -148,94 +163,34 @@ def _entity_matches(name: str, labels: Labels) -> bool:
         case "none":
             return False
         case "world":
-            return not reserved.isdisjoint(_WORLD)
+            return not reserved.isdisjoint(WORLD_NAMES)
+        case "world-ipv4" | "world-ipv6":
+            return _is_world_of(_WORLD_ENTITIES[name], labels)
         case "cluster":
             in_namespace = any(label.source == K8S and label.key == POD_NAMESPACE for label in labels)
-            return in_namespace or not reserved.isdisjoint(_CLUSTER_RESERVED)
+            return in_namespace or not reserved.isdisjoint(_CLUSTER_NAMES)
         case _:
             return name in reserved
 
 
 def _cidr_matches(peer: PeerCIDR, labels: Labels) -> bool:
-    prefixes = [_prefix(label.key) for label in labels if label.source == CIDR]
-    if not prefixes:
-        # No prefix of its own: what is left of the world once every CIDR identity is taken out.
-        worlds = _WORLD_OF_VERSION[peer.prefix.version]
-        is_world = any(label.source == RESERVED and label.key in worlds for label in labels)
-        return is_world and peer.prefix.prefixlen == 0 and all(p.prefixlen > 0 for p in peer.excepts)
-    return any(
-        _inside(prefix, peer.prefix) and not any(_inside(prefix, excluded) for excluded in peer.excepts)
-        for prefix in prefixes
-    )
+    prefix = prefix_of(labels)
+    if prefix is not None:
+        return peer.covers(prefix)
+    # No prefix of its own: what is left of the world once every CIDR identity is taken out.
+    is_whole = peer.prefix.prefixlen == 0 and all(one.prefixlen > 0 for one in peer.excepts)
+    return is_whole and _is_world_of(peer.prefix.version, labels)
+
+
+def _is_world_of(version: int, labels: Labels) -> bool:
+    """Whether the identity is one of addresses of IP *version* outside the cluster."""
+    prefix = prefix_of(labels)
+    if prefix is not None:
+        return prefix.version == version
+    worlds = _WORLD_OF_VERSION[version]
+    return any(label.source == RESERVED and label.key in worlds for label in labels)
 
 
 @lru_cache(maxsize=1 << 16)
 def _prefix(text: str) -> Prefix:
     return ip_network(text)
-
-
-def _inside(prefix: Prefix, outer: Prefix) -> bool:
-    if prefix.version != outer.version or prefix.prefixlen < outer.prefixlen:
-        return False
-    shift = outer.max_prefixlen - outer.prefixlen
-    return int(prefix.network_address) >> shift == int(outer.network_address) >> shift
-
-
-class SelectorCache:
-    """
-    The known identities, and which of them each peer is: evaluated once, kept right by add and remove.
-
-    A memo, not state: what it answers depends only on the identities it holds.
-    """
-
-    def __init__(self, identities: Mapping[NumericIdentity, Labels] | None = None) -> None:
-        self._labels: dict[NumericIdentity, Labels] = {}
-        self._holders: dict[tuple[str, str], set[NumericIdentity]] = {}
-        self._matching: dict[Peer, set[NumericIdentity]] = {}
-        for identity, labels in (identities or {}).items():
-            self.add(identity, labels)
-
-    def __contains__(self, identity: NumericIdentity) -> bool:
-        return identity in self._labels
-
-    def add(self, identity: NumericIdentity, labels: Labels) -> None:
-        """Learn *identity*, or that it now stands for other labels."""
-        if self._labels.get(identity) == labels:
-            return
-        self.remove(identity)
-        self._labels[identity] = labels
-        for label in labels:
-            self._holders.setdefault((label.key, label.value), set()).add(identity)
-        for peer, identities in self._matching.items():
-            if peer_matches(peer, labels):
-                identities.add(identity)
-
-    def remove(self, identity: NumericIdentity) -> None:
-        """Forget *identity*; not knowing it is not an error."""
-        for label in self._labels.pop(identity, frozenset()):
-            holders = self._holders[label.key, label.value]
-            holders.discard(identity)
-            if not holders:
-                del self._holders[label.key, label.value]
-        for identities in self._matching.values():
-            identities.discard(identity)
-
-    def matching(self, peer: Peer) -> AbstractSet[NumericIdentity]:
-        """Return the identities *peer* is; a live view."""
-        found = self._matching.get(peer)
-        if found is None:
-            candidates = self._candidates(peer)
-            found = {identity for identity in candidates if peer_matches(peer, self._labels[identity])}
-            self._matching[peer] = found
-        return found
-
-    def keep_only(self, peers: Collection[Peer]) -> None:
-        """Drop what is remembered about peers other than *peers*."""
-        wanted = set(peers)
-        self._matching = {peer: ids for peer, ids in self._matching.items() if peer in wanted}
-
-    def _candidates(self, peer: Peer) -> Collection[NumericIdentity]:
-        if isinstance(peer, PeerSelector) and peer.selector.match_labels:
-            wanted = [(key, value) for _, key, value in peer.selector.match_labels]
-            return min((self._holders.get(pair, set()) for pair in wanted), key=len)
-        return self._labels

@@ -2,7 +2,8 @@
 """
 Which rules an endpoint is under, and in which directions it is in default deny.
 
-An endpoint whose pod is not known yet is closed: which policies will select it cannot be told.
+An endpoint whose pod is not known yet is closed: which policies will select it cannot be told.  The node
+itself is under no policy of endpoints.
 
 The answer is what endpoints are grouped by: equal rules share a policy version.  What the rules
 mean for a peer is decided in ``mapstate``.
@@ -11,14 +12,15 @@ mean for a peer is decided in ``mapstate``.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ciliumd.desired.policy.cookies import INIT_ORIGIN
+from ciliumd.desired.policy.cookies import ALWAYS_ORIGIN, INIT_ORIGIN
 from ciliumd.desired.policy.rules import NamedPorts, resolve_names
 from ciliumd.model.identity import Reserved, reserved_labels
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Direction, NamedPort, PeerCIDR, Policy, Rule
+from ciliumd.model.policy import Direction, Enforcement, NamedPort, PeerCIDR, Policy, Rule
 
 _INIT = reserved_labels(Reserved.INIT)
+_HOST = reserved_labels(Reserved.HOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,30 @@ class EndpointRules:
 
 
 def select(
-    policies: Iterable[Policy], labels: Labels, *, named_ports: Iterable[NamedPort] = ()
+    policies: Iterable[Policy],
+    labels: Labels,
+    *,
+    named_ports: Iterable[NamedPort] = (),
+    enforcement: Enforcement = Enforcement.DEFAULT,
 ) -> EndpointRules:
-    """Return what *policies* say about the endpoint with *labels* whose pod has *named_ports*."""
+    """
+    Return what *policies* say about the endpoint with *labels* whose pod has *named_ports*.
+
+    *enforcement* is the node's: NEVER leaves every endpoint open, ALWAYS takes each into default deny.
+    """
+    if enforcement is Enforcement.NEVER or labels >= _HOST:
+        return EndpointRules()
     named = frozenset(named_ports)
     rules: list[Rule] = []
     ingress: set[str] = set()
     egress: set[str] = set()
-    if labels == _INIT:
-        ingress.add(INIT_ORIGIN)
-        egress.add(INIT_ORIGIN)
+    for is_closed, origin in (
+        (labels == _INIT, INIT_ORIGIN),
+        (enforcement is Enforcement.ALWAYS, ALWAYS_ORIGIN),
+    ):
+        if is_closed:
+            ingress.add(origin)
+            egress.add(origin)
     for policy in policies:
         if not policy.subject.matches(labels):
             continue

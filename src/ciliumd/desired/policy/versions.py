@@ -1,18 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which policy version each endpoint gets: one that says the same already, or a fresh number.
+Which policy version each endpoint is under, and what every version holds: planned, then committed.
 
-Content decides, so endpoints share, a restarted agent keeps what its predecessor wrote, and a
-version's content never turns into another's.  Writing, flipping and deleting is the reconciler's.
+The content of a version is a pure function of policies and world (``ruling``); what is kept here makes a
+change cost what it touches.  Endpoints are selected for again when a policy that touches them changes, a
+version is resolved from scratch when its rules are new, and identities that appear are classified one by
+one and added to the maps packets read: nobody carries them yet.
+
+Never in place: what an identity means that was there before.  Packets of established connections go by
+the verdict they were given under a version, so such a change needs another version.
+
+Nothing here has an effect: rows are written, and numbers reserved, by whoever commits a round.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ciliumd.desired.policy.mapstate import MapState
+from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
+from ciliumd.desired.policy.ruling import ClassesExhaustedError
+from ciliumd.desired.policy.select import EndpointRules, select
+from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.world import Subject, World, WorldChanges
+from ciliumd.model.policy import Direction, Enforcement, Policy
+from ciliumd.tables.schema import ObjectKey
 
-K = TypeVar("K", bound=Hashable)
+RETIRE_AFTER = 2.0
+"""Seconds an unused policy version stays: packets that read its number just before may still need it."""
 
 VERSION_MAX = 0xFFFFFFFF
 
@@ -21,46 +34,225 @@ class VersionsExhaustedError(Exception):
     """Every 32-bit version number was used once; a node reboot starts over."""
 
 
-@dataclass(frozen=True, slots=True)
-class VersionPlan(Generic[K]):
+class Versions:
     """
-    What to do, in this order: write *create* whole, flip endpoints to *assigned*, delete *obsolete*.
+    All versions of a node; *rules*, *versions* and *problems* are by endpoint id, *states* by version.
 
-    *states* is the content of every assigned version as it is in the maps: for a reused version that
-    may number its classes differently from what was wanted, and later additions must start from it.
+    *next_version* is the first number never used so far.
     """
 
-    create: Mapping[int, MapState]
-    assigned: Mapping[K, int]
-    states: Mapping[int, MapState]
-    obsolete: frozenset[int]
-    next_version: int
+    def __init__(self, *, next_version: int, enforcement: Enforcement = Enforcement.DEFAULT) -> None:
+        self.rules: dict[int, EndpointRules] = {}
+        self.versions: dict[int, int] = {}
+        self.problems: dict[int, str] = {}
+        self.states: dict[int, MapState] = {}
+        self.next_version = next_version
+        self._enforcement = enforcement
+        self._contents: dict[int, Version] = {}
+        self._retired: dict[int, float] = {}
+        self._policies: Mapping[ObjectKey, Policy] = {}
+        self._world = World()
+        # Memos; what they answer is a function of policies and world.
+        self._sets: dict[EndpointRules, RuleSet] = {}
+        self._selected: Mapping[Subject, RuleSet] = {}
+        self._cache = SelectorCache()
+        self._learned = World()
 
+    def restore(self, states: Mapping[int, MapState], versions: Mapping[int, int]) -> None:
+        """Start from versions that are there already, and from those endpoints are judged by."""
+        self.states.update(states)
+        self._contents = {number: Version(state) for number, state in states.items()}
+        self.versions = {number: version for number, version in versions.items() if version in states}
 
-def plan_versions(
-    wanted: Mapping[K, MapState], existing: Mapping[int, MapState], *, next_version: int
-) -> VersionPlan[K]:
-    """
-    Assign a version to every key of *wanted*, given the versions the maps hold.
+    def plan(
+        self, policies: Mapping[ObjectKey, Policy], subjects: Mapping[int, Subject], world: World
+    ) -> Round:
+        """
+        Return what it takes to bring everything up to date; nothing has changed until it is committed.
 
-    *next_version* is the first number never used so far.  *obsolete* versions may still be in
-    front of a packet: they go once no endpoint's state word names them.
-    """
-    next_version = max(next_version, max(existing, default=0) + 1, 1)
-    by_meaning = {existing[version].meaning(): version for version in sorted(existing, reverse=True)}
-    create: dict[int, MapState] = {}
-    assigned: dict[K, int] = {}
-    states: dict[int, MapState] = {}
-    for key, state in wanted.items():
-        meaning = state.meaning()
-        version = by_meaning.get(meaning)
+        Raises VersionsExhaustedError; rules that do not fit into a version are a problem of the round.
+        """
+        touched = [
+            policy
+            for key in policies.keys() | self._policies.keys()
+            if (before := self._policies.get(key)) is not (after := policies.get(key)) and before != after
+            for policy in (before, after)
+            if policy is not None
+        ]
+        # By endpoint id: numbers must not depend on who was heard of first.
+        subjects = dict(sorted(subjects.items()))
+        selected = self._select(policies, subjects, touched)
+        todo = Round(policies, world, selected, subjects, max(self.next_version, 1))
+        changes = self._world.changes_to(world)
+        self._learn(world, changes)
+        rule_sets = list(todo.rule_sets())
+        homeless = [one for one in rule_sets if one.version is None]
+        if changes:
+            homeless += self._grow(todo, rule_sets, changes)
+        under: dict[RuleSet, set[int]] = {one: set() for one in homeless}
+        for number, subject in subjects.items():
+            if number in self.versions and selected[subject] in under:
+                under[selected[subject]].add(self.versions[number])
+        for one, preferred in under.items():
+            self._house(todo, one, preferred)
+        return todo
+
+    def commit(self, todo: Round, *, now: float) -> None:
+        """Take *todo*, the round planned last, as done; endpoints whose rules do not fit stay as they are."""
+        self.next_version = todo.next_version
+        self._contents |= todo.contents
+        self.states.update((number, content.state) for number, content in todo.contents.items())
+        for one, home in todo.housed.items():
+            one.version, one.problem = home, ""
+        for one, problem in todo.problems.items():
+            one.version, one.problem = None, problem
+        self._forget_unused(set(todo.rule_sets()))
+        self._policies, self._world, self._selected = todo.policies, todo.world, todo.selected
+        sets = {number: todo.selected[subject] for number, subject in todo.subjects.items()}
+        self.rules = {number: one.rules for number, one in sets.items()}
+        self.problems = {number: one.problem for number, one in sets.items() if one.problem}
+        self.versions = {
+            number: version
+            for number, one in sets.items()
+            if (version := self._version(number, one)) is not None
+        }
+        used = set(self.versions.values())
+        self._retired = {v: self._retired.get(v, now + RETIRE_AFTER) for v in self._contents if v not in used}
+
+    def next_retirement(self) -> float | None:
+        """When an unused version may go; None when there is none."""
+        return min(self._retired.values(), default=None)
+
+    def retire(self, now: float) -> list[int]:
+        """Let go of the versions nobody has used for a while; these."""
+        gone = [version for version, when in self._retired.items() if when <= now]
+        for version in gone:
+            del self._retired[version], self._contents[version], self.states[version]
+        return gone
+
+    # ---- which rules -------------------------------------------------------------------------
+
+    def _select(
+        self, policies: Mapping[ObjectKey, Policy], subjects: Mapping[int, Subject], touched: Sequence[Policy]
+    ) -> dict[Subject, RuleSet]:
+        """The rules of every subject; asked anew only where a *touched* policy selects or selected it."""
+        found: dict[Subject, RuleSet] = {}
+        for subject in subjects.values():
+            if subject in found:
+                continue
+            known = self._selected.get(subject)
+            if known is None or any(policy.subject.matches(subject.labels) for policy in touched):
+                rules = select(
+                    policies.values(),
+                    subject.labels,
+                    named_ports=subject.named_ports,
+                    enforcement=self._enforcement,
+                )
+                known = self._sets.setdefault(rules, RuleSet(rules))
+            found[subject] = known
+        return found
+
+    def _learn(self, world: World, changes: WorldChanges) -> None:
+        """Bring the memo of who matches what up to date, also after a round that was never committed."""
+        if self._learned is not self._world:
+            changes = self._learned.changes_to(world)
+        for number in changes.removed:
+            self._cache.remove(number)
+        for number, labels in (*changes.added.items(), *changes.altered.items()):
+            self._cache.add(number, labels)
+        self._learned = world
+
+    def _forget_unused(self, living: Collection[RuleSet]) -> None:
+        gone = [one for one in self._sets.values() if one not in living]
+        for one in gone:
+            del self._sets[one.rules]
+        if gone:
+            rules = (rule for one in living for rule in one.rules.rules)
+            self._cache.keep_only({peer for rule in rules for peer in rule.peers or ()})
+
+    def _version(self, number: int, rule_set: RuleSet) -> int | None:
+        """The version of an endpoint: that of its rules, or while they do not fit the one it has."""
+        if not rule_set.problem:
+            return rule_set.version
+        kept = self.versions.get(number)
+        return kept if kept in self._contents else None
+
+    # ---- what they mean ----------------------------------------------------------------------
+
+    def _grow(self, todo: Round, rule_sets: Iterable[RuleSet], changes: WorldChanges) -> list[RuleSet]:
+        """
+        Follow *changes* in the versions in use; returns the rules that need another version.
+
+        A version that several rule sets share grows only if all of them want the same.
+        """
+        sharing: dict[int, list[RuleSet]] = {version: [] for version in self._contents}
+        for one in rule_sets:
+            if one.version is not None:
+                sharing[one.version].append(one)
+        leaving: list[RuleSet] = []
+        for version, sharers in sharing.items():
+            content = self._contents[version]
+            # Also where nobody is: a number that is used again must not find its old class anywhere.
+            gone = _places(content.state, changes.removed)
+            base = content.state.without(changes.removed) if gone else content.state
+            wishes = {one: self._addition(one, content, base, changes, todo.world) for one in sharers}
+            addition = next(iter(wishes.values()), MapState())
+            if addition is None or any(wish != addition for wish in wishes.values()):
+                addition = MapState()
+                leaving += [one for one, wish in wishes.items() if wish != addition]
+            if gone or addition.classes:
+                todo.contents[version] = content.changed(base.with_added(addition), addition)
+                todo.removed[version] = gone
+                todo.added[version] = addition
+        return leaving
+
+    def _addition(
+        self, rule_set: RuleSet, content: Version, base: MapState, changes: WorldChanges, world: World
+    ) -> MapState | None:
+        """What *changes* add to *base* for a rule set; None when adding is not enough."""
+        ruling = rule_set.ruling(self._cache)
+        named = world.named_ports
+        try:
+            if ruling.classify(changes.altered.keys(), base, content.classes, named).classes:
+                return None
+            addition = ruling.classify(changes.added.keys(), base, content.classes, named)
+        except ClassesExhaustedError:
+            return None
+        grown = len(base.classes) + len(addition.classes), len(base.entries) + len(addition.entries)
+        return None if addition.classes and too_large(*grown) else addition
+
+    def _house(self, todo: Round, rule_set: RuleSet, preferred: Collection[int]) -> None:
+        """Find the version that says what a rule set wants, or make one; *preferred* its endpoints have."""
+        try:
+            state = rule_set.ruling(self._cache).resolve(todo.world.named_ports)
+        except ClassesExhaustedError as error:
+            todo.problems[rule_set] = str(error)
+            return
+        if problem := too_large(len(state.classes), len(state.entries)):
+            todo.problems[rule_set] = problem
+            return
+        wanted = Version(state)
+        version = self._same(todo, wanted, preferred)
         if version is None:
-            if next_version > VERSION_MAX:
-                raise VersionsExhaustedError(f"policy version {next_version} does not fit in 32 bits")
-            version = next_version
-            next_version += 1
-            by_meaning[meaning] = version
-            create[version] = state
-        assigned[key] = version
-        states[version] = create[version] if version in create else existing[version]
-    return VersionPlan(create, assigned, states, frozenset(existing.keys() - states.keys()), next_version)
+            version = todo.next_version
+            if version > VERSION_MAX:
+                raise VersionsExhaustedError(f"policy version {version} does not fit in 32 bits")
+            todo.next_version += 1
+            todo.contents[version] = wanted
+            todo.added[version] = state
+        todo.housed[rule_set] = version
+
+    def _same(self, todo: Round, wanted: Version, preferred: Collection[int]) -> int | None:
+        """The version that says what is *wanted*; of several a *preferred* one, else the lowest."""
+        contents = self._contents | todo.contents
+        for version in sorted(contents, key=lambda one: (one not in preferred, one)):
+            content = contents[version]
+            if content.others == wanted.others and content.meaning == wanted.meaning:
+                return version
+        return None
+
+
+def _places(state: MapState, identities: Iterable[int]) -> list[Place]:
+    """The rows of the classes map that *identities* have."""
+    places = ((identity, direction) for identity in identities for direction in Direction)
+    return [place for place in places if place in state.classes]

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The Container Network Interface, spec versions 0.3.0 to 1.1.0: how container runtimes make pods.
+
+Runtimes start ``cilium-cni`` (``executable/``, in C), which passes each request to the agent; ``server``
+takes it there.  ``conf`` and ``install`` put configuration and executable where runtimes look.
+"""

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runtimes are answered, in the words of each version of the specification."""
+
+import json
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any
+
+from ciliumd.cni.errors import CniError, Code
+from ciliumd.cni.request import VERSIONS
+
+Json = dict[str, Any]
+
+ERROR_VERSION = VERSIONS[-1]
+"""Of errors about requests whose own version nobody could read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """A pod's device as it was made; *mtu* is the devices', *route_mtu* the default route's."""
+
+    host_ifname: str
+    host_mac: str
+    ifname: str
+    mac: str
+    sandbox: str
+    address: IPv4Address
+    router: IPv4Address
+    mtu: int
+    route_mtu: int
+
+
+def success(made: Attached, version: str) -> Json:
+    """The result of an ADD: the node's device, the pod's device with its address, and its routes."""
+    host: Json = {"name": made.host_ifname, "mac": made.host_mac}
+    pod: Json = {"name": made.ifname, "mac": made.mac, "sandbox": made.sandbox}
+    address: Json = {"address": f"{made.address}/32", "gateway": str(made.router), "interface": 1}
+    on_link: Json = {"dst": f"{made.router}/32"}
+    default: Json = {"dst": "0.0.0.0/0", "gw": str(made.router)}
+    if _before(version, "1.0.0"):
+        address = {"version": "4", **address}
+    if not _before(version, "1.1.0"):
+        host["mtu"] = pod["mtu"] = made.mtu
+        default["mtu"] = made.route_mtu
+    return {
+        "cniVersion": version,
+        "interfaces": [host, pod],
+        "ips": [address],
+        "routes": [on_link, default],
+        "dns": {},
+    }
+
+
+def failure(error: CniError, version: str) -> Json:
+    """An error."""
+    told: Json = {"cniVersion": version, "code": int(error.code), "msg": str(error)}
+    return told | ({"details": error.details} if error.details else {})
+
+
+def encoded(answer: Json | None) -> bytes:
+    """What the executable prints; a success without a result is nothing."""
+    return b"" if answer is None else json.dumps(answer, separators=(",", ":")).encode() + b"\n"
+
+
+def differences(previous: Json, made: Attached) -> list[str]:
+    """
+    Where the result of an ADD, as the runtime kept it, is not what the pod has.
+
+    Plugins behind us may have added devices, addresses and routes; ours must be there.  CniError when it
+    cannot be read.
+    """
+    expected = success(made, "1.0.0")
+    try:
+        interfaces = [(one["name"], one.get("mac", "").lower()) for one in previous.get("interfaces", [])]
+        addresses = [one["address"] for one in previous.get("ips", [])]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise CniError(Code.INVALID_CONFIG, f"prevResult cannot be read: {error!r}") from error
+    found = [
+        f"prevResult has no device {one['name']} with MAC address {one['mac']}"
+        for one in expected["interfaces"]
+        if (one["name"], one["mac"]) not in interfaces
+    ]
+    if expected["ips"][0]["address"] not in addresses:
+        found.append(f"prevResult has address {', '.join(addresses) or 'none'}, the pod {made.address}/32")
+    return found
+
+
+def _before(version: str, other: str) -> bool:
+    return VERSIONS.index(version) < VERSIONS.index(other)

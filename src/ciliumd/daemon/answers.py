@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agent answers when asked (see ``api``): every value is read from its owner at that time."""
+
+from ipaddress import ip_address
+from typing import Any
+
+from ciliumd import __version__, abi
+from ciliumd.daemon import health, stages, status, status_models, views
+from ciliumd.daemon.agent import Agent
+from ciliumd.daemon.api import EndpointRequest, RequestRefused
+from ciliumd.desired.lbrows import backends_in_rows, service_model
+from ciliumd.desired.policy import NamedPorts, Party, explain
+from ciliumd.flows import maprows
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import Reserved
+
+Json = dict[str, Any]
+
+FLUSHABLE = frozenset({"cilium_ct_v1", "cilium_snat_v1"})
+
+
+class Answers:
+    """``api.Backend`` over a running agent."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.ring = agent.ring
+
+    def metrics(self) -> list[Json]:
+        """Every sample."""
+        return self._agent.metrics()
+
+    def endpoints(self) -> list[Json]:
+        """Every endpoint."""
+        return [
+            self._endpoint_model(one)
+            for one in sorted(self._agent.tables.endpoints.values(), key=lambda e: e.id)
+        ]
+
+    def _endpoint_model(self, endpoint: EndpointSpec) -> Json:
+        policy = self._agent.plan.policy
+        current = self._agent.plan.policy_revision if self._agent.endpoint_ready(endpoint) else 0
+        return views.endpoint_model(
+            endpoint,
+            state=self._agent.endpoint_state(endpoint),
+            identity=self._agent.plan.identities.get(endpoint.id),
+            labels=self._agent.plan.labels.get(endpoint.id, frozenset()),
+            rules=policy.rules.get(endpoint.id),
+            version=policy.versions.get(endpoint.id),
+            revision=current,
+        )
+
+    async def add_endpoint(self, request: EndpointRequest) -> Json:
+        """Make a pod."""
+        return self._endpoint_model(await self._agent.endpoints_owner.add(request))
+
+    async def delete_endpoint(self, number: int) -> None:
+        """Take a pod away."""
+        await self._agent.endpoints_owner.delete(number)
+
+    def endpoint_number(self, key: str) -> int | None:
+        """Endpoint id by number or ``pod:namespace/name``."""
+        if key.startswith("pod:"):
+            namespace, _, pod = key.removeprefix("pod:").partition("/")
+            numbers = self._agent.tables.endpoints_of_pod.get((namespace, pod))
+            return numbers[0] if numbers else None
+        if key.isdecimal() and int(key) in self._agent.tables.endpoints:
+            return int(key)
+        return None
+
+    def identities(self) -> list[Json]:
+        """Every identity."""
+        return views.identity_models(self._agent.plan.known_identities)
+
+    async def services(self) -> list[Json]:
+        """Every service, its realized side read from the live maps."""
+
+        def read() -> tuple[dict[bytes, bytes], dict[bytes, bytes]]:
+            return dict(self._agent.map(stages.SERVICES).items()), dict(
+                self._agent.map(stages.BACKENDS).items()
+            )
+
+        services, backends = await self._agent.in_writer(read)
+        ids = self._agent.tables.service_ids
+        return [
+            service_model(
+                one,
+                ids.get(one.frontend.key) or 0,
+                realized=backends_in_rows(one.frontend.key, services, backends),
+            )
+            for one in self._agent.plan.served
+        ]
+
+    def policy(self) -> Json:
+        """Policies in force and refused."""
+        return views.policy_answer(
+            self._agent.tables.policies.values(),
+            self._agent.tables.problems.view(),
+            revision=self._agent.plan.policy_revision,
+            cookies=self._agent.plan.policy.cookies,
+        )
+
+    def explain(self, source: str, destination: str, dport: str) -> Json:
+        """Whether traffic passes, and why."""
+        number, _, protocol = dport.partition("/")
+        protocol = (protocol or "TCP").upper()
+        is_port = number.isdecimal() and int(number) < 1 << 16
+        if not is_port or protocol not in {"TCP", "UDP", "SCTP", "ICMP", "ICMPV6"}:
+            raise RequestRefused(400, f"{dport!r} is no port; write 80/TCP")
+        policy = self._agent.plan.policy
+        found = explain(
+            self._agent.tables.policies.values(),
+            source=self._party(source),
+            destination=self._party(destination),
+            protocol=protocol,
+            port=int(number),
+            enforcement=self._agent.plan.node.enforcement,
+            states={
+                rules: policy.states[policy.versions[one]]
+                for one, rules in policy.rules.items()
+                if one in policy.versions
+            },
+        )
+        return views.explanation(found, source=source, destination=destination)
+
+    def _party(self, text: str) -> Party:
+        """A side of traffic: ``namespace/pod``, an address, or an entity."""
+        known = self._agent.plan.known_identities
+        for one in Reserved:
+            if one and one.label == text.lower():
+                return Party(int(one), known[int(one)], is_endpoint=False)
+        number = self.endpoint_number(f"pod:{text}")
+        if number is None:
+            try:
+                address = ip_address(text)
+            except ValueError:
+                raise RequestRefused(
+                    404, f"{text} is no pod of this node, no address and no entity"
+                ) from None
+            pod = self._agent.pod_at(address)
+            if pod is None:
+                identity = status.identity_of_address(self._agent.reconciler, address)
+                return Party(identity, known.get(identity, frozenset()), is_endpoint=False)
+            number = pod.id
+        endpoint = self._agent.tables.endpoints.get(number)
+        identity = self._agent.plan.identities.get(number, int(Reserved.INIT))
+        named: NamedPorts = frozenset()
+        if endpoint is not None:
+            named = self._agent.plan.named_ports_of(endpoint)
+        return Party(identity, self._agent.plan.labels.get(number, frozenset()), named_ports=named)
+
+    async def map_rows(self, name: str) -> list[Json]:
+        """Decoded rows of a live map."""
+        full = name if name.startswith("cilium_") else f"cilium_{name}"
+        if not maprows.readable(full) and maprows.readable(f"{full}_v1"):
+            full = f"{full}_v1"
+        if not maprows.readable(full):
+            known = ", ".join(sorted(one for one in abi.MAPS if maprows.readable(one)))
+            raise RequestRefused(404, f"no map {name}; there are {known}")
+        rows = await self._agent.in_writer(lambda: self._agent.datapath.rows(full))
+        return list(maprows.decode_rows(full, rows))
+
+    async def maps(self) -> Json:
+        """Every map and how full it was when last counted."""
+        await self._agent.read_usage()
+        return {
+            "maps": [
+                {
+                    "path": str(self._agent.settings.bpf_root / "maps" / one.map_name),
+                    "entries": one.entries,
+                    "max-entries": one.max_entries,
+                    "errors": 0,
+                }
+                for one in self._agent.usage
+            ]
+        }
+
+    async def flush_map(self, name: str) -> int:
+        """Empty a map that fills again by itself; how many rows it had."""
+        full = {"ct": "cilium_ct_v1", "nat": "cilium_snat_v1"}.get(name, name)
+        if full not in FLUSHABLE:
+            raise RequestRefused(400, f"{name} cannot be flushed; {', '.join(sorted(FLUSHABLE))} can")
+        opened = self._agent.map(full)
+
+        def flush() -> int:
+            keys = list(opened.keys())
+            opened.delete_batch(keys)
+            return len(keys)
+
+        return await self._agent.in_writer(flush)
+
+    def node_health(self) -> Json:
+        """How the other nodes answered when last asked."""
+        return self._agent.health.report()
+
+    async def probe_nodes(self) -> Json:
+        """The same of a round made now."""
+        return await self._agent.health.probe()
+
+    def cluster_nodes(self) -> Json:
+        """Every node of the cluster."""
+        nodes = status_models.node_elements(health.cluster_nodes(self._agent))
+        return {"client-id": 0, "self": health.local_node(self._agent).name, "nodes-added": nodes}
+
+    def config(self) -> Json:
+        """Settings in force."""
+        return {
+            "spec": {"options": {}},
+            "status": {
+                "version": __version__,
+                "daemonConfigurationMap": {
+                    name.replace("_", "-"): _text(value)
+                    for name, value in self._agent.settings.model_dump().items()
+                },
+            },
+        }
+
+    async def health(self) -> Json:
+        """``models.StatusResponse``."""
+        return await status.status(self._agent)
+
+
+def _text(value: object) -> Any:
+    return value if isinstance(value, bool | int | float) or value is None else str(value)

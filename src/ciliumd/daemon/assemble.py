@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+From settings to an agent: every part built in the order in which they need each other.
+
+What is built here takes over from an earlier agent: devices, maps, numbers and endpoints as they are.
+"""
+
+import asyncio
+import contextlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import structlog
+
+from ciliumd import abi
+from ciliumd.bpf import features
+from ciliumd.bpf.pins import Pins
+from ciliumd.bpf.ringbuf import RingBuffer
+from ciliumd.cni.server import CniServer
+from ciliumd.daemon import datapath as loader
+from ciliumd.daemon import stages, state
+from ciliumd.daemon.agent import Agent
+from ciliumd.daemon.attachments import Attachments, host_device, native_device, overlay_device
+from ciliumd.daemon.cni import LiveRows, RuntimeEndpoints
+from ciliumd.daemon.controllers import Controllers
+from ciliumd.daemon.endpoints import Endpoints, PodNetwork
+from ciliumd.daemon.gc import ConntrackGc
+from ciliumd.daemon.health import build_health
+from ciliumd.daemon.network import NodeNetwork
+from ciliumd.daemon.origin import Origin, StartFailed
+from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
+from ciliumd.daemon.release import Release
+from ciliumd.daemon.settings import Settings
+from ciliumd.daemon.wiring import NodeWiring, wire_node
+from ciliumd.ipam.hostscope import HostScope
+from ciliumd.metrics.tally import Tallies
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.label_filter import LabelFilter, parse_label_filter
+from ciliumd.model.policy import Enforcement
+from ciliumd.net import links
+from ciliumd.net.cgroup import CgroupNotFound, find_group_of_all_pods
+from ciliumd.net.devices import node_port_addresses
+from ciliumd.net.thread import NetlinkThread
+from ciliumd.reconcile import restore
+from ciliumd.reconcile.loop import Reconciler
+from ciliumd.tables.schema import Tables
+
+QUEUE = "deleteQueue"
+"""Beside the state directory: what the CNI executable could not have deleted."""
+
+log = structlog.get_logger("agent")
+
+
+async def build(
+    settings: Settings,
+    stack: contextlib.AsyncExitStack,
+    origin: Origin,
+    *,
+    tables: Tables,
+    tallies: Tallies,
+    started: float,
+) -> Agent:
+    """Every part, in the order in which they need each other."""
+    loop = asyncio.get_running_loop()
+    writer = ThreadPoolExecutor(1, thread_name_prefix="writer")
+    stack.callback(writer.shutdown)
+    # Attaching waits for the kernel: map writes must not wait with it.
+    waiter = ThreadPoolExecutor(1, thread_name_prefix="attach")
+    stack.callback(waiter.shutdown)
+
+    found = features.probe()
+    pins = Pins(settings.bpf_root, state_dir=settings.state_dir)
+    stack.callback(pins.close)
+    netlink = NetlinkThread()
+    netlink.start()
+    stack.push_async_callback(netlink.stop)
+
+    ipam = HostScope(origin.pod_cidr)
+    router = IPv4Address(ipam.router)
+    wiring = await wire_node(netlink, settings, router=router, pod_cidr=origin.pod_cidr)
+    datapath = await loop.run_in_executor(writer, lambda: loader.load(pins, settings, wiring))
+    stack.callback(datapath.close)
+    tcx = found.tcx if settings.attach_mode == "auto" else settings.attach_mode == "tcx"
+    attachments = Attachments(
+        datapath.generation,
+        netlink=netlink,
+        executor=writer,
+        waiter=waiter,
+        tcx=tcx,
+        cgroup=_cgroup(settings),
+    )
+    await _attach_node(attachments, wiring)
+    log.info(
+        "agent.datapath_attached",
+        generation=datapath.generation.number,
+        mode=attachments.mode,
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+    plan = NodePlan(
+        tables,
+        NodeFacts(
+            name=settings.node_name or os.uname().nodename,
+            cluster=settings.cluster_name,
+            addresses=wiring.addresses,
+            node_port_addresses=node_port_addresses(wiring.native),
+            tunnel=wiring.overlay is not None,
+            allocates=origin.numbers_identities,
+            enforcement=Enforcement(settings.enable_policy),
+            label_filter=_label_filter(settings),
+        ),
+        reserve_version=lambda number: datapath.set_word(
+            abi.NodeState.NODE_STATE_NEXT_POLICY_VERSION, number
+        ),
+        next_version=max(1, datapath.word(abi.NodeState.NODE_STATE_NEXT_POLICY_VERSION)),
+        clock=time.monotonic,
+    )
+    agent = Agent(
+        settings=settings,
+        started=started,
+        origin=origin,
+        kernel=found,
+        tables=tables,
+        plan=plan,
+        datapath=datapath,
+        attachments=attachments,
+        ipam=ipam,
+        netlink=netlink,
+        tallies=tallies,
+        controllers=Controllers(tallies),
+        writer=writer,
+        wiring=wiring,
+        native=wiring.native,
+    )
+    agent.reconciler = Reconciler(
+        stages.stages(
+            plan,
+            tables,
+            datapath.targets,
+            devices=lambda: loader.device_rows(agent.native),
+            route_mtu=wiring.route_mtu,
+        ),
+        executor=writer,
+        may_delete=lambda: tables.in_sync,
+        observer=agent.observer,
+        drift_interval=settings.drift_interval,
+    )
+    await agent.reconciler.load()
+    restore_numbers(tables, rows=lambda name: agent.reconciler.tracker(name).realized)
+    _restore_versions(agent)
+    agent.endpoints_owner = Endpoints(
+        tables,
+        network=PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu),
+        ipam=ipam,
+        netlink=netlink,
+        attachments=attachments,
+        next_slot_gen=agent.next_slot_gen,
+        realized=agent.endpoint_realized,
+    )
+    await agent.endpoints_owner.restore(await _restored_endpoints(agent))
+    await attachments.detach_leftovers()
+    tables.endpoints.mark_initialized()
+
+    records = RingBuffer(datapath.generation.maps["cilium_events_v1"], record_size=abi.Event.SIZE)
+    stack.callback(records.close)
+    agent.follow_flows(records)
+    stack.callback(agent.ring.stop)
+    agent.health = build_health(agent)
+    agent.cni = _cni_server(agent)
+    _add_followers(agent)
+    agent.gc = ConntrackGc(datapath.generation.maps, executor=writer)
+    agent.expose_metrics()
+    tallies.bootstrap_seconds.set("datapath", "success", to=time.monotonic() - started)
+    return agent
+
+
+async def _attach_node(attachments: Attachments, wiring: NodeWiring) -> None:
+    """Hang the programs on everything but pods."""
+    await attachments.attach(host_device(wiring.host.net.ifindex))
+    if wiring.overlay is not None:
+        await attachments.attach(overlay_device(wiring.overlay.ifindex))
+    for device in wiring.native:
+        await attachments.attach(native_device(device.ifindex, device.name))
+    await attachments.attach_cgroup()
+
+
+def _cgroup(settings: Settings) -> Path | None:
+    """The control group whose sockets are served.  Raises StartFailed."""
+    if settings.cgroup_root == "auto":
+        try:
+            return find_group_of_all_pods()
+        except CgroupNotFound as error:
+            raise StartFailed(str(error)) from error
+    if problem := loader.cgroup_problem(settings.cgroup_root):
+        raise StartFailed(problem)
+    return settings.cgroup_root
+
+
+def _label_filter(settings: Settings) -> LabelFilter:
+    """Which labels identities are made of.  Raises StartFailed."""
+    try:
+        return parse_label_filter(" ".join(settings.labels))
+    except ValueError as error:
+        raise StartFailed(f"--labels: {error}") from error
+
+
+def _restore_versions(agent: Agent) -> None:
+    """Policy versions of an earlier agent, and who is under which."""
+    tracker = agent.reconciler.tracker
+    live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
+    agent.plan.restore_versions(
+        tracker(stages.POLICY).realized, versions={one.id: one.policy_version for one in live.values()}
+    )
+
+
+def _add_followers(agent: Agent) -> None:
+    """The parts that follow manifests, the node's network, and numbers nobody wants."""
+    settings, tables, reconciler = agent.settings, agent.tables, agent.reconciler
+    agent.source = agent.origin.source(tables)
+    agent.network = NodeNetwork(
+        settings.devices,
+        native=agent.native,
+        netlink=agent.netlink,
+        attachments=agent.attachments,
+        told=agent.network_is,
+    )
+    agent.release = Release(
+        tables,
+        agent.plan,
+        rows=lambda name: reconciler.tracker(name).realized,
+        settled=lambda: reconciler.status().in_sync,
+        readers={"problems": agent.problems_seen},
+        clock=time.monotonic,
+    )
+
+
+def _cni_server(agent: Agent) -> CniServer:
+    """Where container runtimes have pods made."""
+    settings = agent.settings
+    rows = LiveRows(
+        lambda name: agent.reconciler.tracker(name).desired,
+        agent.datapath.generation.maps,
+        settle=agent.reconciler.flush,
+        executor=agent.writer,
+    )
+    return CniServer(
+        settings.cni_socket,
+        RuntimeEndpoints(agent.tables, agent.endpoints_owner, agent.attachments, rows.missing),
+        ready=agent.unready,
+        wait_for_pod=agent.pod_known,
+        queue_dir=settings.state_dir.parent / QUEUE,
+        observe=agent.tallies.cni_request,
+    )
+
+
+async def _restored_endpoints(agent: Agent) -> list[EndpointSpec]:
+    """Those of the file, and those that only the kernel remembers."""
+    tracker = agent.reconciler.tracker
+    rows = tracker(stages.ENDPOINT_FILE).realized
+    found = {
+        one.id: one for one in readable(stages.ENDPOINT_FILE, rows, lambda _, row: state.endpoint_of(row))
+    }
+    devices = await agent.netlink.call(links.endpoint_links)
+    remembered = remembered_endpoints(
+        devices.values(),
+        slots=tracker(stages.IFINDEX).realized,
+        facts=tracker(stages.FACTS).realized,
+        states=tracker(stages.STATES).realized,
+    )
+    for one in remembered:
+        if one.id not in found:
+            log.warning("endpoint.recovered", endpoint=one.id, reason="missing in the file of endpoints")
+            found[one.id] = one
+    return list(found.values())

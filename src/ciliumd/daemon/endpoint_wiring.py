@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Making one endpoint and taking it away, step by step; who may do so and when is in ``endpoints``.
+
+Order of birth: address, veth pair (down), row in the table, programs attached and all of its rows in the
+maps, and only then the pair comes up.  A pod's first packet never precedes its policy.  Whatever
+fails on the way is undone.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+import structlog
+
+from ciliumd.daemon.api import EndpointRequest
+from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
+from ciliumd.daemon.endpoint_numbers import EndpointNumbers
+from ciliumd.ipam.hostscope import HostScope
+from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
+from ciliumd.net import endpoint as wiring
+from ciliumd.net import links
+from ciliumd.net.errors import LinkConflict, NetError
+from ciliumd.net.namespace import Sandbox
+from ciliumd.net.thread import NetlinkThread
+from ciliumd.tables.schema import Tables
+
+log = structlog.get_logger("endpoint")
+
+
+@dataclass(frozen=True, slots=True)
+class PodNetwork:
+    """
+    What every pod of this node is configured with.
+
+    *mtu* is the devices', *route_mtu* what may leave the node (0: the same), *slots* how many pods fit.
+    """
+
+    router: IPv4Address
+    mtu: int
+    slots: int
+    route_mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointWirer:
+    """The steps; *next_slot_gen* and *realized* as in ``Endpoints``."""
+
+    tables: Tables
+    network: PodNetwork
+    numbers: EndpointNumbers
+    ipam: HostScope
+    netlink: NetlinkThread
+    attachments: Attachments
+    next_slot_gen: Callable[[], int]
+    realized: Callable[[int], Awaitable[str]]
+
+    async def create(self, request: EndpointRequest, sandbox: Sandbox) -> EndpointSpec:
+        """Make the namespace a new pod.  Raises NetError, BpfError, IpamError or NumbersExhausted."""
+        number, slot = self.numbers.claim()
+        try:
+            return await self._create(request, sandbox, number, slot)
+        finally:
+            self.numbers.settle(number)
+
+    async def correct(
+        self, endpoint: EndpointSpec, request: EndpointRequest, sandbox: Sandbox
+    ) -> EndpointSpec:
+        """Correct the wiring of an endpoint that exists; one whose device was broken gets another."""
+        wanted = self._wiring(endpoint)
+        prepared = await self.netlink.call(wiring.prepare_endpoint, wanted, sandbox)
+        if prepared.link.ifindex != endpoint.ifindex:
+            # The old pair was broken and has been replaced: same pod, another device, another endpoint.
+            log.warning("endpoint.device_replaced", endpoint=endpoint.id, pod=pod_of(endpoint))
+            await self.netlink.call(links.delete_link, prepared.link.ifindex)
+            await self.remove(endpoint)
+            return await self.create(request.model_copy(update={"ip": endpoint.ipv4}), sandbox)
+        await self._program(endpoint)
+        await self.netlink.call(wiring.connect_endpoint, wanted, sandbox, prepared)
+        return endpoint
+
+    async def remove(self, endpoint: EndpointSpec) -> None:
+        """Take an endpoint away: row, rows, device, programs, address; each as far as it goes."""
+        self.tables.endpoints.delete(endpoint.id)
+        self.numbers.rest(endpoint.slot)
+        # Rows first, then the device: a device that moves to another namespace keeps its program.
+        await self.realized(endpoint.id)
+        self.numbers.rest(endpoint.slot)
+        await self._take_down(endpoint.ifindex, endpoint.id)
+        if endpoint.ipv4 is not None:
+            self.ipam.release(endpoint.ipv4)
+        log.info("endpoint.deleted", endpoint=endpoint.id, pod=pod_of(endpoint))
+
+    async def faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
+        """What of an endpoint's address and devices is not as it was made."""
+        found = await self.netlink.call(
+            wiring.wiring_faults, self._wiring(endpoint), sandbox, endpoint.ifindex
+        )
+        holder = self.ipam.owner(endpoint.ipv4) if endpoint.ipv4 else None
+        if endpoint.ipv4 in self.ipam.cidr and holder != pod_of(endpoint):
+            found += (f"address {endpoint.ipv4} is reserved for {holder or 'nobody'}",)
+        return found
+
+    async def _create(
+        self, request: EndpointRequest, sandbox: Sandbox, number: int, slot: int
+    ) -> EndpointSpec:
+        address = self._address(request)
+        wanted = wiring.EndpointWiring(
+            endpoint_id=number,
+            pod=request.pod,
+            name=_device_name(request),
+            address=address,
+            router=self.network.router,
+            mtu=self.network.mtu,
+            route_mtu=self.network.route_mtu,
+            ifname=request.ifname,
+            mac=links.random_mac(),
+            node_mac=links.random_mac(),
+        )
+        ifindex = 0
+        try:
+            prepared = await self.netlink.call(wiring.prepare_endpoint, wanted, sandbox)
+            ifindex = prepared.link.ifindex
+            namespace, _, pod = request.pod.partition("/")
+            endpoint = EndpointSpec(
+                id=number,
+                slot=slot,
+                slot_gen=self.next_slot_gen(),
+                namespace=namespace,
+                pod=pod,
+                container_id=request.container_id,
+                netns=request.netns,
+                ifname=prepared.link.name,
+                ifindex=ifindex,
+                mac=str(wanted.mac),
+                node_mac=prepared.link.mac,
+                ipv4=address,
+                ipv6=None,
+                ifname_in_pod=request.ifname,
+            )
+            self.tables.endpoints.set(number, endpoint)
+            await self._program(endpoint)
+            await self.netlink.call(wiring.connect_endpoint, wanted, sandbox, prepared)
+        except BaseException:
+            await self._undo(wanted, slot, ifindex)
+            raise
+        log.info(
+            "endpoint.created", endpoint=number, pod=request.pod, ipv4=str(address), device=endpoint.ifname
+        )
+        return endpoint
+
+    def _address(self, request: EndpointRequest) -> IPv4Address:
+        owner = request.pod
+        address = self.ipam.reserve(request.ip, owner) if request.ip else self.ipam.allocate(owner)
+        if not isinstance(address, IPv4Address):
+            raise NetError(f"wire pod {owner}", f"{address} is no IPv4 address")
+        return address
+
+    def _wiring(self, endpoint: EndpointSpec) -> wiring.EndpointWiring:
+        """What an endpoint that exists is made of."""
+        return wiring.EndpointWiring(
+            endpoint_id=endpoint.id,
+            pod=pod_of(endpoint),
+            name=endpoint.ifname,
+            address=endpoint.ipv4 or IPv4Address(0),
+            router=self.network.router,
+            mtu=self.network.mtu,
+            route_mtu=self.network.route_mtu,
+            ifname=endpoint.ifname_in_pod,
+            mac=endpoint.mac,
+            node_mac=endpoint.node_mac,
+        )
+
+    async def _program(self, endpoint: EndpointSpec) -> None:
+        """
+        Attach the programs and wait until every row of the endpoint is in the maps.
+
+        Side by side: neither is seen by a packet before the pair is up.
+        """
+        name = pod_of(endpoint)
+        attaching = self.attachments.attach(pod_device(endpoint.ifindex, name))
+        # Both to their ends, also when one fails: what is undone must not go on.
+        attached, problem = await asyncio.gather(
+            attaching, self.realized(endpoint.id), return_exceptions=True
+        )
+        for outcome in (attached, problem):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        if problem:
+            raise NetError(f"program pod {name}", str(problem))
+
+    async def _undo(self, wanted: wiring.EndpointWiring, slot: int, ifindex: int) -> None:
+        """Take back whatever of an endpoint was made; each step as far as it can be taken."""
+        number = wanted.endpoint_id
+        if self.tables.endpoints.delete(number):
+            self.numbers.rest(slot)
+            await self.realized(number)
+        if ifindex := ifindex or await self._unheard_of(wanted):
+            await self._take_down(ifindex, number)
+        self.ipam.release(wanted.address)
+
+    async def _unheard_of(self, wanted: wiring.EndpointWiring) -> int:
+        """The device that a call made after its caller was cancelled; 0 if there is none."""
+        try:
+            link = await self.netlink.call(links.link_by_name, wanted.name)
+        except NetError as error:
+            log.warning("endpoint.device_left", endpoint=wanted.endpoint_id, reason=str(error))
+            return 0
+        owner = links.endpoint_owner(link.alias) if link is not None else None
+        if link is None or owner is None or owner.endpoint_id != wanted.endpoint_id:
+            return 0
+        return link.ifindex
+
+    async def _take_down(self, ifindex: int, number: int) -> None:
+        """Delete the device, then let its programs go: while it is there its packets meet them."""
+        try:
+            await self.netlink.call(links.delete_endpoint_link, ifindex, number)
+        except LinkConflict as error:
+            log.warning("endpoint.device_left", endpoint=number, reason=str(error))
+        except NetError as error:
+            log.warning("endpoint.device_left", endpoint=number, reason=str(error))
+            return
+        try:
+            await self.attachments.detach(ifindex)
+        except FAILURES as error:
+            log.warning("endpoint.programs_left", endpoint=number, reason=str(error))
+
+
+def _device_name(request: EndpointRequest) -> str:
+    """By its runtime's id, else by its pod; the node's own endpoint has a name people know."""
+    if request.pod == "/".join(HEALTH_POD):
+        return links.HEALTH_LINK
+    return links.lxc_name(request.container_id or request.pod)
+
+
+def pod_of(endpoint: EndpointSpec) -> str:
+    """``namespace/name`` of an endpoint's pod."""
+    return f"{endpoint.namespace}/{endpoint.pod}"

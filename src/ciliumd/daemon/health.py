@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent's side of ``health``: its endpoint is made like a pod's, its nodes are the tables'."""
+
+from ipaddress import IPv4Address
+from typing import TYPE_CHECKING
+
+from ciliumd.daemon.api import EndpointRequest, RequestRefused
+from ciliumd.health.daemon import HealthDaemon, HealthOptions
+from ciliumd.health.endpoint import Refused
+from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
+from ciliumd.model.objects import INTERNAL_IP, NodeRow
+from ciliumd.net.namespace import Sandbox
+
+if TYPE_CHECKING:
+    from ciliumd.daemon.agent import Agent
+    from ciliumd.daemon.endpoints import Endpoints
+    from ciliumd.ipam.hostscope import HostScope
+
+HEALTH_NAME = "/".join(HEALTH_POD)
+
+
+class HealthEndpoints:
+    """``health.endpoint.EndpointOwner``: the health endpoint among those of pods."""
+
+    def __init__(self, endpoints: "Endpoints", ipam: "HostScope") -> None:
+        """An address reserved for the endpoint of an earlier agent is taken over."""
+        self._endpoints = endpoints
+        held = (address for address, owner in ipam.owners().items() if owner == HEALTH_NAME)
+        address = next(held, None)
+        self._address = address if isinstance(address, IPv4Address) else None
+
+    async def add_health(self, sandbox: Sandbox) -> EndpointSpec:
+        """The endpoint, with its address of before unless a pod has it.  Raises Refused."""
+        # No pod may be called like this, so none can ask for it.
+        request = EndpointRequest.model_construct(
+            netns=sandbox.path, pod=HEALTH_NAME, ip=self._address, ifname="eth0", container_id=""
+        )
+        try:
+            endpoint = await self._endpoints.add(request, sandbox)
+        except RequestRefused as error:
+            self._address = None
+            raise Refused(str(error)) from error
+        self._address = endpoint.ipv4
+        return endpoint
+
+    def has(self, number: int) -> bool:
+        """Whether it exists."""
+        return self._endpoints.has(number)
+
+
+def local_node(agent: "Agent") -> NodeRow:
+    """The row of this node: as it is published, else as its native devices show it."""
+    published = agent.tables.nodes.get(agent.plan.node.name)
+    if published is not None and published.addresses_of(INTERNAL_IP):
+        return published
+    addresses = tuple((INTERNAL_IP, address) for device in agent.native for address in device.ipv4)
+    return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses[:1], pod_cidrs=(agent.ipam.cidr,))
+
+
+def cluster_nodes(agent: "Agent") -> list[NodeRow]:
+    """Every node of the cluster, this one whether or not it is published."""
+    local = local_node(agent)
+    return [local, *(node for node in agent.tables.nodes.values() if node.name != local.name)]
+
+
+def build_health(agent: "Agent") -> HealthDaemon:
+    """The health daemon as the settings want it; in a running loop."""
+    settings = agent.settings
+    return HealthDaemon(
+        HealthOptions(
+            port=settings.cluster_health_port,
+            interval=settings.health_check_interval,
+            nodes=settings.enable_health_checking,
+            endpoints=settings.enable_endpoint_health_checking,
+            procfs=settings.procfs,
+        ),
+        nodes=agent.tables.nodes.values,
+        local=lambda: local_node(agent),
+        owner=HealthEndpoints(agent.endpoints_owner, agent.ipam),
+    )

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+A node as a member of a cluster: joined before anything is wired, told of and telling as long as the agent.
+
+Joining answers what the node's pods may be addressed with.  From then on objects come from the API server,
+and the node publishes itself, its endpoints and label sets that have no number yet.
+"""
+
+import os
+from collections.abc import Coroutine, Iterable
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, Any, Self
+
+import structlog
+
+from ciliumd.daemon.health import local_node
+from ciliumd.daemon.origin import StartFailed
+from ciliumd.daemon.settings import Settings
+from ciliumd.kubernetes import config
+from ciliumd.kubernetes.bootstrap import OwnNode, own_node
+from ciliumd.kubernetes.client import Api, Observe
+from ciliumd.kubernetes.endpoints import EndpointFacts, EndpointPublisher
+from ciliumd.kubernetes.identities import IdentityAllocator
+from ciliumd.kubernetes.node import NodePublisher, Reachable
+from ciliumd.kubernetes.pace import Pace
+from ciliumd.kubernetes.source import KubernetesSource, Received
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.tables.schema import Tables
+
+if TYPE_CHECKING:
+    from ciliumd.daemon.agent import Agent
+
+NODE_FILE = "node.json"
+
+log = structlog.get_logger("agent")
+
+
+class ClusterOrigin:
+    """The cluster this node belongs to (``origin.Origin``)."""
+
+    numbers_identities = False
+
+    def __init__(
+        self,
+        api: Api,
+        settings: Settings,
+        tables: Tables,
+        *,
+        where: config.SingleConfig,
+        pace: Pace,
+        observe: Observe,
+        received: Received,
+    ) -> None:
+        self.name = settings.node_name or os.uname().nodename
+        self._api = api
+        self._settings = settings
+        self._tables = tables
+        self._where = where
+        self._pace = pace
+        self._observe = observe
+        self._received = received
+        self._own = OwnNode(self.name, (), ())
+        self._publisher = NodePublisher(
+            api,
+            tables,
+            name=self.name,
+            mode=settings.ipam,
+            pod_cidrs=lambda: self._own.pod_cidrs,
+        )
+
+    @classmethod
+    async def join(cls, settings: Settings, tables: Tables, *, observe: Observe, received: Received) -> Self:
+        """
+        Wait until the cluster, or what is remembered of it, tells this node's pod CIDR.
+
+        Raises StartFailed when there is no way to the API server, or the node has no IPv4 pod CIDR.
+        """
+        try:
+            where = config.load(settings.kubeconfig, server=settings.k8s_api_server)
+        except config.ConfigInvalid as error:
+            raise StartFailed(str(error)) from error
+        pace = Pace()
+        api = Api(where, pace=pace, observe=observe)
+        origin = cls(api, settings, tables, where=where, pace=pace, observe=observe, received=received)
+        origin._own = await own_node(
+            api,
+            origin._publisher,
+            name=origin.name,
+            mode=settings.ipam,
+            memory=settings.state_dir / NODE_FILE,
+            waiting=lambda reason: log.debug("agent.waiting", reason=reason),
+        )
+        log.info("agent.joined", node=origin.name, pod_cidr=str(origin.pod_cidr))
+        return origin
+
+    @property
+    def pod_cidr(self) -> IPv4Network:
+        """The network of this node's pods.  Raises StartFailed when none is IPv4."""
+        for prefix in self._own.pod_cidrs:
+            if isinstance(prefix, IPv4Network):
+                return prefix
+        shown = ", ".join(map(str, self._own.pod_cidrs)) or "none"
+        raise StartFailed(f"node {self.name} has no IPv4 pod CIDR, but {shown}")
+
+    def source(self, tables: Tables) -> KubernetesSource:
+        """The watch of the cluster."""
+        return KubernetesSource(
+            self._where,
+            self._api,
+            tables,
+            node=self.name,
+            pace=self._pace,
+            observe=self._observe,
+            node_changed=self._publisher.node_changed,
+            received=self._received,
+        )
+
+    def work(self, agent: "Agent") -> Iterable[Coroutine[Any, Any, None]]:
+        """Publish the node, its endpoints, and new label sets."""
+        source = agent.source
+        assert isinstance(source, KubernetesSource)  # noqa: S101  it is the one made above
+        allocator = IdentityAllocator(self._api, self._tables, unallocated=lambda: agent.plan.unallocated)
+        agent.plan.on_unallocated = allocator.wake
+        endpoints = EndpointPublisher(
+            self._api,
+            self._tables,
+            facts=lambda endpoint: _facts(agent, endpoint),
+            pod_uid=source.pod_uid,
+            node=lambda: local_node(agent).tunnel_endpoint,
+        )
+        agent.after_round.append(endpoints.wake)
+
+        def reachable() -> None:
+            health = agent.health.address
+            self._publisher.reachable(
+                Reachable(router=(agent.wiring.router,), health=() if health is None else (health,))
+            )
+
+        agent.health.address_changed = reachable
+        reachable()
+        return self._publisher.run(), allocator.run(), endpoints.run()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._api.aclose()
+
+
+def _facts(agent: "Agent", endpoint: EndpointSpec) -> EndpointFacts | None:
+    """What there is to tell of an endpoint; None before it has an identity."""
+    identity = agent.plan.identities.get(endpoint.id)
+    if identity is None:
+        return None
+    rules = agent.plan.policy.rules.get(endpoint.id)
+    pod = agent.tables.pods.get(endpoint.pod_key)
+    return EndpointFacts(
+        identity=identity,
+        labels=agent.plan.labels.get(endpoint.id, frozenset()),
+        state=agent.endpoint_state(endpoint),
+        ingress=rules is not None and bool(rules.default_deny_ingress),
+        egress=rules is not None and bool(rules.default_deny_egress),
+        named_ports={} if pod is None else pod.named_ports,
+    )

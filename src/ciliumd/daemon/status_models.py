@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of Cilium's ``models.StatusResponse``, of settings and of what was read from their owners."""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address
+from typing import Any, Final
+
+from ciliumd.daemon.settings import Settings
+from ciliumd.health.model import DEFAULT_CLUSTER, Summary, timestamp
+from ciliumd.kubernetes.source import KubernetesStatus
+from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.objects import CILIUM_INTERNAL_IP, EXTERNAL_IP, INTERNAL_IP, NodeRow
+from ciliumd.net.devices import NativeDevice
+
+Json = dict[str, Any]
+
+DISABLED: Final = "Disabled"
+_SHOWN_UNREACHABLE: Final = 3
+
+
+def kubernetes(source: KubernetesStatus | None) -> Json:
+    """``models.K8sStatus``; None: no API server is spoken to."""
+    if source is None:
+        return {"state": DISABLED, "msg": ""}
+    well = source.connected and not source.error
+    return {
+        "state": "Ok" if well else "Failure",
+        "msg": _version(source.server_version)
+        if well
+        else source.error or f"no connection to {source.server}",
+        "k8s-api-versions": list(source.apis),
+    }
+
+
+def _version(text: str) -> str:
+    """``1.34 (v1.34.4)`` of ``v1.34.4``."""
+    major, _, rest = text.removeprefix("v").partition(".")
+    return f"{major}.{rest.partition('.')[0]} ({text})"
+
+
+def cni_file(settings: Settings) -> Json | None:
+    """``models.Status`` of the CNI configuration; None when this agent writes none."""
+    wanted = settings.write_cni_conf_when_ready
+    if wanted is None:
+        return None
+    if wanted.is_file():
+        return {"state": "Ok", "msg": f"successfully wrote CNI configuration file to {wanted}"}
+    return {"state": "Warning", "msg": f"{wanted} is not written yet"}
+
+
+def kube_proxy_replacement(
+    settings: Settings, native: Sequence[NativeDevice], *, active: bool, sockets: bool
+) -> Json:
+    """``models.KubeProxyReplacement``: what packets meet, not what was asked for."""
+    outside = settings.kube_proxy_replacement and active
+    first, last = settings.node_port_range
+    node_port: Json = {"enabled": outside}
+    if outside:
+        node_port |= {
+            "mode": "SNAT",
+            "algorithm": "Random",
+            "acceleration": DISABLED,
+            "portMin": first,
+            "portMax": last,
+        }
+    model: Json = {
+        "mode": "True" if outside else "False",
+        "deviceList": [
+            {"name": one.name, "ip": [str(address) for address in (*one.ipv4, *one.ipv6)]} for one in native
+        ],
+        "devices": [one.name for one in native],
+        "features": {
+            "socketLB": {"enabled": sockets},
+            "nodePort": node_port,
+            "externalIPs": {"enabled": False},
+            "hostPort": {"enabled": False},
+            "sessionAffinity": {"enabled": False},
+            "gracefulTermination": {"enabled": active},
+            "bpfSocketLBHostnsOnly": False,
+        },
+    }
+    if outside and native:
+        model["directRoutingDevice"] = native[0].name
+    return model
+
+
+def routing(settings: Settings, *, active: bool) -> Json:
+    """``models.Routing``."""
+    model = {"intra-host-routing-mode": "BPF" if active else "Legacy"}
+    if settings.routing_mode == "tunnel":
+        return {"inter-host-routing-mode": "Tunnel", "tunnel-protocol": settings.tunnel_protocol, **model}
+    return {"inter-host-routing-mode": "Native", **model}
+
+
+def cluster_health(problem: str, counted: Summary | None, *, endpoints: bool) -> Json:
+    """``models.Status`` of the health daemon; None counted: nodes are not probed."""
+    if counted is None and not endpoints:
+        return {"state": DISABLED, "msg": ""}
+    return {"state": "Warning" if problem else "Ok", "msg": problem}
+
+
+def reachability(counted: Summary | None) -> Json | None:
+    """The line ``Cluster health`` of the CLI."""
+    if counted is None:
+        return None
+    return {
+        "reachable": counted.reachable,
+        "total": counted.total,
+        "time": timestamp(counted.at) if counted.at else "never",
+        "unreachable": list(counted.unreachable[:_SHOWN_UNREACHABLE]),
+    }
+
+
+def full_name(node: NodeRow) -> str:
+    """``cluster/node``; the node alone in a cluster nobody named."""
+    return node.name if node.cluster == DEFAULT_CLUSTER else f"{node.cluster}/{node.name}"
+
+
+def node_elements(nodes: Iterable[NodeRow]) -> list[Json]:
+    """``models.NodeElement`` of every node, by name."""
+    return [_node_element(node) for node in sorted(nodes, key=full_name)]
+
+
+def _node_element(node: NodeRow) -> Json:
+    primary = next(iter(_ipv4(node.addresses_of(INTERNAL_IP))), None)
+    others = [
+        _address(address, kind)
+        for kind, address in node.addresses
+        if kind in {INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP} and address != primary
+    ]
+    return {
+        "name": full_name(node),
+        "primary-address": {
+            "ipv4": _address(primary, INTERNAL_IP) | {"alloc-range": _first(node.pod_cidrs)},
+            "ipv6": {"enabled": False},
+        },
+        "secondary-addresses": others,
+        "health-endpoint-address": {
+            "ipv4": _address(next(iter(_ipv4(node.health)), None), ""),
+            "ipv6": {"enabled": False},
+        },
+        "source": "custom-resource",
+    }
+
+
+def _ipv4(addresses: Iterable[Addr]) -> list[IPv4Address]:
+    return [address for address in addresses if isinstance(address, IPv4Address)]
+
+
+def _address(address: Addr | None, kind: str) -> Json:
+    return {
+        "address-type": kind,
+        "enabled": address is not None,
+        "ip": "" if address is None else str(address),
+    }
+
+
+def _first(cidrs: tuple[Prefix, ...]) -> str:
+    return str(cidrs[0]) if cidrs else ""

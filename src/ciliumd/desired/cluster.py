@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Other nodes: whose their addresses are, how their pods are reached, and by which routes.
+
+A node's InternalIP and ExternalIP are reached directly; its router, its health endpoint and its pods
+lie behind its tunnel, if there is one.
+"""
+
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+
+from ciliumd import abi
+from ciliumd.desired.ipcache import Beyond, Owner
+from ciliumd.model.identity import Reserved
+from ciliumd.model.net import Addr, Prefix, addr16, fold32
+from ciliumd.model.objects import (
+    CILIUM_INTERNAL_IP,
+    EXTERNAL_IP,
+    INTERNAL_IP,
+    EndpointSliceRow,
+    NamespacedName,
+    NodeRow,
+    RemoteEndpointRow,
+)
+
+API_SERVER: NamespacedName = ("default", "kubernetes")
+"""The service whose endpoints are the API server's own addresses."""
+
+
+class Neighbours:
+    """
+    Which node an address belongs to, and where its packets are sent: the other nodes of the cluster.
+
+    With *tunnel* off every address is reached directly.
+    """
+
+    def __init__(self, nodes: Iterable[NodeRow], *, this: str, tunnel: bool) -> None:
+        self.nodes = tuple(node for node in nodes if node.name != this)
+        self._tunnel = tunnel
+        self._by_address = {
+            addr: node for node in self.nodes for addr in node.addresses_of(INTERNAL_IP, EXTERNAL_IP)
+        }
+
+    def tunnel_to(self, node: NodeRow) -> Addr | None:
+        """The address packets for *node*'s pods are encapsulated for."""
+        return node.tunnel_endpoint if self._tunnel else None
+
+    def tunnel_of(self, address: Addr | None) -> Addr | None:
+        """The same for the node that has *address*; one not known yet is taken by its word."""
+        if not self._tunnel or address is None:
+            return None
+        node = self._by_address.get(address)
+        return address if node is None else node.tunnel_endpoint
+
+    def addresses(self) -> dict[Addr, Owner]:
+        """Whose the nodes' own addresses are."""
+        owners: dict[Addr, Owner] = {}
+        for node in self.nodes:
+            tunnel = self.tunnel_to(node)
+            owners.update(dict.fromkeys(node.health, Owner(int(Reserved.HEALTH), tunnel)))
+            router = Owner(int(Reserved.REMOTE_NODE), tunnel)
+            owners.update(dict.fromkeys(node.addresses_of(CILIUM_INTERNAL_IP), router))
+        owners.update(dict.fromkeys(self._by_address, Owner(int(Reserved.REMOTE_NODE))))
+        return owners
+
+    def prefixes(self) -> dict[Prefix, Owner]:
+        """Where the nodes' pods are that have not been published (yet)."""
+        return {
+            cidr: Owner(int(Reserved.UNMANAGED), self.tunnel_to(node))
+            for node in self.nodes
+            for cidr in node.pod_cidrs
+        }
+
+    def routes(self) -> tuple[IPv4Network, ...]:
+        """Pod networks the node itself reaches through cilium_host; none without a tunnel."""
+        cidrs = (
+            cidr
+            for node in self.nodes
+            if self.tunnel_to(node) is not None
+            for cidr in node.pod_cidrs
+            if isinstance(cidr, IPv4Network)
+        )
+        return tuple(sorted(set(cidrs)))
+
+
+def beyond(
+    neighbours: Neighbours,
+    endpoints: Iterable[RemoteEndpointRow],
+    *,
+    api_servers: Iterable[Addr] = (),
+) -> Beyond:
+    """
+    Every address beyond this node whose owner is known.
+
+    *api_servers* that are nodes keep being reached directly; they are judged as kube-apiserver.
+    """
+    owners: dict[Addr, Owner] = {}
+    for endpoint in endpoints:
+        owner = Owner(endpoint.identity, neighbours.tunnel_of(endpoint.node))
+        owners.update(dict.fromkeys(endpoint.addresses, owner))
+    owners.update(neighbours.addresses())
+    owners.update(dict.fromkeys(api_servers, Owner(int(Reserved.KUBE_APISERVER))))
+    return Beyond(owners, neighbours.prefixes())
+
+
+def api_server_addresses(slices: Iterable[EndpointSliceRow]) -> frozenset[Addr]:
+    """The addresses behind the ``kubernetes`` service."""
+    return frozenset(
+        backend.addr for row in slices if row.service_key == API_SERVER for _, backend in row.backends
+    )
+
+
+def node_rows(nodes: Iterable[NodeRow]) -> Mapping[bytes, bytes]:
+    """
+    Rows of ``cilium_nodes_v1``: which node an address is of, this one included.
+
+    A node's number is its tunnel endpoint as u32: it needs no memory, and no two nodes share it.
+    """
+    rows: dict[bytes, bytes] = {}
+    for node in nodes:
+        endpoint = node.tunnel_endpoint
+        if isinstance(endpoint, IPv4Address):
+            for _, addr in node.addresses:
+                packed = addr16(addr)
+                value = abi.NodeValue(check=fold32(packed), node_id=int(endpoint))
+                rows[abi.NodeKey(packed).pack()] = value.pack()
+    return rows

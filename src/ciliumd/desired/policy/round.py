@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What one update of the policy versions is going to do; nothing is done before all of it is known.
+
+Plain data and its small questions; who fills it is ``versions``.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ciliumd import abi
+from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
+from ciliumd.desired.policy.ruling import Classes, Ruling, classes_of
+from ciliumd.desired.policy.select import EndpointRules
+from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.world import Subject, World
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.policy import Direction, Policy
+from ciliumd.tables.schema import ObjectKey
+
+Meaning = frozenset[Hashable]
+
+Place = tuple[NumericIdentity, Direction]
+
+
+class RuleSet:
+    """Rules some endpoints are under, and their version; compared by identity: hashing rules is dear."""
+
+    __slots__ = ("_ruling", "problem", "rules", "version")
+
+    def __init__(self, rules: EndpointRules) -> None:
+        self.rules = rules
+        self.version: int | None = None
+        self.problem = ""
+        self._ruling: Ruling | None = None
+
+    def ruling(self, cache: SelectorCache) -> Ruling:
+        """What the rules come to over the identities of *cache*, which is always the same one."""
+        if self._ruling is None:
+            self._ruling = Ruling(self.rules, cache)
+        return self._ruling
+
+
+class Version:
+    """A version's content, and what is asked of it again and again; content never changes, it is replaced."""
+
+    __slots__ = ("_classes", "_meaning", "_others", "state")
+
+    def __init__(self, state: MapState) -> None:
+        self.state = state
+        self._classes: Classes | None = None
+        self._meaning: Meaning | None = None
+        self._others: Meaning | None = None
+
+    @property
+    def classes(self) -> Classes:
+        """The classes an identity may join."""
+        if self._classes is None:
+            self._classes = classes_of(self.state)
+        return self._classes
+
+    @property
+    def meaning(self) -> Meaning:
+        """What it says, whatever its classes are called."""
+        if self._meaning is None:
+            self._meaning = self.state.meaning()
+        return self._meaning
+
+    @property
+    def others(self) -> Meaning:
+        """What it says about everybody else: never changes, and tells most versions apart."""
+        if self._others is None:
+            self._others = frozenset(
+                (key, entry) for key, entry in self.state.entries.items() if key.class_id == EVERYBODY_ELSE
+            )
+        return self._others
+
+    def changed(self, state: MapState, addition: MapState) -> "Version":
+        """Return it with *state*: the rows of *addition* more, and perhaps fewer identities."""
+        successor = Version(state)
+        successor._others = self._others
+        if not addition.entries:
+            successor._classes = self._classes
+        return successor
+
+
+@dataclass(slots=True)
+class Round:
+    """
+    Additions and removals, and who is under which version after them.
+
+    *added* is what is written to each version (all of a new one), after *removed* is gone from it.
+    *next_version* is the first number that no version has after this.
+    """
+
+    policies: Mapping[ObjectKey, Policy]
+    world: World
+    selected: Mapping[Subject, RuleSet]
+    subjects: Mapping[int, Subject]
+    next_version: int
+    contents: dict[int, Version] = field(default_factory=dict)
+    added: dict[int, MapState] = field(default_factory=dict)
+    removed: dict[int, list[Place]] = field(default_factory=dict)
+    housed: dict[RuleSet, int] = field(default_factory=dict)
+    problems: dict[RuleSet, str] = field(default_factory=dict)
+
+    def rule_sets(self) -> Iterator[RuleSet]:
+        """The rules in use, each once."""
+        return iter(dict.fromkeys(self.selected[subject] for subject in self.subjects.values()))
+
+
+def too_large(classes: int, entries: int) -> str:
+    """Why so many rows do not fit into the maps of a version; empty if they do."""
+    for name, rows in (("cilium_policy_classes_v1", classes), ("cilium_policy_rules_v1", entries)):
+        inner = abi.MAPS[name].inner
+        if inner is not None and rows > inner.max_entries:
+            return f"needs {rows} rows of {name}, at most {inner.max_entries} fit"
+    return ""

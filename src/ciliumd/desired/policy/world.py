@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What decides about the policy of a node besides the policies: its endpoints, and whom they may meet.
+
+Plain data, and what changed between two of its states.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ciliumd.desired.policy.rules import NamedPorts
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.labels import Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What of an endpoint decides about its rules."""
+
+    labels: Labels
+    named_ports: NamedPorts
+
+
+@dataclass(frozen=True, slots=True)
+class WorldChanges:
+    """Identities that appeared, that mean something else than before, and that are gone."""
+
+    added: Mapping[NumericIdentity, Labels] = field(default_factory=dict)
+    altered: Mapping[NumericIdentity, Labels] = field(default_factory=dict)
+    removed: frozenset[NumericIdentity] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.added or self.altered or self.removed)
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Every identity a packet may carry, and the named ports of the pods behind it."""
+
+    identities: Mapping[NumericIdentity, Labels] = field(default_factory=dict)
+    named_ports: Mapping[NumericIdentity, NamedPorts] = field(default_factory=dict)
+
+    def changes_to(self, other: "World") -> WorldChanges:
+        """
+        Return what happened between this world and *other*.
+
+        One pass over all identities, which may be every one of the cluster: what is the very same
+        object as before is not compared.
+        """
+        if self is other:
+            return WorldChanges()
+        before, after = self.identities, other.identities
+        renamed = {
+            number
+            for number, labels in after.items()
+            if (known := before.get(number)) is not labels and known is not None and known != labels
+        }
+        ports, other_ports = self.named_ports, other.named_ports
+        renamed |= {
+            number
+            for number in ports.keys() | other_ports.keys()
+            if (old := ports.get(number)) is not (new := other_ports.get(number))
+            and old != new
+            and number in before
+            and number in after
+        }
+        return WorldChanges(
+            added={number: after[number] for number in after.keys() - before.keys()},
+            altered={number: after[number] for number in renamed},
+            removed=frozenset(before.keys() - after.keys()),
+        )

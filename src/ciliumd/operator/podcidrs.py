@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Which pod CIDRs each node is to have: a pure function of nodes and CiliumNodes.
+
+Two modes: blocks of the cluster's pool, or what Kubernetes gave the node (Node.spec.podCIDRs).  What a
+node has is never taken away or replaced; a conflict is told and left to a human.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_network
+from typing import Any
+
+from ciliumd.model.net import Prefix
+from ciliumd.operator.clusterpool import ClusterPool, Conflict, Exhausted, Usage
+from ciliumd.resources.fields import parse_prefix
+
+_ADDRESS_TYPES = frozenset({"InternalIP", "ExternalIP"})
+_POD_CIDR = "podCIDR"
+Object = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The cluster's pool, and the block that was given last."""
+
+    cidrs: tuple[Prefix, ...]
+    mask_size: int
+    after: Prefix | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one CiliumNode is to say: its pod CIDRs, and what is wrong (empty: nothing)."""
+
+    node: str
+    cidrs: tuple[str, ...]
+    error: str = ""
+
+
+@dataclass(slots=True)
+class Plan:
+    """An assignment for every CiliumNode; *usage* and *after* are the pool's, if there is one."""
+
+    assignments: list[Assignment] = field(default_factory=list)
+    usage: Usage | None = None
+    after: Prefix | None = None
+
+
+def plan(
+    nodes: Mapping[str, Object],
+    cilium_nodes: Mapping[str, Object],
+    *,
+    pool: Pool | None,
+    service_ranges: Iterable[Prefix] = (),
+) -> Plan:
+    """
+    Pod CIDRs of every CiliumNode.
+
+    *nodes* and *cilium_nodes* are the objects by name; without a *pool* pod CIDRs are those of the Node.
+    Older CiliumNodes come first: of two that claim one block the older keeps it.
+    """
+    reserved = dict.fromkeys(service_ranges, "the range of service addresses")
+    reserved |= _addresses(nodes)
+    book = ClusterPool(
+        pool.cidrs if pool else (),
+        pool.mask_size if pool else 0,
+        reserved,
+        pool.after if pool else None,
+    )
+    order = sorted(cilium_nodes, key=lambda name: (_created(cilium_nodes[name]), name))
+    settled = {name: _settled(book, name, _wanted(name, nodes, cilium_nodes, pool)) for name in order}
+    result = Plan()
+    for name in order:
+        if settled[name].cidrs or settled[name].error:
+            result.assignments.append(settled[name])
+        elif pool is None:
+            error = (
+                "the Node has no spec.podCIDRs: start kube-controller-manager with --allocate-node-cidrs, "
+                "or choose ipam: cluster-pool"
+            )
+            result.assignments.append(Assignment(name, (), error))
+        else:
+            result.assignments.append(_new_block(book, name))
+    if pool is not None:
+        result.usage, result.after = book.usage, book.after
+    return result
+
+
+def cidrs_of(cilium_node: Object) -> tuple[str, ...]:
+    """The pod CIDRs a CiliumNode has."""
+    ipam = (cilium_node.get("spec") or {}).get("ipam") or {}
+    return tuple(ipam.get("podCIDRs") or ())
+
+
+def error_of(cilium_node: Object) -> str:
+    """What a CiliumNode says is wrong with its pod CIDRs."""
+    ipam = (cilium_node.get("status") or {}).get("ipam") or {}
+    return str((ipam.get("operator-status") or {}).get("error") or "")
+
+
+def _wanted(
+    name: str, nodes: Mapping[str, Object], cilium_nodes: Mapping[str, Object], pool: Pool | None
+) -> tuple[str, ...]:
+    """What it has; in mode ``kubernetes`` what its Node says."""
+    has = cidrs_of(cilium_nodes[name])
+    if pool is not None or has:
+        return has
+    return pod_cidrs_of(nodes.get(name) or {})
+
+
+def _settled(book: ClusterPool, name: str, cidrs: Sequence[str]) -> Assignment:
+    """The assignment of a node that has CIDRs; without any the node is yet to get one."""
+    for text in cidrs:
+        try:
+            block = parse_prefix(text)
+            book.take(name, block)
+        except (ValueError, Conflict) as error:
+            return Assignment(name, tuple(cidrs), str(error))
+        if objection := book.objection(block):
+            return Assignment(name, tuple(cidrs), objection)
+    return Assignment(name, tuple(cidrs))
+
+
+def _new_block(book: ClusterPool, name: str) -> Assignment:
+    try:
+        return Assignment(name, (str(book.allocate(name)),))
+    except Exhausted as error:
+        return Assignment(name, (), str(error))
+
+
+def addresses_of(node: Object) -> tuple[tuple[str, str], ...]:
+    """What of a Node counts: its addresses, by type, and the pod CIDRs Kubernetes gave it."""
+    addresses = (node.get("status") or {}).get("addresses") or ()
+    own = [(one["type"], one["address"]) for one in addresses if one.get("type") in _ADDRESS_TYPES]
+    return (*own, *((_POD_CIDR, cidr) for cidr in pod_cidrs_of(node)))
+
+
+def pod_cidrs_of(node: Object) -> tuple[str, ...]:
+    """What Kubernetes gave a Node."""
+    spec = node.get("spec") or {}
+    return tuple(spec.get("podCIDRs") or filter(None, [spec.get("podCIDR")]))
+
+
+def _addresses(nodes: Mapping[str, Object]) -> dict[Prefix, str]:
+    return {
+        ip_network(address): f"{kind} of node {name}"
+        for name in sorted(nodes)
+        for kind, address in addresses_of(nodes[name])
+        if kind != _POD_CIDR
+    }
+
+
+def _created(document: Object) -> str:
+    return str((document.get("metadata") or {}).get("creationTimestamp") or "")

@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Rules of Cilium's policies (cilium.io/v2): what is enforced, and what is refused by name.
+
+A field that is valid but not enforced yet refuses the whole policy: half a policy is a hole or an outage.
+Says what a valid one means; who wins among policies is decided in ``desired.policy``.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from ciliumd.model.policy import (
+    ENTITIES,
+    Direction,
+    Peer,
+    PeerCIDR,
+    PeerEntity,
+    PeerSelector,
+    Policy,
+    PortRule,
+    Rule,
+)
+from ciliumd.resources.ciliumports import PortAllowRule, PortDenyRule
+from ciliumd.resources.fields import CIDR, CIDROrAddress, Exact, check_excepts, unless_enforced
+from ciliumd.resources.icmp import ICMPRule
+from ciliumd.resources.selectors import CiliumSelector, Scope
+
+_AwsGroups = Annotated[None, unless_enforced("the address groups of a cloud provider")]
+_CidrGroups = Annotated[None, unless_enforced("CiliumCIDRGroup")]
+_DnsProxy = Annotated[None, unless_enforced("the DNS proxy")]
+_HostFirewall = Annotated[None, unless_enforced("the host firewall")]
+_MutualAuthentication = Annotated[None, unless_enforced("mutual authentication")]
+_NodeIdentities = Annotated[None, unless_enforced("identities of nodes by their labels")]
+_Requirements = Annotated[
+    None, unless_enforced("requirement rules; write the labels into the peers' selectors")
+]
+_ServiceBackends = Annotated[None, unless_enforced("services as peers")]
+_VerdictLogs = Annotated[None, unless_enforced("flow events that carry the text")]
+
+
+def _entity(name: str) -> str:
+    if name not in ENTITIES:
+        raise ValueError(f"{name!r} is not an entity; there are {', '.join(sorted(ENTITIES))}")
+    return name
+
+
+class CIDRRule(Exact):
+    """A prefix without some of its parts."""
+
+    cidr: CIDR
+    excepts: list[CIDR] | None = Field(None, alias="except")
+    cidr_group_ref: _CidrGroups = None
+    cidr_group_selector: _CidrGroups = None
+
+    @field_validator("excepts")
+    @classmethod
+    def _are_inside(cls, excepts: list[CIDR] | None, info: ValidationInfo) -> list[CIDR] | None:
+        if "cidr" in info.data:
+            check_excepts(info.data["cidr"], excepts or [])
+        return excepts
+
+
+Entity = Annotated[str, AfterValidator(_entity)]
+
+
+Ports = TypeVar("Ports", bound=PortDenyRule)
+
+
+class _Section(Exact, Generic[Ports]):
+    """A rule of either direction and kind; the subclasses say what its fields are called in YAML."""
+
+    endpoints: list[CiliumSelector] | None = None
+    cidrs: list[CIDROrAddress] | None = None
+    cidr_set: list[CIDRRule] | None = None
+    entities: list[Entity] | None = None
+    to_ports: list[Ports] | None = None
+    icmps: list[ICMPRule] | None = None
+
+    @field_validator("icmps")
+    @classmethod
+    def _stand_alone(cls, icmps: list[ICMPRule] | None, info: ValidationInfo) -> list[ICMPRule] | None:
+        if icmps and info.data.get("to_ports"):
+            raise ValueError("cannot be combined with toPorts: write a rule of its own")
+        return icmps
+
+    def to_model(self, direction: Direction, scope: Scope, *, deny: bool, origin: str) -> Rule:
+        """The rule it means in a policy whose peers are looked for in *scope*."""
+        return Rule(direction, deny, self._peers(scope, deny=deny), self._ports(), origin)
+
+    def _peers(self, scope: Scope, *, deny: bool) -> tuple[Peer, ...] | None:
+        # Lists are alternatives and an empty one means nobody.  Without any list the ports alone decide;
+        # a rule with neither means nobody too: it is how default deny is switched on.
+        lists = (self.endpoints, self.cidrs, self.cidr_set, self.entities)
+        if all(peers is None for peers in lists) and (self.to_ports or self.icmps):
+            return None
+        return (
+            *(
+                PeerSelector(scope.peers(selector.to_selector(), deny=deny))
+                for selector in self.endpoints or ()
+            ),
+            *(PeerCIDR(prefix) for prefix in self.cidrs or ()),
+            *(PeerCIDR(rule.cidr, tuple(rule.excepts or ())) for rule in self.cidr_set or ()),
+            *(PeerEntity(name) for name in self.entities or ()),
+        )
+
+    def _ports(self) -> tuple[PortRule, ...] | None:
+        if self.icmps:
+            return tuple(field.to_model() for rule in self.icmps for field in rule.fields)
+        if self.to_ports:
+            return tuple(port.to_model() for rule in self.to_ports for port in rule.ports)
+        return None
+
+
+class _Ingress(_Section[Ports]):
+    endpoints: list[CiliumSelector] | None = Field(None, alias="fromEndpoints")
+    cidrs: list[CIDROrAddress] | None = Field(None, alias="fromCIDR")
+    cidr_set: list[CIDRRule] | None = Field(None, alias="fromCIDRSet")
+    entities: list[Entity] | None = Field(None, alias="fromEntities")
+    from_requires: _Requirements = None
+    from_groups: _AwsGroups = None
+    from_nodes: _NodeIdentities = None
+
+
+class IngressDenyRule(_Ingress[PortDenyRule]):
+    """Who must not come in on which ports."""
+
+
+class IngressRule(_Ingress[PortAllowRule]):
+    """Who may come in on which ports."""
+
+    authentication: _MutualAuthentication = None
+
+
+class _Egress(_Section[Ports]):
+    endpoints: list[CiliumSelector] | None = Field(None, alias="toEndpoints")
+    cidrs: list[CIDROrAddress] | None = Field(None, alias="toCIDR")
+    cidr_set: list[CIDRRule] | None = Field(None, alias="toCIDRSet")
+    entities: list[Entity] | None = Field(None, alias="toEntities")
+    to_requires: _Requirements = None
+    to_services: _ServiceBackends = None
+    to_groups: _AwsGroups = None
+    to_nodes: _NodeIdentities = None
+
+
+class EgressDenyRule(_Egress[PortDenyRule]):
+    """Where not to go on which ports."""
+
+
+class EgressRule(_Egress[PortAllowRule]):
+    """Where to go on which ports."""
+
+    to_fqdns: _DnsProxy = Field(None, alias="toFQDNs")
+    authentication: _MutualAuthentication = None
+
+
+class DefaultDeny(Exact):
+    """Whether the policy takes the endpoints it selects into default deny; None: if it has rules."""
+
+    ingress: bool | None = None
+    egress: bool | None = None
+
+
+class RuleSpec(Exact):
+    """The rules for one set of endpoints."""
+
+    endpoint_selector: CiliumSelector
+    node_selector: _HostFirewall = None
+    ingress: list[IngressRule] | None = None
+    ingress_deny: list[IngressDenyRule] | None = None
+    egress: list[EgressRule] | None = None
+    egress_deny: list[EgressDenyRule] | None = None
+    enable_default_deny: DefaultDeny | None = None
+    description: str | None = None
+    labels: list[Any] | None = None
+    log: _VerdictLogs = None
+
+    def to_policy(self, about: "About") -> Policy:
+        """The policy it means."""
+        scope = Scope.of_policy(
+            about.namespace,
+            self.endpoint_selector.to_selector(),
+            field=f"{about.field}.endpointSelector",
+        )
+        default_deny = self.enable_default_deny or DefaultDeny()
+        return Policy(
+            kind=about.kind,
+            namespace=about.namespace or "",
+            name=about.name,
+            uid=about.uid,
+            subject=scope.subject,
+            rules=tuple(self._rules(scope, about.origin)),
+            default_deny_ingress=_given(default_deny.ingress, bool(self.ingress or self.ingress_deny)),
+            default_deny_egress=_given(default_deny.egress, bool(self.egress or self.egress_deny)),
+            origin=about.origin,
+        )
+
+    def _rules(self, scope: Scope, origin: str) -> Iterator[Rule]:
+        for i, rule in enumerate(self.ingress or ()):
+            yield rule.to_model(Direction.INGRESS, scope, deny=False, origin=f"{origin}/ingress/{i}")
+        for i, deny in enumerate(self.ingress_deny or ()):
+            yield deny.to_model(Direction.INGRESS, scope, deny=True, origin=f"{origin}/ingressDeny/{i}")
+        for i, to in enumerate(self.egress or ()):
+            yield to.to_model(Direction.EGRESS, scope, deny=False, origin=f"{origin}/egress/{i}")
+        for i, not_to in enumerate(self.egress_deny or ()):
+            yield not_to.to_model(Direction.EGRESS, scope, deny=True, origin=f"{origin}/egressDeny/{i}")
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """Whose policy a spec is: *namespace* None for the whole cluster, *field* where the spec is written."""
+
+    kind: str
+    namespace: str | None
+    name: str
+    uid: str
+    field: str
+    origin: str
+
+
+def _given(choice: bool | None, otherwise: bool) -> bool:
+    return otherwise if choice is None else choice

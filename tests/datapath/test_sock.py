@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sockets of a control group that connect to services: whom the kernel connects them to instead."""
+
+from __future__ import annotations
+
+import errno
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ciliumd.abi import LbServiceFlags
+from datapath.wire import NODE_PORT
+from fixtures.packets import node_one, pod_away, pod_one, svc_one
+from lab.cgroup import Cgroup
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datapath.harness import Datapath
+
+pytestmark = pytest.mark.datapath
+
+UDP, DNS = 17, 30153
+# Enters the group, connects a datagram socket, and says to whom: by its own account, and the kernel's.
+CLIENT = """
+import json, os, socket, sys
+group, address, port = sys.argv[1:]
+with open(group + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+refused = client.connect_ex((address, int(port)))
+inode = str(os.fstat(client.fileno()).st_ino)
+with open("/proc/self/net/udp") as table:
+    (remote,) = [words[2] for words in map(str.split, table) if words[9] == inode] if not refused else [None]
+if remote:
+    host, port = remote.split(":")
+    remote = [socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)]
+print(json.dumps([refused, None if refused else client.getpeername(), remote]))
+"""
+
+
+@pytest.fixture
+def group(outside: Datapath) -> Iterator[Cgroup]:
+    """A control group whose sockets are translated."""
+    with Cgroup("sock") as made:
+        outside.generation.attach_cgroup(made.path)
+        try:
+            yield made
+        finally:
+            for pin in outside.generation.pins.links.glob("cgroup_*"):
+                pin.unlink()
+
+
+def connect(group: Cgroup, address: str, port: int) -> list[object]:
+    """Errno, the peer the application sees, the peer the kernel has."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, group.path, address, str(port)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, list)
+    return answer
+
+
+def test_process_of_the_node_reaches_a_node_port(outside: Datapath, group: Cgroup) -> None:
+    """It talks to the backend at once, and sees the node port."""
+    outside.add_service(21, node_one.ip, DNS, UDP, {121: (pod_one.ip, 53)}, flags=NODE_PORT)
+    assert connect(group, node_one.ip, DNS) == [0, [node_one.ip, DNS], [pod_one.ip, 53]]
+
+
+def test_inside_the_cluster_every_backend_counts(outside: Datapath, group: Cgroup) -> None:
+    """What is hidden from the world (externalTrafficPolicy Local) is not from the node."""
+    flags = NODE_PORT | LbServiceFlags.LB_F_TWO_SCOPES
+    outside.add_service(21, node_one.ip, DNS, UDP, {}, flags=flags)
+    outside.add_service(21, node_one.ip, DNS, UDP, {122: (pod_away.ip, 53)}, flags=flags, scope=1)
+    assert connect(group, node_one.ip, DNS) == [0, [node_one.ip, DNS], [pod_away.ip, 53]]
+
+
+def test_port_that_no_service_has_is_refused_on_its_address(outside: Datapath, group: Cgroup) -> None:
+    """At once, instead of a timeout somewhere in the world; other addresses are the network's."""
+    outside.add_service(22, svc_one.ip, 53, UDP, {121: (pod_one.ip, 53)})
+    outside.cluster_ip(svc_one.ip)
+    assert connect(group, svc_one.ip, 53) == [0, [svc_one.ip, 53], [pod_one.ip, 53]]
+    assert connect(group, svc_one.ip, 54) == [errno.ECONNREFUSED, None, None]
+    assert connect(group, pod_one.ip, 54) == [0, [pod_one.ip, 54], [pod_one.ip, 54]]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Two nodes that know each other: what agents publish in a cluster is written as manifests here.
+
+Every pod's identity is published to both nodes before the pod exists, its endpoint once it does.  The
+nodes reach each other through the world's router, which knows no route to pods.
+"""
+
+import sys
+from collections.abc import Mapping
+from ipaddress import IPv4Network
+from typing import Any, Self
+
+from lab import manifests
+from lab.node import Node
+from lab.pod import Pod
+from lab.world import World
+
+_FIRST_IDENTITY = 1000
+
+
+class Cluster:
+    """Nodes ``node1`` and ``node2``; :meth:`start` starts their agents.  A context manager."""
+
+    def __init__(self, *, mtu: int = 1500, options: Mapping[str, str] | None = None) -> None:
+        self.world = World(mtu=mtu)
+        self.nodes = tuple(
+            Node(
+                self.world,
+                name=f"node{number}",
+                pod_cidr=f"10.11.{number}.0/24",
+                options={"routing-mode": "tunnel", **(options or {})},
+            )
+            for number in (1, 2)
+        )
+        self._numbers: dict[tuple[tuple[str, str], ...], int] = {}
+
+    def start(self) -> Self:
+        """Publish the nodes and start their agents."""
+        for node in self.nodes:
+            self._publish(f"node-{node.name}", self._node(node))
+        for node in self.nodes:
+            node.start()
+        return self
+
+    def router(self, node: Node) -> str:
+        """The address of a node's cilium_host."""
+        return str(IPv4Network(node.pod_cidr)[1])
+
+    def pod(
+        self,
+        node: Node,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        namespace: str = "default",
+        published: bool = True,
+        **more: Any,
+    ) -> Pod:
+        """A pod on *node* that both nodes know, the other one by what is published if it is."""
+        number = self._identity(labels or {}, namespace)
+        pod = node.pod(name, labels, namespace=namespace, **more)
+        assert pod.endpoint["status"]["identity"]["id"] == number
+        if published:
+            self._publish(f"cep-{namespace}-{name}", self._endpoint(node, pod, number))
+        return pod
+
+    def withdraw(self, pod: Pod) -> None:
+        """The endpoint is published no more."""
+        for node in self.nodes:
+            node.delete(f"cep-{pod.namespace}-{pod.name}")
+
+    def apply(self, name: str, *objects: manifests.Object) -> None:
+        """Objects for both nodes."""
+        self._publish(name, *objects)
+
+    def _publish(self, name: str, *objects: manifests.Object) -> None:
+        for node in self.nodes:
+            node.apply(name, *objects)
+
+    def _identity(self, labels: Mapping[str, str], namespace: str) -> int:
+        texts = {f"k8s:{key}": value for key, value in labels.items()} | {
+            "k8s:io.kubernetes.pod.namespace": namespace,
+            "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name": namespace,
+            "k8s:io.cilium.k8s.policy.serviceaccount": "default",
+            "k8s:io.cilium.k8s.policy.cluster": "default",
+        }
+        key = tuple(sorted(texts.items()))
+        if key not in self._numbers:
+            number = self._numbers[key] = _FIRST_IDENTITY + len(self._numbers)
+            body = {
+                "apiVersion": "cilium.io/v2",
+                "kind": "CiliumIdentity",
+                "metadata": {"name": str(number)},
+                "security-labels": texts,
+            }
+            self._publish(f"identity-{number}", body)
+        return self._numbers[key]
+
+    def _node(self, node: Node) -> manifests.Object:
+        return {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNode",
+            "metadata": {"name": node.name},
+            "spec": {
+                "addresses": [
+                    {"type": "InternalIP", "ip": node.address},
+                    {"type": "CiliumInternalIP", "ip": self.router(node)},
+                ],
+                "ipam": {"podCIDRs": [node.pod_cidr]},
+            },
+        }
+
+    def _endpoint(self, node: Node, pod: Pod, number: int) -> manifests.Object:
+        return {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumEndpoint",
+            "metadata": {"name": pod.name, "namespace": pod.namespace},
+            "status": {
+                "id": pod.id,
+                "identity": {"id": number, "labels": []},
+                "networking": {"addressing": [{"ipv4": pod.address}], "node": node.address},
+                "state": "ready",
+            },
+        }
+
+    def remove(self) -> None:
+        """Take everything down."""
+        for node in self.nodes:
+            node.remove()
+        self.world.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            for node in self.nodes:
+                print(f"--- {node.name}\n{node.agent.log_tail()}", file=sys.stderr)
+        self.remove()

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pods of the end-to-end tests: on each node one who asks and one who answers, with an actor in each."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Self
+
+from lab.actor import Actor
+from lab.k8s import images
+from lab.k8s.cluster import Cluster
+from lab.k8s.kubectl import Object
+from lab.k8s.pod import ClusterPod
+
+NAMESPACE: Final = "e2e"
+CLIENT: Final = {"app": "client"}
+SERVER: Final = {"app": "server"}
+
+
+def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
+    """A pod that waits; whoever is needed is sent into it."""
+    container = {"name": "main", "image": images.AGNHOST, "args": ["pause"]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container], **spec},
+    }
+
+
+@dataclass
+class People:
+    """Pods by name in a namespace of their own: a client and a server on each node."""
+
+    cluster: Cluster
+    names: list[str]
+
+    @classmethod
+    def settle(cls, cluster: Cluster) -> Self:
+        """client1 and server1 on node1, client2 and server2 on node2, all running."""
+        kubectl = cluster.kubectl
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+        account = "serviceaccount", "default", NAMESPACE
+        kubectl.until(lambda: kubectl.exists(*account), "the namespace has its account")
+        objects = []
+        for node in cluster.nodes:
+            objects.append(pod(f"client{node.index}", node.name, {**CLIENT, "on": node.name}))
+            objects.append(pod(f"server{node.index}", node.name, {**SERVER, "on": node.name}))
+        kubectl.apply(*objects)
+        names = [one["metadata"]["name"] for one in objects]
+        kubectl.wait("--for=condition=Ready", *(f"pod/{name}" for name in names), namespace=NAMESPACE)
+        return cls(cluster, names)
+
+    @cached_property
+    def pods(self) -> dict[str, ClusterPod]:
+        """The pods."""
+        return {name: self.cluster.pod(name, NAMESPACE) for name in self.names}
+
+    def __getitem__(self, name: str) -> ClusterPod:
+        return self.pods[name]
+
+    def actor(self, name: str) -> Actor:
+        """Somebody in a pod, on a node (``node1``) or outside (``world``)."""
+        if name == "world":
+            return self.cluster.world
+        return self.cluster.node(name).actor if name.startswith("node") else self.pods[name].actor

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+What a cluster is called, and where it lives: names and addresses that no other cluster has.
+
+Clusters on a machine are numbered.  A number is taken by a file in :data:`REGISTRY` that says whose
+it is, so that what a killed run left can be found and removed by the next one.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, Final
+
+from lab.k8s.ledger import start_time
+from lab.netns import NETNS_DIRECTORY
+
+REGISTRY: Final = Path("/run/ciliumd-clusters")
+MOST_CLUSTERS: Final = 16
+MOST_NODES: Final = 3
+PREFIX: Final = "ck"
+
+# The same in every cluster: no packet with these addresses leaves the cluster's own namespaces.
+SERVICE_CIDR: Final = "10.96.0.0/16"
+POD_CIDR: Final = "10.244.0.0/16"
+API_SERVICE: Final = "10.96.0.1"
+DNS_SERVICE: Final = "10.96.0.10"
+# An address of the world that lies behind the nodes' default route.
+FAR: Final = "203.0.113.10"
+
+
+class NoClusterFree(RuntimeError):
+    """All numbers are taken; the text says where to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Names and addresses of cluster *number*."""
+
+    number: int
+    directory: Path
+    node_count: int
+
+    @property
+    def prefix(self) -> str:
+        """What every link, namespace and control group of this cluster begins with."""
+        return f"{PREFIX}{self.number}"
+
+    @property
+    def network(self) -> IPv4Network:
+        """The network between the nodes."""
+        return IPv4Network(f"10.{100 + self.number}.0.0/24")
+
+    @property
+    def machine(self) -> IPv4Address:
+        """The machine's own address at the bridge."""
+        return self.network[1]
+
+    @property
+    def world(self) -> IPv4Address:
+        """The world's address at the bridge: every node's default gateway."""
+        return self.network[2]
+
+    def node(self, index: int) -> IPv4Address:
+        """InternalIP of node *index*, counted from 1."""
+        return self.network[10 + index]
+
+    @property
+    def api_server(self) -> str:
+        """``https://...`` of the API server, which sits on node1."""
+        return f"https://{self.node(1)}:6443"
+
+    def netns(self, label: str) -> Path:
+        """Handle of one of its network namespaces."""
+        return NETNS_DIRECTORY / f"{self.prefix}-{label}"
+
+    @property
+    def indexes(self) -> range:
+        """Numbers of its nodes."""
+        return range(1, self.node_count + 1)
+
+
+@contextlib.contextmanager
+def registry_lock() -> Iterator[None]:
+    """One at a time reads and writes the registry."""
+    REGISTRY.mkdir(parents=True, exist_ok=True)
+    with (REGISTRY / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def take(root: Path, node_count: int) -> Plan:
+    """Take a free number; the cluster's files go below *root*.  Raises :class:`NoClusterFree`."""
+    if not 1 <= node_count <= MOST_NODES:
+        raise ValueError(f"a cluster has 1 to {MOST_NODES} nodes, not {node_count}")
+    with registry_lock():
+        for number in range(MOST_CLUSTERS):
+            if not _entry(number).exists() and not _in_use(number):
+                plan = Plan(number, root / f"{PREFIX}{number}", node_count)
+                _write(plan, kept=False)
+                return plan
+    raise NoClusterFree(f"{MOST_CLUSTERS} clusters run on this machine: see {REGISTRY}")
+
+
+def keep(plan: Plan) -> None:
+    """Let the cluster outlive this process."""
+    with registry_lock():
+        _write(plan, kept=True)
+
+
+def release(plan: Plan) -> None:
+    """Give the number back, when nothing of the cluster is left."""
+    _entry(plan.number).unlink(missing_ok=True)
+
+
+def registered(*, abandoned: bool = False) -> list[Plan]:
+    """All clusters of this machine, or only those whose owner has ended without removing them."""
+    plans = []
+    with registry_lock():
+        for path in sorted(REGISTRY.glob("[0-9]*.json")):
+            entry = json.loads(path.read_text())
+            if not abandoned or not (entry["kept"] or start_time(entry["pid"]) == entry["started"]):
+                plans.append(Plan(entry["number"], Path(entry["directory"]), entry["nodes"]))
+    return plans
+
+
+def _entry(number: int) -> Path:
+    return REGISTRY / f"{number}.json"
+
+
+def _in_use(number: int) -> bool:
+    return any(NETNS_DIRECTORY.glob(f"{PREFIX}{number}-*"))
+
+
+def _write(plan: Plan, *, kept: bool) -> None:
+    entry: dict[str, Any] = {
+        "number": plan.number,
+        "directory": str(plan.directory),
+        "nodes": plan.node_count,
+        "pid": os.getpid(),
+        "started": start_time(os.getpid()),
+        "kept": kept,
+    }
+    _entry(plan.number).write_text(json.dumps(entry))

@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Policy documents for the policy property tests: the mappings users write in YAML, of every kind.
+
+Everything comes from small pools, chosen so that rules and packets meet: nested prefixes, ports next to
+the ends of ranges, labels shared across namespaces.
+"""
+
+from collections.abc import Mapping
+
+from hypothesis import strategies as st
+
+from property.reference.oracle import EGRESS, INGRESS
+from property.worlds import APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, some
+
+PREFIXES = (
+    "10.0.0.0/8",
+    "10.1.0.0/16",
+    "10.1.2.0/24",
+    "10.1.2.3/32",
+    "192.0.2.0/24",
+    "0.0.0.0/0",
+    "::/0",
+    "fd00::/8",
+    "fd00:1::/32",
+)
+EXCEPTS = {
+    "10.0.0.0/8": ("10.1.0.0/16", "10.1.2.0/24", "10.1.2.3/32", "10.0.0.0/8"),
+    "10.1.0.0/16": ("10.1.2.0/24", "10.1.2.4/32"),
+    "0.0.0.0/0": ("10.0.0.0/8", "192.0.2.9/32", "0.0.0.0/0"),
+    "::/0": ("fd00::/8",),
+    "fd00::/8": ("fd00:1::/32",),
+}
+ENTITIES = (
+    *("all", "none", "cluster", "world", "world-ipv4", "world-ipv6"),
+    *("host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged"),
+)
+PORTS = (22, 53, 80, 443, 8080, 65535)
+RANGES = ((1, 65535), (80, 443), (1024, 65535), (8080, 8090), (442, 444), (80, 81))
+
+
+def _expression(keys: Mapping[str, st.SearchStrategy[str]]) -> st.SearchStrategy[Document]:
+    valued, bare = st.sampled_from(("In", "NotIn")), st.sampled_from(("Exists", "DoesNotExist"))
+    return st.one_of(
+        *(
+            st.fixed_dictionaries({"key": st.just(key), "operator": valued, "values": some(values)})
+            for key, values in keys.items()
+        ),
+        *(st.fixed_dictionaries({"key": st.just(key), "operator": bare}) for key in keys),
+    )
+
+
+def _selector(keys: Mapping[str, st.SearchStrategy[str]]) -> st.SearchStrategy[Document]:
+    label = st.one_of(*(st.tuples(st.just(key), values) for key, values in keys.items()))
+    labels = st.lists(label, min_size=1, max_size=2).map(dict)
+    expressions = some(_expression(keys))
+    return st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"matchLabels": labels}),
+        st.fixed_dictionaries({"matchExpressions": expressions}),
+        st.fixed_dictionaries({"matchLabels": labels, "matchExpressions": expressions}),
+    )
+
+
+_NS = st.sampled_from(NAMESPACES[:2])
+_POLICY_NS = st.sampled_from(("blue", "blue", "green"))
+_ACCOUNTS = st.sampled_from(("default", "robot"))
+_PLAIN_KEYS = {"app": APPS, "tier": TIERS}
+_CILIUM_KEYS = {
+    **_PLAIN_KEYS,
+    "k8s:app": APPS,
+    "any:tier": TIERS,
+    "io.cilium.k8s.policy.serviceaccount": _ACCOUNTS,
+}
+_PEER_KEYS = {
+    **_CILIUM_KEYS,
+    "k8s:io.kubernetes.pod.namespace": _NS,
+    "io.kubernetes.pod.namespace": _NS,
+    "k8s:io.cilium.k8s.namespace.labels.team": TEAMS,
+    "k8s:io.cilium.k8s.policy.cluster": st.just("default"),
+    "reserved:host": st.just(""),
+    "reserved:remote-node": st.just(""),
+}
+_CLUSTERWIDE_KEYS = {
+    **_CILIUM_KEYS,
+    "k8s:io.kubernetes.pod.namespace": _NS,
+    "io.kubernetes.pod.namespace": _NS,
+    "k8s:io.cilium.k8s.namespace.labels.team": TEAMS,
+    "reserved:health": st.just(""),
+    "reserved:init": st.just(""),
+}
+_NAMESPACE_KEYS = {"team": TEAMS, "kubernetes.io/metadata.name": _NS}
+
+_PLAIN_SELECTOR = _selector(_PLAIN_KEYS)
+# Half of the policies select the whole namespace, so that most pods are under several.
+_SUBJECT_SELECTOR = st.one_of(st.just({}), st.just({}), st.just({}), _selector(_CILIUM_KEYS))
+_CLUSTERWIDE_SUBJECT = st.one_of(st.just({}), st.just({}), _selector(_CLUSTERWIDE_KEYS))
+_PEER_SELECTOR = st.one_of(_selector(_CILIUM_KEYS), _selector(_PEER_KEYS))
+_NAMESPACE_SELECTOR = _selector(_NAMESPACE_KEYS)
+
+
+_CIDR_SET = st.one_of(
+    st.fixed_dictionaries({"cidr": st.sampled_from(PREFIXES)}),
+    *(
+        st.fixed_dictionaries({"cidr": st.just(prefix), "except": some(st.sampled_from(excepts))})
+        for prefix, excepts in EXCEPTS.items()
+    ),
+)
+_CILIUM_RANGE = st.one_of(
+    *(
+        st.fixed_dictionaries(
+            {"port": st.just(str(first)), "endPort": st.just(last)},
+            optional={"protocol": st.sampled_from(("TCP", "UDP", "ANY"))},
+        )
+        for first, last in RANGES
+    ),
+)
+_CILIUM_PORT = st.one_of(
+    st.fixed_dictionaries(
+        {"port": st.sampled_from(PORTS).map(str)},
+        optional={"protocol": st.sampled_from(("TCP", "UDP", "SCTP", "ANY"))},
+    ),
+    _CILIUM_RANGE,
+    st.fixed_dictionaries(
+        {"port": st.sampled_from((*PORT_NAMES, *PORT_NAMES, "0"))},
+        optional={"protocol": st.sampled_from(("TCP", "UDP", "ANY"))},
+    ),
+)
+_ICMP = st.one_of(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from((0, 8, "13", "EchoRequest", "EchoReply"))},
+        optional={"family": st.just("IPv4")},
+    ),
+    st.fixed_dictionaries({"type": st.sampled_from((8, 128, "EchoRequest")), "family": st.just("IPv6")}),
+)
+_KUBERNETES_RANGE = st.one_of(
+    *(
+        st.fixed_dictionaries(
+            {"port": st.just(first), "endPort": st.just(last)},
+            optional={"protocol": st.sampled_from(("TCP", "UDP"))},
+        )
+        for first, last in RANGES
+    ),
+)
+_KUBERNETES_PORT = st.one_of(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "protocol": st.sampled_from(("TCP", "UDP", "SCTP")),
+            "port": st.sampled_from((*PORTS, *PORT_NAMES, *PORT_NAMES)),
+        },
+    ),
+    _KUBERNETES_RANGE,
+)
+
+
+def _section(rule: st.SearchStrategy[Document], most: int) -> st.SearchStrategy[list[Document]]:
+    rules = some(rule, 1, most)
+    return st.one_of(rules, rules, rules, st.just([]))
+
+
+def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
+    peers = {
+        f"{side}Endpoints": some(_PEER_SELECTOR),
+        f"{side}CIDR": some(st.sampled_from((*PREFIXES, "10.1.2.3", "fd00::1"))),
+        f"{side}CIDRSet": some(_CIDR_SET),
+        f"{side}Entities": some(st.sampled_from(ENTITIES)),
+    }
+    one_list = [st.fixed_dictionaries({key: values}) for key, values in peers.items()]
+    empty_list = st.sampled_from([{key: []} for key in peers])
+    two_lists = st.fixed_dictionaries({}, optional=peers)
+    to_ports = some(st.fixed_dictionaries({"ports": some(_CILIUM_PORT)}))
+    icmps = some(st.fixed_dictionaries({"fields": some(_ICMP)}))
+    ports = st.one_of(
+        st.just({}),
+        st.fixed_dictionaries({"toPorts": to_ports}),
+        st.fixed_dictionaries({"toPorts": to_ports}),
+        st.fixed_dictionaries({"icmps": icmps}),
+    )
+    chosen = st.one_of(*one_list, *one_list, two_lists, empty_list, st.just({}))
+    return st.builds(_joined, chosen, ports)
+
+
+def _joined(first: Document, second: Document) -> Document:
+    return {**first, **second}
+
+
+CILIUM_RULES = {INGRESS: _cilium_rule("from"), EGRESS: _cilium_rule("to")}
+"""Rules of ingress and ingressDeny, of egress and egressDeny."""
+
+
+def _cilium_spec(subject: st.SearchStrategy[Document], *, most_rules: int) -> st.SearchStrategy[Document]:
+    ingress, egress = CILIUM_RULES[INGRESS], CILIUM_RULES[EGRESS]
+    return st.fixed_dictionaries(
+        {"endpointSelector": subject},
+        optional={
+            "ingress": _section(ingress, most_rules),
+            "egress": _section(egress, most_rules),
+            "ingressDeny": _section(ingress, most_rules),
+            "egressDeny": _section(egress, most_rules),
+            "enableDefaultDeny": st.fixed_dictionaries(
+                {}, optional={"ingress": st.booleans(), "egress": st.booleans()}
+            ),
+            "description": st.just("drawn"),
+            "labels": st.just([{"key": "drawn", "value": "yes"}]),
+        },
+    )
+
+
+def _spec_forms(subject: st.SearchStrategy[Document]) -> st.SearchStrategy[Document]:
+    spec, specs = _cilium_spec(subject, most_rules=2), some(_cilium_spec(subject, most_rules=1))
+    return st.one_of(
+        st.fixed_dictionaries({"spec": spec}),
+        st.fixed_dictionaries({"specs": specs}),
+        st.fixed_dictionaries({"spec": spec, "specs": specs}),
+    )
+
+
+_SPEC_FORMS = _spec_forms(_SUBJECT_SELECTOR)
+_CLUSTERWIDE_SPEC_FORMS = _spec_forms(_CLUSTERWIDE_SUBJECT)
+
+
+@st.composite
+def cilium_policy(draw: st.DrawFn, number: int = 0) -> Document:
+    """A CiliumNetworkPolicy with ``spec``, ``specs`` or both."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": f"cnp-{number}", "namespace": draw(_POLICY_NS)},
+        **draw(_SPEC_FORMS),
+    }
+
+
+@st.composite
+def clusterwide_policy(draw: st.DrawFn, number: int = 0) -> Document:
+    """A CiliumClusterwideNetworkPolicy with ``spec``, ``specs`` or both."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumClusterwideNetworkPolicy",
+        "metadata": {"name": f"ccnp-{number}"},
+        **draw(_CLUSTERWIDE_SPEC_FORMS),
+    }
+
+
+_KUBERNETES_PEER = st.one_of(
+    st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR}),
+    st.fixed_dictionaries({"namespaceSelector": _NAMESPACE_SELECTOR}),
+    st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR, "namespaceSelector": _NAMESPACE_SELECTOR}),
+    st.fixed_dictionaries({"ipBlock": _CIDR_SET}),
+)
+
+
+def _kubernetes_rule(side: str) -> st.SearchStrategy[Document]:
+    return st.fixed_dictionaries(
+        {}, optional={side: some(_KUBERNETES_PEER, 0, 2), "ports": some(_KUBERNETES_PORT, 0, 2)}
+    )
+
+
+_KUBERNETES_SPEC = st.fixed_dictionaries(
+    {"podSelector": st.one_of(st.just({}), _PLAIN_SELECTOR)},
+    optional={
+        "policyTypes": some(st.sampled_from(("Ingress", "Egress")), 0, 2),
+        "ingress": _section(_kubernetes_rule("from"), 2),
+        "egress": _section(_kubernetes_rule("to"), 2),
+    },
+)
+
+
+@st.composite
+def kubernetes_policy(draw: st.DrawFn, number: int = 0) -> Document:
+    """A NetworkPolicy."""
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"knp-{number}", "namespace": draw(_POLICY_NS)},
+        "spec": draw(_KUBERNETES_SPEC),
+    }

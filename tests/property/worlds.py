@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Worlds for the policy property tests: namespaces, pods here and on another node, nodes, addresses outside.
+
+Everything comes from small pools, chosen so that rules and packets meet.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from hypothesis import strategies as st
+
+from property.reference.oracle import DEFAULT, EGRESS, INGRESS, Address, Node, Packet, Peer, Pod, Stranger
+
+Document = Mapping[str, Any]
+
+NAMESPACES = ("blue", "green", "default")
+NODES = ("host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged")
+ENDPOINTS_WITHOUT_POD = ("health", "init")
+ADDRESSES = (
+    "10.0.0.1",
+    "10.1.2.3",
+    "10.1.2.4",
+    "192.0.2.9",
+    "8.8.8.8",
+    "fd00::1",
+    "fd00:1::2",
+    "2001:db8::5",
+)
+PORT_NAMES = ("http", "dns")
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A world, the policies in it, and packets: every (subject, packet) is judged.
+
+    The last *remote* of the *pods* are on another node: peers, never subjects.  *enforcement* is the
+    node's ``enable-policy``.
+    """
+
+    namespaces: tuple[Document, ...]
+    pods: tuple[Document, ...]
+    policies: tuple[Document, ...]
+    traffic: tuple[tuple[str, int], ...]
+    remote: int = 0
+    enforcement: str = DEFAULT
+
+    def with_policies(self, *policies: Document) -> "Case":
+        """The same world under other policies."""
+        return replace(self, policies=policies)
+
+    @property
+    def local_pods(self) -> tuple[Document, ...]:
+        """The documents of the pods of this node."""
+        return self.pods[: len(self.pods) - self.remote]
+
+    @property
+    def remote_pods(self) -> tuple[Document, ...]:
+        """The documents of the pods of the other node."""
+        return self.pods[len(self.pods) - self.remote :]
+
+    @cached_property
+    def _namespace_labels(self) -> dict[str, Mapping[str, str]]:
+        return {one["metadata"]["name"]: one["metadata"].get("labels", {}) for one in self.namespaces}
+
+    def _pod(self, document: Document) -> Pod:
+        meta, spec = document["metadata"], document["spec"]
+        return Pod(
+            namespace=meta["namespace"],
+            name=meta["name"],
+            labels=meta["labels"],
+            namespace_labels=self._namespace_labels[meta["namespace"]],
+            service_account=spec["serviceAccountName"],
+            ports={
+                port["name"]: frozenset({(port["protocol"], port["containerPort"])})
+                for port in spec["containers"][0]["ports"]
+            },
+        )
+
+    def subjects(self) -> list[Pod | Node]:
+        """Whose policy is judged: the pods of this node and, under a policy of the cluster, the rest."""
+        pods: list[Pod | Node] = [self._pod(document) for document in self.local_pods]
+        if any(policy["kind"] == "CiliumClusterwideNetworkPolicy" for policy in self.policies):
+            pods += map(Node, ENDPOINTS_WITHOUT_POD)
+        return pods
+
+    def peers(self) -> list[Peer]:
+        """Everybody who may be at the other end."""
+        pods = [self._pod(document) for document in self.pods]
+        others: list[Peer] = [*map(Node, NODES), *map(Address, ADDRESSES), Stranger()]
+        return [*(_with_ports_of_the_like(pod, pods) for pod in pods), *others]
+
+    def packets(self) -> list[Packet]:
+        """All traffic with all peers, both ways."""
+        return [
+            Packet(direction, peer, protocol, port)
+            for direction, peer, (protocol, port) in product((INGRESS, EGRESS), self.peers(), self.traffic)
+        ]
+
+
+def _with_ports_of_the_like(pod: Pod, pods: list[Pod]) -> Pod:
+    """Pods that no label tells apart are one destination, with the named ports of all of them."""
+    ports: dict[str, frozenset[tuple[str, int]]] = {}
+    for other in pods:
+        if other.is_like(pod):
+            for name, numbers in other.ports.items():
+                ports[name] = ports.get(name, frozenset()) | numbers
+    return replace(pod, ports=ports)
+
+
+def some(
+    elements: st.SearchStrategy[Any], at_least: int = 1, at_most: int = 2
+) -> st.SearchStrategy[list[Any]]:
+    """Short lists."""
+    return st.lists(elements, min_size=at_least, max_size=at_most)
+
+
+APPS = st.sampled_from(("web", "db"))
+TIERS = st.sampled_from(("front", "back", ""))
+TEAMS = st.sampled_from(("a", "b"))
+
+_POD_LABELS = st.fixed_dictionaries(
+    {"app": APPS},
+    optional={
+        "tier": TIERS,
+        # What a pod must not get by claiming it.
+        "io.kubernetes.pod.namespace": st.sampled_from(NAMESPACES),
+        "io.cilium.k8s.policy.serviceaccount": st.just("robot"),
+    },
+)
+_POD_PORTS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "name": st.sampled_from(PORT_NAMES),
+            "protocol": st.sampled_from(("TCP", "UDP")),
+            "containerPort": st.sampled_from((53, 80, 8080)),
+        }
+    ),
+    min_size=1,
+    max_size=2,
+    unique_by=lambda port: port["name"],
+)
+_POD = st.fixed_dictionaries(
+    {
+        "namespace": st.sampled_from(("blue", "blue", "green")),
+        "labels": _POD_LABELS,
+        "serviceAccountName": st.sampled_from(("default", "robot")),
+        "ports": _POD_PORTS,
+    }
+)
+PODS = st.lists(_POD, min_size=2, max_size=4)
+LABELS_OF_NAMESPACES = st.tuples(*(st.fixed_dictionaries({}, optional={"team": TEAMS}) for _ in NAMESPACES))
+
+
+def pod(number: int, drawn: Mapping[str, Any]) -> Document:
+    """A pod's document."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": f"pod-{number}", "namespace": drawn["namespace"], "labels": drawn["labels"]},
+        "spec": {
+            "serviceAccountName": drawn["serviceAccountName"],
+            "containers": [{"name": "main", "ports": drawn["ports"]}],
+        },
+    }
+
+
+def namespace(name: str, labels: Mapping[str, str]) -> Document:
+    """A namespace's document."""
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}

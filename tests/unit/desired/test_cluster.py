@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this node makes of the others: owners of addresses, tunnels, routes, rows of nodes."""
+
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.desired.cluster import Neighbours, api_server_addresses, beyond, node_rows
+from ciliumd.desired.ipcache import Beyond, Owner, ipcache_rows
+from ciliumd.model.net import addr16, fold32
+from ciliumd.model.objects import EndpointSliceRow, NodeRow, RemoteEndpointRow
+from unit.desired.worlds import backend
+
+pytestmark = pytest.mark.unit
+
+HEALTH, REMOTE_NODE, UNMANAGED, KUBE_APISERVER = 4, 6, 3, 7
+
+
+def node(number: int) -> NodeRow:
+    """Node *number*, whose every address says so."""
+    return NodeRow(
+        name=f"node{number}",
+        addresses=(
+            ("InternalIP", ip_address(f"192.0.2.{number}")),
+            ("ExternalIP", ip_address(f"198.51.100.{number}")),
+            ("CiliumInternalIP", ip_address(f"10.0.{number}.1")),
+        ),
+        pod_cidrs=(ip_network(f"10.0.{number}.0/24"),),
+        health=(ip_address(f"10.0.{number}.2"),),
+    )
+
+
+def remote(address: str, *, identity: int = 300, at: str = "192.0.2.2") -> RemoteEndpointRow:
+    """A pod somewhere else."""
+    return RemoteEndpointRow("default", address, identity, (ip_address(address),), ip_address(at), {})
+
+
+def cluster(*, tunnel: bool = True) -> Neighbours:
+    """Nodes 1 to 3, seen from node 1."""
+    return Neighbours([node(1), node(2), node(3)], this="node1", tunnel=tunnel)
+
+
+def test_addresses_of_other_nodes() -> None:
+    """What a node is reached by is direct, what lies behind it is in its tunnel; ours is not among them."""
+    owners = cluster().addresses()
+    tunnel = ip_address("192.0.2.2")
+
+    assert owners[ip_address("192.0.2.2")] == owners[ip_address("198.51.100.2")] == Owner(REMOTE_NODE)
+    assert owners[ip_address("10.0.2.1")] == Owner(REMOTE_NODE, tunnel)
+    assert owners[ip_address("10.0.2.2")] == Owner(HEALTH, tunnel)
+    assert ip_address("192.0.2.1") not in owners
+
+
+def test_without_a_tunnel_everything_is_direct() -> None:
+    """The same owners, no tunnel and no route of ours."""
+    neighbours = cluster(tunnel=False)
+    found = beyond(neighbours, [remote("10.0.2.9")])
+
+    assert {owner.tunnel for owner in (*found.addresses.values(), *found.prefixes.values())} == {None}
+    assert found.addresses[ip_address("10.0.2.9")].identity == 300
+    assert neighbours.routes() == ()
+
+
+def test_pods_are_behind_their_node() -> None:
+    """A pod published with any address of its node is reached by the node's first."""
+    found = beyond(cluster(), [remote("10.0.2.9"), remote("10.0.2.8", at="198.51.100.2")])
+
+    for address in ("10.0.2.9", "10.0.2.8"):
+        assert found.addresses[ip_address(address)] == Owner(300, ip_address("192.0.2.2"))
+    assert found.prefixes[ip_network("10.0.3.0/24")] == Owner(UNMANAGED, ip_address("192.0.2.3"))
+    assert cluster().routes() == (ip_network("10.0.2.0/24"), ip_network("10.0.3.0/24"))
+
+
+def test_a_node_nobody_knows_yet_is_believed() -> None:
+    """Its pods may be published before it is."""
+    found = beyond(cluster(), [remote("10.0.9.9", at="192.0.2.9")])
+
+    assert found.addresses[ip_address("10.0.9.9")].tunnel == ip_address("192.0.2.9")
+
+
+def test_api_server_is_its_own_entity_wherever_it_runs() -> None:
+    """On a node or beyond the cluster; reached directly."""
+    slices = [
+        EndpointSliceRow(
+            "default", "kubernetes", "kubernetes", (("https", backend("192.0.2.2", port=6443)),)
+        ),
+        EndpointSliceRow("default", "other", "other", (("https", backend("203.0.113.7", port=6443)),)),
+    ]
+    addresses = api_server_addresses(slices)
+    found = beyond(cluster(), [], api_servers=addresses)
+
+    assert addresses == {ip_address("192.0.2.2")}
+    assert found.addresses[ip_address("192.0.2.2")] == Owner(KUBE_APISERVER)
+
+
+def test_prefix_of_a_policy_inside_a_pod_network_keeps_the_tunnel() -> None:
+    """Naming a prefix must not cut off the pods in it that are not published yet."""
+    rows = ipcache_rows(
+        [],
+        {},
+        host_addresses=[],
+        prefixes={
+            ip_network("10.0.2.128/25"): 1 << 24,
+            ip_network("10.0.2.7/32"): (1 << 24) + 1,
+            ip_network("203.0.113.0/24"): (1 << 24) + 2,
+        },
+        beyond=beyond(cluster(), []),
+    )
+    tunnels = {
+        entry.identity: entry.tunnel_endpoint
+        for entry in map(abi.IpcacheEntry.unpack, (*rows.prefixes.values(), *rows.addresses.values()))
+    }
+
+    assert tunnels[1 << 24] == tunnels[(1 << 24) + 1] == addr16(ip_address("192.0.2.2"))
+    assert tunnels[(1 << 24) + 2] == bytes(16)
+
+
+def test_own_addresses_win_over_what_others_say() -> None:
+    """A published pod cannot take the node's address."""
+    own = ip_address("192.0.2.1")
+    rows = ipcache_rows(
+        [], {}, host_addresses=[own], prefixes={}, beyond=Beyond({own: Owner(300, ip_address("192.0.2.2"))})
+    )
+    (entry,) = map(abi.IpcacheEntry.unpack, rows.addresses.values())
+
+    assert (entry.identity, entry.tunnel_endpoint) == (1, bytes(16))
+
+
+def test_rows_of_nodes_carry_one_number_per_node() -> None:
+    """Every address of a node leads to the same number, which no other node has."""
+    rows = {key: abi.NodeValue.unpack(value) for key, value in node_rows([node(1), node(2)]).items()}
+
+    assert {key: value.node_id for key, value in rows.items()} == {
+        addr16(addr): int(IPv4Address(f"192.0.2.{number}"))
+        for number in (1, 2)
+        for _, addr in node(number).addresses
+    }
+    assert all(value.check == fold32(key) for key, value in rows.items())
