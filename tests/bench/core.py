@@ -40,6 +40,7 @@ class Effort:
     counted_packets: int
 
 
+TOOLS: Final = ("ip", "nft", "ss", "iperf3", "sockperf", "taskset", "nsenter", "setpriv")
 FULL: Final = Effort(Rounds(100, 30), Rounds(20, 6), 25, 10, 50, 50_000)
 QUICK: Final = Effort(Rounds(10, 10), Rounds(4, 4), 10, 3, 10, 10_000)
 # A sample takes one to two seconds; where a round takes longer than this there are fewer.

@@ -95,7 +95,8 @@ def process_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
 
 
-def memory_kib(pid: int) -> dict[str, int]:
-    """Rss and Pss of a process."""
+def memory_kib(pid: int, *fields: str) -> dict[str, int]:
+    """Fields of a process's smaps_rollup: Rss and Pss, unless others are named."""
+    wanted = {f"{field}:" for field in fields or ("Rss", "Pss")}
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in {"Rss:", "Pss:"}}
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in wanted}

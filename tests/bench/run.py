@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``build/dev bench core [--quick]``: measure, print, and write build/out/bench/core.json.
+``build/dev bench core|cni|cluster [--quick]``: measure, print, and write build/out/bench/SUITE.json.
 
 Ends with 1 when something could not be measured, never because a goal was missed.
 """
@@ -13,49 +13,70 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
-from bench import core, machine
+from bench import cluster, cni, core, machine
 from bench.result import Section, write_json
 from lab.process import REPOSITORY
 from lab.sweep import sweep
 
-OUTPUT: Final = REPOSITORY / "build" / "out" / "bench" / "core.json"
-TOOLS: Final = ("ip", "nft", "ss", "iperf3", "sockperf", "taskset", "nsenter", "setpriv")
+OUTPUT: Final = REPOSITORY / "build" / "out" / "bench"
+PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class Suite(NamedTuple):
+    """Parts by name, how much of everything they do, and the tools they call."""
+
+    parts: Mapping[str, Callable[[Any], Iterator[Section]]]
+    full: object
+    quick: object
+    tools: tuple[str, ...]
+
+
+def pods_in_turns(pods: int) -> Iterator[Section]:
+    """The one part of the CNI suite."""
+    yield cni.measure(pods=pods)
+
+
+SUITES: Final = {
+    "core": Suite(core.PARTS, core.FULL, core.QUICK, core.TOOLS),
+    "cni": Suite({"cni": pods_in_turns}, 500, 50, ("ip", "nsenter", "setpriv")),
+    "cluster": Suite(cluster.PARTS, cluster.FULL, cluster.QUICK, cluster.TOOLS),
+}
 
 
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="build/dev bench", description=__doc__.splitlines()[1])
-    parser.add_argument("suite", choices=["core"], help="what to measure")
+    parser.add_argument("suite", choices=list(SUITES), help="what to measure")
     parser.add_argument(
-        "--quick", action="store_true", help="10 pairs and few starts: minutes less, intervals wider"
+        "--quick", action="store_true", help="less of everything: minutes less, intervals wider"
     )
-    parser.add_argument("--only", action="append", choices=list(core.PARTS), help="a part; may be repeated")
+    parser.add_argument("--only", action="append", metavar="PART", help="a part; may be repeated")
     parser.add_argument(
-        "--output", type=Path, default=OUTPUT, help="where the JSON goes (default: %(default)s)"
+        "--output", type=Path, help="where the JSON goes (default: build/out/bench/SUITE.json)"
     )
-    return parser.parse_args()
+    options = parser.parse_args()
+    parts = SUITES[options.suite].parts
+    if unknown := [part for part in options.only or () if part not in parts]:
+        parser.error(f"{options.suite} has no part {', '.join(unknown)}: it has {', '.join(parts)}")
+    options.output = options.output or OUTPUT / f"{options.suite}.json"
+    return options
 
 
-def missing() -> list[str]:
+def missing(tools: tuple[str, ...]) -> list[str]:
     """What keeps this from running."""
-    problems = [
-        f"{tool} is not installed"
-        for tool in TOOLS
-        if shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") is None
-    ]
+    problems = [f"{tool} is not installed" for tool in tools if shutil.which(tool, path=PATH) is None]
     if os.geteuid():
         problems.append("it makes network namespaces and loads programs: run it as root")
     return problems
 
 
-def sections(part: str, effort: core.Effort) -> Iterator[Section]:
+def sections(part: str, measuring: Iterator[Section]) -> Iterator[Section]:
     """The sections of a part with their times; a failure is a section too, and ends the part."""
     began = time.monotonic()
-    measuring = core.PARTS[part](effort)
     while True:
         try:
             section = next(measuring)
@@ -77,7 +98,8 @@ def end_by_signal(number: int, _frame: object) -> None:
 def main() -> int:
     """Run the chosen parts; the exit code."""
     options = arguments()
-    if problems := missing():
+    suite = SUITES[options.suite]
+    if problems := missing(suite.tools):
         print("build/dev bench: " + "; ".join(problems), file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, end_by_signal)
@@ -85,8 +107,8 @@ def main() -> int:
     about = machine.describe() | {"effort": "quick" if options.quick else "full"}
     print(json.dumps(about), flush=True)
     done: list[Section] = []
-    for part in options.only or core.PARTS:
-        for section in sections(part, core.QUICK if options.quick else core.FULL):
+    for part in options.only or suite.parts:
+        for section in sections(part, suite.parts[part](suite.quick if options.quick else suite.full)):
             print(f"\n{section}", flush=True)
             done.append(section)
     write_json(options.output, about, done)
