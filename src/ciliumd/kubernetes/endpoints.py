@@ -126,6 +126,8 @@ class EndpointPublisher(Publisher):
         self._published: dict[NamespacedName, _Published] = {}
         tables.endpoints.subscribe(self.wake)
         tables.remote_endpoints.subscribe(self.wake)
+        # A pod may be known later than its endpoint: before that there is no uid to write.
+        tables.pods.subscribe(self.wake)
 
     async def work(self) -> float:
         """Write and delete what is due."""

@@ -143,10 +143,13 @@ class Cluster:
         for node in self.nodes:
             node.kill()
         self._control.end()
+        # By name: the kernel takes the devices of a namespace away some time after its name is gone, and
+        # the next cluster has the same names.
+        for end in (*(f"v{index}" for index in self.plan.indexes), "world", "br"):
+            run([IP, "link", "del", f"{self.plan.prefix}-{end}"], check=False)
         for label in (*(f"n{index}" for index in self.plan.indexes), "world"):
             if self.plan.netns(label).exists():
                 run([IP, "netns", "del", self.plan.netns(label).name])
-        run([IP, "link", "del", f"{self.plan.prefix}-br"], check=False)
         for node in self.nodes:
             cgroups.remove(node.cgroup_name)
         logs = self.plan.directory.with_name(f"{self.plan.prefix}-log")

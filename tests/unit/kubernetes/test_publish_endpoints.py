@@ -11,6 +11,7 @@ from ciliumd.kubernetes.errors import Unreachable
 from ciliumd.kubernetes.kinds import CILIUM_ENDPOINT
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.labels import Label
+from ciliumd.model.objects import PodRow
 from ciliumd.resources import parse
 from ciliumd.tables import Tables
 from unit.kubernetes.fake_api import FakeApi
@@ -207,6 +208,28 @@ def test_endpoint_without_facts_pod_or_object_is_left_out():
     lab.facts = None
     lab.tables.endpoints.set(7, endpoint())
     assert lab.work() == []
+
+
+def test_pod_that_is_known_later_than_its_endpoint_is_told_at_once():
+    """The publisher is woken by the pod: nothing else may happen on the node for a long time."""
+    lab = Lab()
+    uid = lab.uids.pop(("shop", "web"))
+    pod = PodRow("shop", "web", {}, "default", None, False, "n1", {})
+
+    async def scene():
+        running = asyncio.create_task(lab.publisher.run())
+        lab.tables.endpoints.set(7, endpoint())
+        await asyncio.sleep(0.5)
+        assert lab.api.asked == []
+        lab.uids["shop", "web"] = uid
+        lab.tables.pods.set(("shop", "web"), pod)
+        async with asyncio.timeout(10):
+            while not lab.api.asked:
+                await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(scene())
+    assert lab.api.asked == ["create CiliumEndpoint web"]
 
 
 def test_failure_is_tried_again_later_and_told(lab):
