@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import fnmatch
+import json
 import os
 import shlex
 import subprocess
@@ -20,9 +21,10 @@ import tomllib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import compile_bpf
+import evidence
 from toolchain import OUT, ROOT, tool
 
 if TYPE_CHECKING:
@@ -50,6 +52,8 @@ class Result:
     failed: int = 0
     skipped: int = 0
     notes: list[str] = field(default_factory=list)
+    # What tests measured, by name: see evidence.write.
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fail(self, note: str) -> None:
         """Count one failure that no test reported."""
@@ -152,13 +156,30 @@ def count(report: ET.Element, result: Result) -> None:
             result.failed += 1
         elif skipped is None:
             result.passed += 1
-            # record_property("figure", text): what a test measured, worth a line of its own.
-            figures = case.iterfind("properties/property[@name='figure']")
-            result.notes += [f"  {line}" for one in figures for line in (one.get("value") or "").splitlines()]
+            measured = measurement(case)
+            result.notes += [f"  {line}" for line in measured.get("figure", ())]
+            if measured:
+                result.measured[name] = measured
         elif (problem := skip_problem(name, skipped.get("message") or "no reason", expected)) is None:
             result.skipped += 1
         else:
             result.fail(problem)
+
+
+def measurement(case: ET.Element) -> dict[str, Any]:
+    """
+    What a test measured and is worth to be kept.
+
+    record_property("figure", text): lines for people; record_property("data", text): JSON, for evidence.
+    """
+    measured: dict[str, Any] = {}
+    for one in case.iterfind("properties/property"):
+        value = one.get("value") or ""
+        if one.get("name") == "figure":
+            measured.setdefault("figure", []).extend(value.splitlines())
+        elif one.get("name") == "data":
+            measured["data"] = json.loads(value)
+    return measured
 
 
 def checks() -> dict[str, list[str | Path]]:
@@ -253,9 +274,20 @@ def main() -> int:
     for layer in with_tools(arguments.layers or DEFAULT):
         started = time.monotonic()
         result = run_layer(layer, is_long=arguments.long)
+        seconds = time.monotonic() - started
+        if arguments.long and result.measured:
+            path = evidence.write(
+                layer,
+                seconds=seconds,
+                passed=result.passed,
+                failed=result.failed,
+                skipped=result.skipped,
+                tests=result.measured,
+            )
+            result.notes.append(f"  kept in {path.relative_to(ROOT)}")
         sys.stdout.writelines(f"{note}\n" for note in result.notes)
         counts = f"{result.passed} passed, {result.failed} failed, {result.skipped} skipped"
-        sys.stdout.write(f"{layer:14} {counts}  {time.monotonic() - started:.1f} s\n")
+        sys.stdout.write(f"{layer:14} {counts}  {seconds:.1f} s\n")
         sys.stdout.flush()
         total.passed += result.passed
         total.failed += result.failed

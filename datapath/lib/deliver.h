@@ -16,6 +16,9 @@ CONFIG(__u32, cilium_host_ifindex, 0, "ifindex of cilium_host");
 CONFIG(__be32, router_ipv4, 0, "address of cilium_host, the gateway of the pods");
 CONFIG(__u64, cilium_host_mac, 0, "its MAC: the six bytes in memory order");
 
+CONFIG(__u8, host_legacy_routing, 0,
+       "1: what pods send out of the node goes through its stack, where netfilter sees it");
+
 enum {
 	AF_INET_WIRE = 2,
 };
@@ -55,6 +58,16 @@ static __always_inline int store_host_macs(struct __sk_buff *skb)
 static __always_inline int deliver_to_host(struct __sk_buff *skb)
 {
 	skb->mark = 0;
+	return bpf_redirect(cfg_cilium_host_ifindex, BPF_F_INGRESS);
+}
+
+/*
+ * Out of the node the long way: netfilter may have to undo for an answer what it did to the question,
+ * such as a node port of kube-proxy's.  The stack decrements the TTL.  *mark* lasts to the native device.
+ */
+static __always_inline int leave_by_stack(struct __sk_buff *skb, __u32 mark)
+{
+	skb->mark = mark;
 	return bpf_redirect(cfg_cilium_host_ifindex, BPF_F_INGRESS);
 }
 

@@ -183,6 +183,8 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 		entry->flags = (from_local ? 0 : CT_F_ORIGIN_REMOTE) | carried;
 		if (p->flags & PKT_LOOPBACK)
 			entry->flags |= CT_F_LOOPBACK;
+		if (!from_local && p->hook == HOOK_FROM_HOST)
+			entry->flags |= CT_F_FROM_STACK;
 		entry->rev_nat = p->rev_nat;
 		write = 1;
 	}

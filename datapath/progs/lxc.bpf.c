@@ -158,8 +158,8 @@ static __always_inline __be32 tunnel_towards(const struct packet *p, __be32 know
 {
 	if (!cfg_tunnel || known)
 		return known;
-	/* Who came by a node port came past the tunnel. */
-	if (!(p->flags & PKT_REPLY) || p->ct.rev_nat)
+	/* Who came by a node port came past the tunnel, ours or another's that the stack knows of. */
+	if (!(p->flags & PKT_REPLY) || p->ct.rev_nat || p->ct.flags & CT_F_FROM_STACK)
 		return 0;
 	return node_of_addr(&p->dst) ? addr_v4(&p->dst) : 0;
 }
@@ -201,7 +201,7 @@ int call_egress(struct __sk_buff *skb)
 	const struct endpoint *endpoint, *peer;
 	struct ipcache_info info = {};
 	int reason, loopback;
-	__u32 version, oif;
+	__u32 version, oif, mark;
 	__be32 remote;
 
 	if (!p)
@@ -257,13 +257,16 @@ int call_egress(struct __sk_buff *skb)
 		return leave_by_tunnel(skb, p, remote);
 	reason = route_of(skb, p, &oif);
 	if (!reason)
-		reason = decrement_ttl(skb, p);
+		reason = cfg_host_legacy_routing ? store_host_macs(skb) : decrement_ttl(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+	/* Who came in with the pod's own address gets its answers from that address. */
+	mark = p->flags & PKT_REPLY ? MARK_SKIP_SNAT : 0;
 	count_packet(FORWARDED, DIR_EGRESS, skb->len);
 	trace_packet(skb, p, TRACE_TO_NETWORK, DIR_EGRESS, endpoint->id);
-	/* Who came in with the pod's own address gets its answers from that address. */
-	skb->mark = p->flags & PKT_REPLY ? MARK_SKIP_SNAT : 0;
+	if (cfg_host_legacy_routing)
+		return leave_by_stack(skb, mark);
+	skb->mark = mark;
 	return bpf_redirect_neigh(oif, NULL, 0, 0);
 }
 

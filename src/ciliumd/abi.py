@@ -207,6 +207,7 @@ class CtFlags(IntEnum):
     CT_F_LOOPBACK = 16
     CT_F_SEEN_NON_SYN = 32
     CT_F_CARRIED_PEER = 64
+    CT_F_FROM_STACK = 128
 
 
 class LbScope(IntEnum):
@@ -1596,6 +1597,12 @@ CONFIG: dict[str, ConfigSpec] = {
     ),
     "ct_timeout_tcp_syn": ConfigSpec("ct_timeout_tcp_syn", "u32", 4, "seconds a TCP handshake may take"),
     "drop_events": ConfigSpec("drop_events", "u8", 1, "send an event for every dropped packet"),
+    "host_legacy_routing": ConfigSpec(
+        "host_legacy_routing",
+        "u8",
+        1,
+        "1: what pods send out of the node goes through its stack, where netfilter sees it",
+    ),
     "loopback_ipv4": ConfigSpec(
         "loopback_ipv4", "be32", 4, "source a pod sees when it reaches itself through a service"
     ),
@@ -1641,4 +1648,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "6a46ac481b95f92993527e14bc1c8c44579e23e8f1a34d45968db8e8206eb97f"
+ABI_HASH = "1260d7bafd52e096d362c634a3bce800e7dfa9d0acf2156bc735f5081cb4dcf1"

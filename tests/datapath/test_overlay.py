@@ -186,6 +186,19 @@ def test_another_node_reaches_a_pod_and_is_answered_through_the_tunnel(tunnel: T
     )
 
 
+def test_what_the_stack_brought_is_not_answered_through_the_tunnel(tunnel: Tunnel) -> None:
+    """Another node came by a port of this one that netfilter turned: the answer has to pass it again."""
+    came = tunnel.host_sends(from_stack(node_two.ip, pod_one.ip, tcp(40000, 80)))
+    assert len(came.pod) == 1
+    (row,) = tunnel.datapath.ct().values()
+    assert row.flags & CtFlags.CT_F_FROM_STACK
+
+    answer = tunnel.pod_sends(from_pod(pod_one, node_two.ip, tcp(80, 40000, "SA")))
+    assert answer.reasons == []
+    (frame,) = answer.wire
+    assert (Ether(frame)[IP].src, Ether(frame)[IP].dst) == (pod_one.ip, node_two.ip)
+
+
 def test_what_is_for_the_node_goes_up_its_stack_which_answers_through_the_tunnel(tunnel: Tunnel) -> None:
     """As if it came in by cilium_host; the kernel's own echo reply is the proof."""
     outcome = tunnel.tunnel_brings(node_two.ip, AWAY, inner(pod_away, router.ip, ping(9)), frames=2)

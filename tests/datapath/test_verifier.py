@@ -35,6 +35,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "native_cidr_ipv4": (0, 0x0A000000),
     "tunnel": (0, 1),
     "node_port": (0, 1),
+    "host_legacy_routing": (0, 1),
 }
 # ... those that only add telling, which vary among themselves, and together with the others ...
 TELLING = ("drop_events", "trace_events", "policy_verdict_events")

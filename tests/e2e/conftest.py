@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lab.k8s import plan
+from lab.k8s import pages, plan
 from lab.k8s.ciliumd import IMAGE, Ciliumd
 from lab.k8s.cluster import PROGRAMS_VARIABLE, Cluster, programs_directory, sweep
 from lab.k8s.fingerprint import Installed, fingerprint
@@ -27,10 +27,12 @@ ORDER = [
     "test_image",
     "test_chart",
     "test_network",
+    "test_pages",
     "test_cgroup",
     "test_restart",
     "test_upstream",
     "test_uninstall",
+    "test_beside_kube_proxy",
 ]
 BUILD_SECONDS = 2400
 
@@ -95,12 +97,12 @@ def bare(image: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def installed(bare: Cluster) -> Installed:
-    """The chart installed by the real helm, agents and nodes ready."""
+    """The chart installed by the commands of README, agents and nodes ready."""
     ciliumd = Ciliumd(bare)
     before = fingerprint(bare)
     started = time.monotonic()
     if not ciliumd.installed():
-        ciliumd.install()
+        pages.follow(ciliumd, pages.the("README.md", "helm install"))
     ciliumd.wait()
     return Installed(ciliumd, before, time.monotonic() - started)
 

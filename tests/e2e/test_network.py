@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from lab import manifests
+from lab.k8s import people
 from lab.k8s.ciliumd import Ciliumd
 from lab.k8s.cluster import Cluster
 from lab.k8s.kubectl import Kubectl
@@ -17,7 +18,7 @@ from lab.process import run
 from lab.waiting import eventually
 
 PORT, NODE_SERVER_PORT, WORLD_PORT = 8000, 8001, 8002
-NODE_PORT = 30080
+NODE_PORT, HOST_PORT = 30080, 8088
 MTU, VXLAN_OVERHEAD, IP_ICMP_HEADERS = 1500, 50, 28
 TRIES = 20
 PODS = ["client1", "client2"]
@@ -111,6 +112,34 @@ def test_node_port_by_udp_from_outside(stage: People, cluster: Cluster) -> None:
         "server1",
         "server2",
     }
+
+
+@pytest.fixture(scope="module")
+def host_port(stage: People, kubectl: Kubectl) -> Iterator[str]:
+    """A pod on node1 with a port of the node, TCP and UDP; the node's address."""
+    people.serve_host_port(stage, HOST_PORT)
+    yield stage.cluster.node("node1").address
+    kubectl.delete("pod", people.HOST_PORT_POD, namespace=NAMESPACE)
+
+
+@pytest.mark.parametrize("verb", ["tcp_connect", "udp_exchange"])
+@pytest.mark.parametrize("client", [*PODS, *NODES, "world"])
+def test_host_port(stage: People, host_port: str, client: str, verb: str) -> None:
+    """A container's port on its node, from everywhere; the pod sees who asks from outside."""
+    reply = stage.actor(client).call(verb, address=host_port, port=HOST_PORT)
+
+    assert reply["outcome"] == "answered", reply
+    assert reply["answer"]["server"] == people.HOST_PORT_POD
+    if client == "world":
+        assert reply["answer"]["client"][0] == str(stage.cluster.plan.world)
+
+
+def test_host_port_is_on_its_node_only(stage: People, cluster: Cluster, host_port: str) -> None:
+    """The other node has none, and the pod's end takes it away."""
+    other = cluster.node("node2").address
+
+    assert tcp(stage, "world", host_port, HOST_PORT)["outcome"] == "answered"
+    assert tcp(stage, "world", other, HOST_PORT, timeout=1.0)["outcome"] != "answered"
 
 
 def test_cluster_ip_is_nothing_outside(stage: People, cluster: Cluster, kubectl: Kubectl) -> None:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from lab.k8s import pages
+from lab.k8s.ciliumd import PARTS
 from lab.k8s.cluster import Cluster
 from lab.k8s.fingerprint import Installed, fingerprint
 from lab.k8s.kubectl import Kubectl
@@ -18,6 +20,8 @@ CONFLIST = {
     "name": "other",
     "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}],
 }
+# The page has another upgrade, which removes nothing.
+CLEAN_UP = "helm upgrade cilium charts/ciliumd --namespace kube-system --reuse-values"
 MARKS = ("cilium.io/", "ciliumd")
 
 
@@ -40,7 +44,11 @@ def gone(installed: Installed) -> Cluster:
     cluster.kubectl(
         "wait", "--for=delete", "pod", "-l", "k8s-app=kube-dns", "-n", "kube-system", "--timeout=60s"
     )
-    installed.ciliumd.clean_up()
+    pages.follow(
+        installed.ciliumd,
+        pages.the("docs/operations.md", CLEAN_UP),
+    )
+    cluster.kubectl.wait("--for=delete", "pod", "-l", PARTS, namespace="kube-system")
     return cluster
 
 

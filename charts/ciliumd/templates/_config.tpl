@@ -20,7 +20,7 @@
       "enable-ipv6" false
       "enable-ipv4-masquerade" $values.enableIPv4Masquerade
       "enable-bpf-masquerade" true
-      "enable-host-legacy-routing" false
+      "enable-host-legacy-routing" $values.bpf.hostLegacyRouting
       "enable-tcx" $values.bpf.enableTCX
       "datapath-mode" "veth"
       "ipam" $values.ipam.mode

@@ -248,6 +248,7 @@ enum cil_ct_flags {
 	CT_F_LOOPBACK = 16,	/* pod reaching itself through a service */
 	CT_F_SEEN_NON_SYN = 32, /* TCP beyond the handshake */
 	CT_F_CARRIED_PEER = 64, /* the tunnel told who the peer is; its address says less */
+	CT_F_FROM_STACK = 128,	/* the node's stack brought it: answers go back there */
 };
 
 struct ct_entry {

@@ -32,13 +32,14 @@ class ConfInvalid(Exception):
 
 def conflist(
     *,
+    portmap: bool,
     debug: bool = False,
     log_file: Path = DEFAULT_LOG,
     socket: Path = DEFAULT_SOCKET,
     queue: Path = DEFAULT_QUEUE,
 ) -> bytes:
     """
-    Our network configuration list: ``cilium-cni``, and ``portmap`` behind it for hostPort.
+    Our network configuration list: ``cilium-cni``, and *portmap* behind it where we do not serve host ports.
 
     0.3.1 is what every runtime and every portmap speaks.
     """
@@ -47,8 +48,8 @@ def conflist(
         plugin["cni-socket"] = str(socket)
     if queue != DEFAULT_QUEUE:
         plugin["delete-queue"] = str(queue)
-    portmap = {"type": "portmap", "capabilities": {"portMappings": True}}
-    whole = {"cniVersion": "0.3.1", "name": "cilium", "plugins": [plugin, portmap]}
+    plugins = [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}] if portmap else [plugin]
+    whole = {"cniVersion": "0.3.1", "name": "cilium", "plugins": plugins}
     return json.dumps(whole, indent=2).encode() + b"\n"
 
 

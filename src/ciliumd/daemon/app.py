@@ -177,6 +177,7 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
         repeat("numbers", NUMBERS_SECONDS, agent.release_numbers),
         repeat("map-pressure", MAP_PRESSURE_SECONDS, agent.read_usage),
         _retire_generations(agent),
+        _tell_ready(agent),
         _keep_cni_configuration(agent),
         *agent.origin.work(agent),
     ]
@@ -213,13 +214,24 @@ async def _serve_health(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
     stack.push_async_callback(server.stop)
 
 
+async def _tell_ready(agent: Agent) -> None:
+    """Say once how long it took until maps are what objects say: Cilium's metric with the scope `overall`."""
+    await agent.ready()
+    seconds = time.monotonic() - agent.started
+    agent.tallies.bootstrap_seconds.set("overall", "success", to=seconds)
+    log.info("agent.ready", seconds=round(seconds, 3))
+
+
 async def _keep_cni_configuration(agent: Agent) -> None:
     """Once pods can be made runtimes are told so, and other configurations are kept aside."""
     settings = agent.settings
     if settings.write_cni_conf_when_ready is None:
         return
     content = conflist(
-        debug=settings.debug, socket=settings.cni_socket, queue=settings.state_dir.parent / QUEUE
+        portmap=not settings.kube_proxy_replacement,
+        debug=settings.debug,
+        socket=settings.cni_socket,
+        queue=settings.state_dir.parent / QUEUE,
     )
     conf = Conf(settings.write_cni_conf_when_ready, content, exclusive=settings.cni_exclusive)
     await agent.ready()

@@ -50,7 +50,6 @@ FIXED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "enable-envoy-config": _off("Envoy"),
     "enable-gateway-api": _off("Gateway API"),
     "enable-host-firewall": _off("the host firewall"),
-    "enable-host-legacy-routing": _off("routing through the host's stack"),
     "enable-hubble": _off("Hubble's API"),
     "enable-ingress-controller": _off("the Ingress controller"),
     "enable-ip-masq-agent": _off("the IP masquerade agent"),

@@ -121,6 +121,7 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
         "masquerade": settings.enable_ipv4_masquerade,
         "node_port": settings.kube_proxy_replacement,
+        "host_legacy_routing": settings.host_legacy_routing,
         **_network("pod_cidr", wiring.pod_cidr),
     }
     if settings.ipv4_native_routing_cidr is not None:

@@ -18,6 +18,8 @@ from ciliumd.desired import identities as identity_stage
 from ciliumd.desired import ipcache as ipcache_stage
 from ciliumd.desired import services as service_stage
 from ciliumd.desired.endpoints import EndpointRows
+from ciliumd.desired.hostports import host_ports
+from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.lbrows import LbRows, lb_rows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
@@ -307,9 +309,18 @@ class NodePlan:
             tables.endpoints.values(),
             node=self.node.name,
         )
+        ports = host_ports(
+            tables.pods.view(),
+            tables.endpoints.values(),
+            self.node.node_port_addresses,
+            node=self.node.name,
+        )
         self.served, refused = service_stage.served_frontends(
-            service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
-            [*written, *derived.values()],
+            [
+                *service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
+                *ports.services,
+            ],
+            [*written, *derived.values(), *ports.slices],
             node=self.node.name,
         )
         services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
@@ -322,8 +333,8 @@ class NodePlan:
         self._report(
             "Service",
             {
-                ("Service", *problem.service): Problem(str(problem.frontend), problem.message)
-                for problem in (*refused, *self.lb_rows.problems)
+                _object_of(problem.service): Problem(str(problem.frontend), problem.message)
+                for problem in (*refused, *ports.problems, *self.lb_rows.problems)
             },
         )
 
@@ -348,6 +359,12 @@ class NodePlan:
         if self._seen.get(part) != now():
             work()
             self._seen[part] = now()
+
+
+def _object_of(service: NamespacedName) -> ObjectKey:
+    """The object whose author a problem of this service is told to."""
+    pod = host_port_pod(service)
+    return ("Service", *service) if pod is None else ("Pod", *pod)
 
 
 def _nobody_asks() -> None:

@@ -119,6 +119,10 @@ class Settings(BaseSettings):
     kube_proxy_replacement: bool = Field(
         default=True, description="all kinds of services are translated here, not by kube-proxy"
     )
+    enable_host_legacy_routing: bool = Field(
+        default=False,
+        description="what pods send out of the node goes through its stack; always so beside kube-proxy",
+    )
     node_port_range: Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_words)] = Field(
         default=(30000, 32767), description="first and last port of NodePorts"
     )
@@ -247,6 +251,15 @@ class Settings(BaseSettings):
                     f"cluster-pool-ipv4-cidr {cidr}"
                 )
         return self
+
+    @property
+    def host_legacy_routing(self) -> bool:
+        """
+        Whether what leaves the node goes through its stack.
+
+        Beside kube-proxy it has to: netfilter turns addresses on the way in, and back on the way out.
+        """
+        return self.enable_host_legacy_routing or not self.kube_proxy_replacement
 
 
 class _DirectorySource(PydanticBaseSettingsSource):

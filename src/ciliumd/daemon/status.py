@@ -71,7 +71,9 @@ async def status(agent: Agent) -> Json:
         },
         **_health(agent),
         "ipam": _ipam(agent),
-        "host-routing": {"mode": "BPF" if active and host_links else "Legacy"},
+        "host-routing": {
+            "mode": status_models.host_routing(agent.settings, active=active and bool(host_links))
+        },
         "attach-mode": "TCX" if agent.attachments.mode == "TCX" else "TC",
         "datapath-mode": "veth",
         "routing": status_models.routing(agent.settings, active=active),

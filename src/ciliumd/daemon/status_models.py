@@ -84,9 +84,14 @@ def kube_proxy_replacement(
     return model
 
 
+def host_routing(settings: Settings, *, active: bool) -> str:
+    """How what pods send leaves the node: by programs alone, or through the stack."""
+    return "BPF" if active and not settings.host_legacy_routing else "Legacy"
+
+
 def routing(settings: Settings, *, active: bool) -> Json:
     """``models.Routing``."""
-    model = {"intra-host-routing-mode": "BPF" if active else "Legacy"}
+    model = {"intra-host-routing-mode": host_routing(settings, active=active)}
     if settings.routing_mode == "tunnel":
         return {"inter-host-routing-mode": "Tunnel", "tunnel-protocol": settings.tunnel_protocol, **model}
     return {"inter-host-routing-mode": "Native", **model}

@@ -7,6 +7,7 @@ where rows are kept in ``tables``.
 """
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Addr, Prefix
@@ -25,6 +26,15 @@ class NamespaceRow:
 
     name: str
     labels: dict[str, str]
+
+
+class HostPort(NamedTuple):
+    """A port of the node that leads to a container: at *addr* only, or at every address of the node."""
+
+    addr: Addr | None
+    port: int
+    protocol: str
+    target: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,7 @@ class PodRow:
     named_ports: dict[str, tuple[str, int]]
     ready: bool = True
     terminating: bool = False
+    host_ports: tuple[HostPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,13 @@ Namespace and Pod (v1): where labels, service accounts and named ports come from
 Most of a pod is no concern of ours and is not read.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator
 
 from ciliumd.model.net import Addr
-from ciliumd.model.objects import NamespaceRow, PodRow
+from ciliumd.model.objects import HostPort, NamespaceRow, PodRow
 from ciliumd.resources.fields import Lenient, ObjectMeta, PortName, PortNumber, Row, parse_address
 
 NAMESPACE_NAME_LABEL = "kubernetes.io/metadata.name"
@@ -47,6 +48,8 @@ class ContainerPort(Lenient):
     name: PortName | None = None
     container_port: PortNumber
     protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+    host_port: int = Field(0, ge=0, le=65535)
+    host_ip: MaybeAddress = Field(None, alias="hostIP")
 
 
 class Container(Lenient):
@@ -104,15 +107,35 @@ class Pod(Lenient):
             named_ports=self._named_ports(),
             ready=all(c.status == "True" for c in status.conditions or () if c.type == "Ready"),
             terminating=self.metadata.deletion_timestamp is not None,
+            host_ports=self._host_ports(),
         )
         return [("pods", (row.namespace, row.name), row)]
 
-    def _named_ports(self) -> dict[str, tuple[str, int]]:
-        # Init containers that keep running are sidecars; of equal names the first container's counts.
+    def _ports(self) -> Iterator[ContainerPort]:
+        # Init containers that keep running are sidecars.
         sidecars = [c for c in self.spec.init_containers or () if c.restart_policy == "Always"]
-        ports: dict[str, tuple[str, int]] = {}
         for container in [*(self.spec.containers or ()), *sidecars]:
-            for port in container.ports or ():
-                if port.name:
-                    ports.setdefault(port.name, (port.protocol, port.container_port))
+            yield from container.ports or ()
+
+    def _named_ports(self) -> dict[str, tuple[str, int]]:
+        ports: dict[str, tuple[str, int]] = {}
+        for port in self._ports():
+            if port.name:
+                # Of equal names the first container's counts.
+                ports.setdefault(port.name, (port.protocol, port.container_port))
         return ports
+
+    def _host_ports(self) -> tuple[HostPort, ...]:
+        if self.spec.host_network:
+            # The container listens on the node itself.
+            return ()
+        return tuple(
+            HostPort(_unless_any(port.host_ip), port.host_port, port.protocol, port.container_port)
+            for port in self._ports()
+            if port.host_port
+        )
+
+
+def _unless_any(addr: Addr | None) -> Addr | None:
+    """The address; None for 0.0.0.0 and ::, which mean every one."""
+    return None if addr is None or addr.is_unspecified else addr

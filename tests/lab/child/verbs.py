@@ -248,7 +248,9 @@ def tcp_say(handle: int, text: str = "still there?", timeout: float = 2.0) -> Js
         return {"outcome": _outcome(error)}
     if not echo:
         return {"outcome": "reset"}
-    return {"outcome": "answered", "echo": echo.rstrip("\n"), "peer": sock.getpeername()}
+    echo = echo.rstrip("\n")
+    outcome = "answered" if echo == text else "garbled"
+    return {"outcome": outcome, "echo": echo, "peer": sock.getpeername()}
 
 
 @verb

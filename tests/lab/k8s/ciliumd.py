@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,23 +79,6 @@ class Ciliumd:
                 lines += [f"--- {name} {which} ---", self.kubectl.run(*words, check=False).stdout]
         return "\n".join(lines)
 
-    def clean_up(self) -> None:
-        """Take agents and all they left off the nodes, as the chart's notes say; then uninstall it."""
-        words = [
-            "upgrade",
-            RELEASE,
-            str(CHART),
-            "-n",
-            NAMESPACE,
-            "--reuse-values",
-            "--set",
-            "cleanup.enabled=true",
-        ]
-        self.cluster.helm(*words)
-        self.kubectl.rollout("ds/cilium", NAMESPACE, seconds=READY_SECONDS)
-        self.cluster.helm("uninstall", RELEASE, "-n", NAMESPACE)
-        self.kubectl.wait("--for=delete", "pod", "-l", PARTS, namespace=NAMESPACE)
-
     # -- its agents ----------------------------------------------------------------------------
 
     def agent(self, node: ClusterNode) -> dict[str, Any]:
@@ -133,8 +117,12 @@ class Ciliumd:
         """Delete the agent's pod and do not wait."""
         self.kubectl.delete("pod", self.agent_name(node), namespace=NAMESPACE, wait=False)
 
-    def restart(self, kind: str) -> None:
-        """End all agents at once, by a signal's name or :data:`POD_DELETE`; others are ready afterwards."""
+    def restart(self, kind: str, *, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """
+        End all agents at once, by a signal's name or :data:`POD_DELETE`; others are ready afterwards.
+
+        *meanwhile* is called when all have been ended and before anybody waits for the next ones.
+        """
         nodes = self.cluster.nodes
         before = {node.name: self.incarnation(node) for node in nodes}
         for node in nodes:
@@ -142,6 +130,7 @@ class Ciliumd:
                 self.delete(node)
             else:
                 self.signal(node, signal.Signals[kind])
+        meanwhile()
         for node in nodes:
             self.wait_restarted(node, before[node.name])
 
@@ -152,6 +141,12 @@ class Ciliumd:
             f"another agent is ready on {node.name}",
             seconds=READY_SECONDS,
         )
+
+    def seconds_to_ready(self, node: ClusterNode) -> float:
+        """Seconds from the start of a node's agent until its maps were what objects say."""
+        metrics = self.cilium_json(node, "metrics", "list", "-p", "cilium_agent_bootstrap_seconds")
+        (overall,) = (one["value"] for one in metrics if one["labels"].get("scope") == "overall")
+        return float(overall)
 
     def logs(self, node: ClusterNode, *words: str) -> str:
         """What the agent of a node has logged."""

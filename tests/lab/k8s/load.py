@@ -24,15 +24,21 @@ from lab.waiting import eventually
 
 ANSWERED: Final = "answered"
 PAUSE_SECONDS: Final = 0.05
+# How long an answer on an open connection may take.
+PATIENCE_SECONDS: Final = 5.0
 # A server takes these; each path of datagrams lands on a port of its own.
 TCP_PORT: Final = 7000
 DIRECT, BY_SERVICE, BY_NODE_PORT = 9000, 9001, 9002
 DENIED_PORT: Final = 9999
 NODE_PORT_TCP, NODE_PORT_UDP = 30700, 30900
 CLUSTER_IP, NODE_PORT = "load-by-address", "load-by-node"
+DENIED: Final = "denied"
+# Said over an open connection all the time: several segments at once, echoed whole.
+WORDS: Final = "still there? " * 300
 FAR_LABEL: Final = {"load": "far"}
-UDP_RATE: Final = 2000
-DENIED_RATE: Final = 200
+# Datagrams per second: on each of the four paths, and to each of the two servers against the policy.
+UDP_RATE: Final = 2500
+DENIED_RATE: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,18 @@ class Report:
     def wrongly_allowed(self) -> int:
         """Datagrams and connections that came through against the policy."""
         return self.denied_received + self.denied_connects[ANSWERED]
+
+    def data(self) -> dict[str, Any]:
+        """The sums, for a file."""
+        names = ("sent", "lost", "reset", "refused", "denied_sent", "wrongly_allowed")
+        sums: dict[str, Any] = {name: getattr(self, name) for name in names}
+        sums["denied_connects"] = self.denied_connects.total()
+        sums["fresh_connections"] = sum(tally.total() for tally in self.fresh.values())
+        sums["words_over_open_connections"] = sum(tally.total() for tally in self.spoken.values())
+        sums["datagrams_per_second"] = {
+            fate.name: round(fate.sent / max(fate.seconds, 1e-9)) for fate in self.fates
+        }
+        return sums
 
     def __str__(self) -> str:
         lines = [str(fate) for fate in self.fates]
@@ -239,19 +257,23 @@ class Load:
             }
             for number, server in enumerate(self._servers)
         ]
-        self._client.call("flood_send", name="denied", flows=denied)
+        self._client.call("flood_send", name=DENIED, flows=denied)
         return self
 
     def _connect(self, target: tuple[str, int], *, timeout: float) -> Callable[[], dict[str, Any]]:
         return lambda: self._client.call("tcp_connect", address=target[0], port=target[1], timeout=timeout)
 
     def _say(self, handle: int) -> Callable[[], dict[str, Any]]:
-        return lambda: self._client.call("tcp_say", handle=handle, text="still there?", timeout=5.0)
+        return lambda: self._client.call("tcp_say", handle=handle, text=WORDS, timeout=PATIENCE_SECONDS)
 
     def wait_sent(self, more: int) -> None:
         """Wait until every path has sent this many more datagrams."""
         for flood in self._floods:
             flood.wait_sent(more)
+
+    def denied_sent(self) -> int:
+        """Datagrams sent against the policy so far."""
+        return sum(self._client.call("flood_progress", name=DENIED).values())
 
     def stop(self) -> Report:
         """Stop everything and sum up."""
@@ -262,7 +284,7 @@ class Load:
         report.spoken = {name: loop.end() for name, loop in self._spoken.items()}
         for loop in self._denied:
             report.denied_connects += loop.end()
-        ended = self._client.call("flood_end", name="denied")["flows"].values()
+        ended = self._client.call("flood_end", name=DENIED)["flows"].values()
         report.denied_sent = sum(flow["sent"] for flow in ended)
         report.denied_received = sum(
             server.actor.call("flood_received", port=DENIED_PORT) for server in self._servers
@@ -288,5 +310,5 @@ class Load:
                 loop.end()
             for flood in self._floods:
                 flood.close()
-            self._client.call("flood_end", name="denied")
+            self._client.call("flood_end", name=DENIED)
             self._close()

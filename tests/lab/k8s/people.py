@@ -12,6 +12,8 @@ from lab.k8s.kubectl import Object
 from lab.k8s.pod import ClusterPod
 
 NAMESPACE: Final = "e2e"
+HOST_PORT_POD: Final = "hostport"
+HOST_PORT_TARGET: Final = 8000
 CLIENT: Final = {"app": "client"}
 SERVER: Final = {"app": "server"}
 
@@ -25,6 +27,22 @@ def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": labels},
         "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container], **spec},
     }
+
+
+def serve_host_port(people: "People", port: int) -> None:
+    """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers."""
+    ports = [
+        {"containerPort": HOST_PORT_TARGET, "hostPort": port, "protocol": protocol}
+        for protocol in ("TCP", "UDP")
+    ]
+    one = pod(HOST_PORT_POD, "node1", {"app": HOST_PORT_POD})
+    one["spec"]["containers"][0]["ports"] = ports
+    kubectl = people.cluster.kubectl
+    kubectl.apply(one)
+    kubectl.wait("--for=condition=Ready", f"pod/{HOST_PORT_POD}", namespace=NAMESPACE)
+    actor = people.cluster.pod(HOST_PORT_POD, NAMESPACE).actor
+    actor.call("serve_tcp", name=HOST_PORT_POD, port=HOST_PORT_TARGET)
+    actor.call("serve_udp", name=HOST_PORT_POD, port=HOST_PORT_TARGET)
 
 
 @dataclass

@@ -16,8 +16,8 @@ def path(tmp_path):
 
 
 def test_the_configuration_is_what_runtimes_know(path):
-    """Readable by root only, with hostPort left to portmap."""
-    Conf(path, conflist(), exclusive=True).enforce()
+    """Readable by root only."""
+    Conf(path, conflist(portmap=False), exclusive=True).enforce()
     assert json.loads(path.read_bytes()) == {
         "cniVersion": "0.3.1",
         "name": "cilium",
@@ -27,16 +27,22 @@ def test_the_configuration_is_what_runtimes_know(path):
                 "enable-debug": False,
                 "log-file": "/var/run/cilium/cilium-cni.log",
             },
-            {"type": "portmap", "capabilities": {"portMappings": True}},
         ],
     }
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert [one.name for one in path.parent.iterdir()] == [path.name]
 
 
+def test_host_ports_are_left_to_portmap_where_we_do_not_serve_them():
+    """Beside kube-proxy."""
+    (_, portmap) = json.loads(conflist(portmap=True))["plugins"]
+    assert portmap == {"type": "portmap", "capabilities": {"portMappings": True}}
+
+
 def test_places_are_told_only_where_they_are_not_the_usual_ones(tmp_path):
     """The executable knows the usual ones itself."""
-    (plugin, _) = json.loads(conflist(socket=tmp_path / "s", queue=tmp_path / "q", debug=True))["plugins"]
+    text = conflist(portmap=False, socket=tmp_path / "s", queue=tmp_path / "q", debug=True)
+    (plugin,) = json.loads(text)["plugins"]
     assert plugin["cni-socket"] == str(tmp_path / "s")
     assert plugin["delete-queue"] == str(tmp_path / "q")
     assert plugin["enable-debug"] is True
@@ -48,7 +54,7 @@ def test_others_are_set_aside_now_and_when_they_come_back(path):
     for name in ("10-other.conflist", "00-first.conf", "x.json", "README", "old.conf.cilium_bak"):
         (path.parent / name).write_text(name)
     (path.parent / "dir.conf").mkdir()
-    conf = Conf(path, conflist(), exclusive=True)
+    conf = Conf(path, conflist(portmap=False), exclusive=True)
     conf.enforce()
     assert sorted(one.name for one in path.parent.iterdir()) == [
         "00-first.conf.cilium_bak",
@@ -69,23 +75,23 @@ def test_others_stay_when_we_are_not_alone(path):
     """Runtimes take the first."""
     path.parent.mkdir()
     (path.parent / "10-other.conf").write_text("{}")
-    Conf(path, conflist(), exclusive=False).enforce()
+    Conf(path, conflist(portmap=False), exclusive=False).enforce()
     assert (path.parent / "10-other.conf").exists()
 
 
 def test_ours_is_written_again_when_it_is_gone_or_another(path):
     """And left alone, with its inode, when it is as it should be."""
-    conf = Conf(path, conflist(), exclusive=True)
+    conf = Conf(path, conflist(portmap=False), exclusive=True)
     conf.enforce()
     inode = path.stat().st_ino
     conf.enforce()
     assert path.stat().st_ino == inode
     path.write_text("{}")
     conf.enforce()
-    assert path.read_bytes() == conflist()
+    assert path.read_bytes() == conflist(portmap=False)
     path.unlink()
     conf.enforce()
-    assert path.read_bytes() == conflist()
+    assert path.read_bytes() == conflist(portmap=False)
 
 
 def test_an_uninstall_gives_the_others_their_names_back(path):
@@ -93,7 +99,7 @@ def test_an_uninstall_gives_the_others_their_names_back(path):
     path.parent.mkdir()
     for name in ("a.conf", "b.conf"):
         (path.parent / name).write_text(name)
-    Conf(path, conflist(), exclusive=True).enforce()
+    Conf(path, conflist(portmap=False), exclusive=True).enforce()
     (path.parent / "b.conf").write_text("new")
     assert uninstall(path) == [path, path.parent / "a.conf"]
     assert (path.parent / "a.conf").read_text() == "a.conf"

@@ -63,6 +63,7 @@ SWITCHES = {
     "enable-ipv4": True,
     "enable-ipv4-masquerade": True,
     "kube-proxy-replacement": True,
+    "enable-host-legacy-routing": False,
     "cni-exclusive": True,
     "enable-health-checking": True,
     "enable-endpoint-health-checking": True,
@@ -279,3 +280,16 @@ def test_a_start_that_fails_ends_the_agent_with_1(capsys, tmp_path):
     printed = capsys.readouterr().err
     assert "is no directory; create it or name another" in printed
     assert "level=error" in printed
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--enable-host-legacy-routing"], True),
+        (["--no-kube-proxy-replacement"], True),
+    ],
+)
+def test_beside_kube_proxy_packets_go_through_the_stack(words, expected):
+    """Or netfilter could not undo what it did."""
+    assert read_settings(words).host_legacy_routing is expected

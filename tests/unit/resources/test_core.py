@@ -5,6 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from ciliumd.model.objects import HostPort
 from ciliumd.tables import NamespaceRow, PodRow
 from unit.resources.documents import problems, rows
 
@@ -54,6 +55,31 @@ def test_pod_row_has_what_policy_and_services_need() -> None:
             ),
         )
     ]
+
+
+def test_host_ports_are_read_as_written() -> None:
+    """0.0.0.0 is every address; a container on the node's own network needs none."""
+    text = """
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  hostNetwork: %s
+  containers:
+  - ports:
+    - {containerPort: 8080, hostPort: 80}
+    - {containerPort: 5353, hostPort: 53, protocol: UDP, hostIP: 192.0.2.1}
+    - {containerPort: 9, hostPort: 9, hostIP: 0.0.0.0}
+    - {containerPort: 10}
+"""
+    ((_, _, row),) = rows(text % "false")
+    assert row.host_ports == (
+        HostPort(None, 80, "TCP", 8080),
+        HostPort(IPv4Address("192.0.2.1"), 53, "UDP", 5353),
+        HostPort(None, 9, "TCP", 9),
+    )
+    ((_, _, row),) = rows(text % "true")
+    assert row.host_ports == ()
 
 
 def test_pod_status_tells_address_and_fitness() -> None:

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+The documentation's commands do on a cluster what the pages say, and its objects are accepted.
+
+Installing and uninstalling are blocks too: the layer itself installs and uninstalls by them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lab.k8s import pages
+from lab.k8s.ciliumd import CHART, NAMESPACE, RELEASE, Ciliumd
+from lab.k8s.cluster import Cluster
+from lab.k8s.kubectl import Kubectl, Object
+from unit.docs.pages import Block, blocks
+from unit.docs.pages import pages as all_pages
+
+LOOK = "kubectl get nodes"
+STATUS = "kubectl -n kube-system exec daemonset/cilium"
+UPGRADE = "helm upgrade cilium charts/ciliumd --namespace kube-system --reset-then-reuse-values"
+ROLL_BACK = "helm rollback cilium"
+INSTALL, BESIDE = "helm install cilium charts/ciliumd", "--set kubeProxyReplacement=false"
+# Blocks that other files of the layer follow: how the layer installs and how it takes away.
+FOLLOWED_ELSEWHERE = (INSTALL, "cleanup.enabled=true")
+# Nothing is there for them: the commands say what becomes of parts that this cluster never had.
+ABSENT: tuple[str, ...] = ("delete daemonset kube-proxy",)
+
+
+def objects() -> list[tuple[Block, Object]]:
+    """Every object of the pages that users apply; a file of values is none."""
+    found = [
+        (block, one)
+        for page in all_pages()
+        for block in blocks(page)
+        if block.language == "yaml"
+        for one in yaml.safe_load_all(block.text)
+    ]
+    return [(block, one) for block, one in found if "kind" in one]
+
+
+def values() -> list[Block]:
+    """Every file of values of the pages."""
+    found = [block for page in all_pages() for block in blocks(page) if block.language == "yaml"]
+    return [block for block in found if "kind" not in yaml.safe_load(block.text)]
+
+
+def test_every_block_is_followed_somewhere() -> None:
+    """A new block of commands in the pages needs a place here."""
+    here = (LOOK, STATUS, UPGRADE, ROLL_BACK)
+    lost = [
+        str(block)
+        for block in pages.shown()
+        if not any(
+            any(mark in " ".join(words) for words in block.commands)
+            for mark in (*here, *FOLLOWED_ELSEWHERE, *ABSENT)
+        )
+    ]
+
+    assert lost == []
+
+
+def test_what_to_look_at(ciliumd: Ciliumd) -> None:
+    """README: nodes, status, health, objects, drops."""
+    said = pages.follow(ciliumd, pages.the("README.md", LOOK))
+
+    assert "node1" in said[0]
+    assert "Cluster health:" in said[1]
+    assert "node2" in said[2]
+    assert "ciliumendpoint" in said[3]
+
+
+def test_status(ciliumd: Ciliumd) -> None:
+    """Operations: the first thing to ask."""
+    (said,) = pages.follow(ciliumd, pages.the("docs/operations.md", STATUS))
+
+    assert "KubeProxyReplacement" in said
+
+
+def test_upgrade_and_roll_back(ciliumd: Ciliumd, cluster: Cluster) -> None:
+    """The commands, with a change between them that replaces every agent, forth and back."""
+    agents = [ciliumd.incarnation(node) for node in cluster.nodes]
+    said = pages.follow(ciliumd, pages.the("docs/operations.md", UPGRADE))
+    assert "ciliumd" in said[2]
+
+    change = ("--reuse-values", "--set-string", "podAnnotations.example\\.org/rolled=1")
+    cluster.helm("upgrade", RELEASE, str(CHART), "-n", NAMESPACE, *change)
+    ciliumd.wait()
+    changed = [ciliumd.incarnation(node) for node in cluster.nodes]
+    pages.follow(ciliumd, pages.the("docs/operations.md", ROLL_BACK))
+    ciliumd.wait()
+    after = [ciliumd.incarnation(node) for node in cluster.nodes]
+
+    assert not set(agents) & set(changed)
+    assert not set(changed) & set(after)
+    assert "example.org/rolled" not in ciliumd.agent(cluster.nodes[0])["metadata"].get("annotations", {})
+
+
+@pytest.fixture
+def applied(kubectl: Kubectl) -> Iterator[list[Object]]:
+    """The objects of all pages, as long as the test runs."""
+    found = [one for _, one in objects()]
+    kubectl.apply(*found)
+    yield found
+    for one in found:
+        metadata = one["metadata"]
+        kubectl.delete(one["kind"], metadata["name"], namespace=metadata.get("namespace", "default"))
+
+
+def test_objects_are_taken(applied: list[Object], ciliumd: Ciliumd, cluster: Cluster) -> None:
+    """The API server takes them, the operator calls every policy valid, and nodes still reach each other."""
+    policies = [
+        one for one in applied if one["kind"].endswith("NetworkPolicy") and "cilium" in one["apiVersion"]
+    ]
+    assert len(policies) >= 2
+    for one in policies:
+        metadata = one["metadata"]
+        ciliumd.kubectl.wait(
+            "--for=condition=Valid",
+            f"{one['kind'].lower()}/{metadata['name']}",
+            namespace=metadata.get("namespace", "default"),
+        )
+    for node in cluster.nodes:
+        ciliumd.kubectl.until(
+            lambda node=node: "2/2 reachable" in ciliumd.cilium(node, "status"), "all is reachable"
+        )
+
+
+@pytest.mark.parametrize("block", values(), ids=str)
+def test_values_are_taken(bare: Cluster, block: Block, tmp_path: Path) -> None:
+    """Helm and the API server take what the chart makes of them."""
+    file = tmp_path / "values.yaml"
+    file.write_text(block.text)
+    rendered = bare.helm("template", RELEASE, str(CHART), "-n", NAMESPACE, "-f", str(file)).stdout
+    taken = bare.kubectl("apply", "--dry-run=server", "-n", NAMESPACE, "-f", "-", stdin=rendered)
+
+    assert "daemonset.apps/cilium" in taken

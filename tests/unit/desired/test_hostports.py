@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Host ports become services of one backend, at addresses of the node only."""
+
+from ipaddress import ip_address
+
+import pytest
+
+from ciliumd.desired.hostports import host_ports, pod_of
+from ciliumd.desired.services import served_frontends
+from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.objects import HostPort, PodRow
+from ciliumd.model.service import Backend, BackendState, Frontend, ServiceKind
+
+pytestmark = pytest.mark.unit
+
+ONE, TWO, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2"), ip_address("198.51.100.1")
+POD = ip_address("10.0.1.7")
+
+
+def pod(name: str, *ports: HostPort, terminating: bool = False) -> PodRow:
+    """A pod of the namespace shop."""
+    return PodRow("shop", name, {}, "default", None, False, "n1", {}, True, terminating, ports)
+
+
+def endpoint(name: str, number: int = 1, ipv4: str = str(POD)) -> EndpointSpec:
+    """Its endpoint."""
+    return EndpointSpec(
+        id=number,
+        slot=number,
+        slot_gen=1,
+        namespace="shop",
+        pod=name,
+        container_id="c",
+        netns="/n",
+        ifname=f"lxc{number}",
+        ifindex=number,
+        mac="02:00:00:00:00:01",
+        node_mac="02:00:00:00:00:02",
+        ipv4=ip_address(ipv4),
+        ipv6=None,
+    )
+
+
+def of(pods: list[PodRow], endpoints: list[EndpointSpec], addresses=(ONE, TWO)):
+    """Host ports of a node."""
+    return host_ports({(one.namespace, one.name): one for one in pods}, endpoints, addresses, node="n1")
+
+
+def test_port_is_served_at_every_address_of_the_node() -> None:
+    """And leads to the container's port of that pod alone."""
+    found = of([pod("web", HostPort(None, 80, "TCP", 8080))], [endpoint("web")])
+    served, refused = served_frontends(found.services, found.slices)
+
+    assert [one.frontend for one in served] == [
+        Frontend(addr, 80, "TCP", ServiceKind.HOST_PORT) for addr in (ONE, TWO)
+    ]
+    assert {one.chosen for one in served} == {(Backend(POD, 8080, "TCP", "n1"),)}
+    assert refused == found.problems == []
+    assert pod_of(found.services[0].key) == ("shop", "web")
+
+
+def test_address_and_protocol_belong_to_the_key() -> None:
+    """One number may lead to as many containers."""
+    ports = (
+        HostPort(ONE, 53, "UDP", 5301),
+        HostPort(TWO, 53, "UDP", 5302),
+        HostPort(None, 53, "TCP", 5303),
+    )
+    found = of([pod("dns", *ports)], [endpoint("dns")])
+    served, _ = served_frontends(found.services, found.slices)
+
+    assert {(one.frontend.addr, one.frontend.protocol): one.chosen[0].port for one in served} == {
+        (ONE, "UDP"): 5301,
+        (TWO, "UDP"): 5302,
+        (ONE, "TCP"): 5303,
+        (TWO, "TCP"): 5303,
+    }
+
+
+def test_address_of_somebody_else_is_refused_by_name() -> None:
+    """A hostIP must not take what is not the node's: an API server, a resolver, another pod."""
+    found = of([pod("web", HostPort(OTHER, 80, "TCP", 8080))], [endpoint("web")])
+
+    assert found.services == []
+    (problem,) = found.problems
+    assert "198.51.100.1 is no address at which this node is reached" in problem.message
+    assert pod_of(problem.service) == ("shop", "web")
+
+
+def test_pod_that_stays_has_the_port() -> None:
+    """While the one before is on its way out; the other is told whose it is."""
+    port = HostPort(None, 80, "TCP", 8080)
+    pods = [pod("a", port, terminating=True), pod("b", port)]
+    found = of(pods, [endpoint("a"), endpoint("b", 2, "10.0.1.8")], (ONE,))
+    served, _ = served_frontends(found.services, found.slices)
+
+    assert [one.chosen[0].addr for one in served] == [ip_address("10.0.1.8")]
+    assert [problem.message for problem in found.problems] == [
+        "192.0.2.1:80/TCP is a host port of pod shop/b"
+    ]
+    found = of(pods[:1], [endpoint("a")], (ONE,))
+    (one,) = served_frontends(found.services, found.slices)[0]
+    assert one.chosen[0].state is BackendState.TERMINATING
+
+
+def test_pods_without_an_endpoint_here_have_none() -> None:
+    """And on a node that is reached at no address nobody has."""
+    port = HostPort(None, 80, "TCP", 8080)
+
+    assert of([pod("web", port)], []).services == []
+    assert of([pod("web", port)], [endpoint("web")], ()).services == []
+
+
+def test_other_services_are_no_pods() -> None:
+    """Their names have no slash."""
+    assert pod_of(("shop", "web")) is None
