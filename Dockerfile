@@ -18,14 +18,12 @@ RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/ciliumd
 WORKDIR /src
 
 FROM tools AS package
-COPY pyproject.toml ./
-RUN python3 -c 'import tomllib; t = tomllib.load(open("pyproject.toml", "rb")); \
-        open("/tmp/build.txt", "w").write("\n".join(t["build-system"]["requires"])); \
-        open("/tmp/project.txt", "w").write("\n".join(t["project"]["dependencies"]))' \
-    && /opt/build/bin/pip install --quiet --no-cache-dir --requirement /tmp/build.txt \
-    && /opt/build/bin/pip --python /opt/ciliumd/bin/python install --quiet --no-cache-dir --no-compile \
-        --only-binary :all: --requirement /tmp/project.txt
-COPY LICENSE README.md ./
+# What the lock names and nothing else, by hash.
+COPY pyproject.toml uv.lock ./
+COPY build/locked.py build/toolchain.py build/
+RUN /opt/build/bin/python build/locked.py build \
+    && /opt/build/bin/python build/locked.py runtime --python /opt/ciliumd/bin/python
+COPY LICENSE README.md THIRD_PARTY.md ./
 COPY LICENSES LICENSES
 COPY build build
 COPY datapath datapath
@@ -47,13 +45,15 @@ LABEL org.opencontainers.image.title="ciliumd" \
       org.opencontainers.image.description="Networking, policy and load balancing for Kubernetes on eBPF" \
       org.opencontainers.image.licenses="Apache-2.0 AND (GPL-2.0-only OR BSD-2-Clause)"
 # libbpf, libelf and zlib are what the extension is linked with; ip, tc, jq, bpftool and tcpdump are what
-# people, `cilium sysdump` and `cilium connectivity test` run in the agent's container.
+# people, `cilium sysdump` and `cilium connectivity test` run in the agent's container.  The licences of all
+# of them stay in the image.
 RUN apt-get update -q \
     && DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends \
         bpftool ca-certificates iproute2 jq libbpf1 libelf1t64 python3 tcpdump zlib1g \
-    && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log \
-        /usr/share/doc /usr/share/man /usr/share/locale /usr/share/info /usr/share/lintian \
+    && rm -rf /var/lib/apt/lists/* /var/cache/debconf/* /var/cache/apt/* /var/cache/ldconfig/* /var/log/* \
+        /usr/share/man /usr/share/locale /usr/share/info /usr/share/lintian \
         /usr/lib/python3*/ensurepip /usr/lib/python3*/idlelib /usr/lib/python3*/pydoc_data \
+    && find /usr/share/doc -type f ! -name copyright -delete \
     && find /usr/lib/python3* -name __pycache__ -prune -exec rm -rf {} + \
     && python3 -m compileall -q -j 0 --invalidation-mode unchecked-hash /usr/lib/python3*
 # The operator's user: libraries ask for its name.

@@ -69,6 +69,14 @@ e2e *arguments:
 image:
     build/dev image
 
+# Wheel, image, chart, bill of materials and checksums of this commit; --trial to look at.
+release *arguments:
+    build/dev release {{ arguments }}
+
+# Resolve Python dependencies anew.
+lock:
+    build/dev lock
+
 # Two nodes of Kubernetes on this machine; --standalone for a node without.
 demo *arguments:
     build/dev demo {{ arguments }}

@@ -40,6 +40,9 @@ SLIM = [f"/usr/share/{name}/*" for name in ("doc", "info", "linda", "lintian", "
 PIP_SETTINGS = {"cert", "client-cert", "extra-index-url", "find-links", "index-url", "proxy", "trusted-host"}
 FILES = {"cert", "client-cert"}
 HOME = "/root"
+# When every file of the image was made: the same content is the same layer, whoever builds it and when.
+# 1 January 2026; a release says in the image's configuration which commit it is of, and of what time that is.
+MADE = "1767225600"
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
 
@@ -58,7 +61,14 @@ def run(command: list[str | Path], *, log: Path | None = None, text: str | None 
     """Run a tool; its output, or what it complains about."""
     words = [str(word) for word in command]
     done = subprocess.run(
-        words, cwd=ROOT, input=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        words,
+        cwd=ROOT,
+        env=os.environ | {"SOURCE_DATE_EPOCH": MADE},
+        input=text,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
     )
     if log is not None:
         log.write_text(done.stdout)
@@ -174,7 +184,9 @@ def base() -> None:
         aside.rename(archive)
         text = f'FROM scratch\nADD {archive.name} /\nCMD ["bash"]\n'
         buildah(
-            "build", "--quiet", "--isolation=chroot", "--file=-", f"--tag={LOCAL_BASE}", DIRECTORY, text=text
+            *("build", "--quiet", "--isolation=chroot", f"--timestamp={MADE}"),
+            *("--file=-", f"--tag={LOCAL_BASE}", DIRECTORY),
+            text=text,
         )
 
 
@@ -188,6 +200,7 @@ def image() -> None:
             "--isolation=chroot",
             "--network=host",
             "--layers",
+            f"--timestamp={MADE}",
             f"--build-context={BASE}=container-image://{LOCAL_BASE}",
             *(f"--volume={volume}" for volume in volumes),
             *proxies(),
@@ -200,6 +213,12 @@ def image() -> None:
     aside = ARCHIVE.with_suffix(f".{os.getpid()}.tar")
     buildah("push", "--quiet", reference(), f"docker-archive:{aside}:{reference()}")
     aside.rename(ARCHIVE)
+
+
+def push(layout: Path) -> Path:
+    """Write the image that was built as an OCI layout into a directory that is made for it."""
+    buildah("push", "--quiet", reference(), f"oci:{layout}:{version()}")
+    return layout
 
 
 def main() -> None:
