@@ -4,7 +4,7 @@ What CAP_PERFMON is worth: programs loaded with and without it, and what packets
 
     PYTHONPATH=src:tests build/out/venv/bin/python -m bench.perfmon [--objects DIRECTORY] [--without]
 
-Without it the verifier follows what a processor may do by mistake, refuses some stack layouts and puts barriers
+    PYTHONPATH=src:tests build/out/venv/bin/python -m bench.perfmon [--objects DIR] [--without]
 into the others.  Objects as they are built do not all load then: the first line says which are refused.
 """
 
@@ -74,7 +74,7 @@ def refused() -> dict[str, str]:
 def main() -> int:
     """Load, count, time."""
     parser = argparse.ArgumentParser(prog="bench.perfmon")
-    parser.add_argument("--objects", type=Path, help="a directory of other *.bpf.o")
+    parser.add_argument("--objects", type=Path, metavar="DIR", help="a directory of other *.bpf.o")
     parser.add_argument("--without", action="store_true", help="without CAP_PERFMON")
     options = parser.parse_args()
     if options.objects:
