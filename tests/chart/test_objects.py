@@ -159,7 +159,7 @@ def test_bindings_are_of_the_accounts(render):
             (s["name"], s["namespace"]) for s in one["subjects"]
         ]
         for one in found
-        if one["kind"].endswith("Binding")
+        if one["kind"].endswith("RoleBinding")
     }
     assert subjects == {
         ("ClusterRole", "cilium"): [("a", "kube-system")],
