@@ -4,6 +4,7 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -14,6 +15,7 @@ import uvloop
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.config import load
 from ciliumd.kubernetes.kinds import TABLES_OF
+from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.source import KubernetesSource
 from ciliumd.resources.crd.kinds import definitions
@@ -58,7 +60,10 @@ def prepare(server: ApiServer) -> None:
 class Follower:
     """A source and its tables, followed in a thread; a context manager."""
 
-    def __init__(self, kubeconfig: Path, *, node: str = "n1", period: float = 300.0) -> None:
+    def __init__(
+        self, kubeconfig: Path, *, node: str = "n1", period: float = 300.0, state: Path | None = None
+    ) -> None:
+        """*state* is the state directory; without one the agent has no past and no future."""
         self.tables = Tables()
         self.nodes: list[KubernetesNode | None] = []
         self.events: list[tuple[str, str, bool, bool]] = []
@@ -67,6 +72,8 @@ class Follower:
         self._config = load(kubeconfig)
         self._node = node
         self._period = period
+        self._own_state = tempfile.TemporaryDirectory()
+        self._state = state or Path(self._own_state.name)
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
@@ -79,6 +86,7 @@ class Follower:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(10)
         self.loop.close()
+        self._own_state.cleanup()
 
     def call(self, work: Coroutine[Any, Any, T], *, seconds: float = 60.0) -> T:
         """Do *work* in the loop; its result."""
@@ -121,6 +129,7 @@ class Follower:
             node=self._node,
             pace=self.pace,
             observe=lambda *_: None,
+            last_good=LastGoodPolicies(self._state / "last-good-policies"),
             node_changed=self.nodes.append,
             received=lambda *event: self.events.append(event),
             period=self._period,

@@ -140,6 +140,39 @@ def test_invalid_object_is_reported_and_its_last_good_version_stays(agents_serve
     follower.wait(lambda tables: key not in tables.problems and not len(tables.policies), "both are gone")
 
 
+def test_policy_that_is_invalid_when_the_agent_starts_is_in_force_as_it_was_last_good(
+    agents_server, make, tmp_path
+):
+    """Over restarts, until the object is gone; another one of its name begins anew."""
+    key, path = ("NetworkPolicy", "default", "mine"), NETWORK_POLICY.path("mine", namespace="default")
+    # The API server takes any label; to us this one names the pod's namespace.
+    spoilt = {"spec": {"podSelector": {"matchLabels": {"io.kubernetes.pod.namespace": "other"}}}}
+    make(NETWORK_POLICY, "mine", policy(80))
+    config = agents_server.kubeconfig(USER)
+    with Follower(config, state=tmp_path) as follower:
+        follower.wait_complete()
+        rows = follower.look(lambda: dict(follower.tables.policies.items()))
+    assert list(rows) == [key]
+
+    agents_server.request("PATCH", path, spoilt, patch=True)
+    for _ in range(2):
+        with Follower(config, state=tmp_path) as follower:
+            follower.wait_complete()
+            assert follower.look(lambda: dict(follower.tables.policies.items())) == rows
+            problem = follower.look(lambda: follower.tables.problems.get(key))
+            assert problem.message.endswith("its last good version stays")
+    with Follower(config) as forgetful:
+        forgetful.wait_complete()
+        assert not forgetful.look(lambda: len(forgetful.tables.policies)), "no other memory is at work"
+
+    remove(agents_server, path)
+    make(NETWORK_POLICY, "mine", spoilt)
+    with Follower(config, state=tmp_path) as follower:
+        follower.wait_complete()
+        assert not follower.look(lambda: len(follower.tables.policies))
+        assert "stays" not in follower.look(lambda: follower.tables.problems.get(key)).message
+
+
 def test_source_reads_and_never_writes(agents_server, follower, make):
     """With a token that has exactly the declared rights nothing was refused, and all was read."""
     make(NAMESPACE, "quiet")

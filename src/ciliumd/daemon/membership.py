@@ -21,6 +21,7 @@ from ciliumd.kubernetes.bootstrap import OwnNode, own_node
 from ciliumd.kubernetes.client import Api, Observe
 from ciliumd.kubernetes.endpoints import EndpointFacts, EndpointPublisher
 from ciliumd.kubernetes.identities import IdentityAllocator
+from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.node import NodePublisher, Reachable
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.source import KubernetesSource, Received
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ciliumd.daemon.agent import Agent
 
 NODE_FILE = "node.json"
+POLICIES_FILE = "last-good-policies"
 
 log = structlog.get_logger("agent")
 
@@ -111,6 +113,7 @@ class ClusterOrigin:
             node=self.name,
             pace=self._pace,
             observe=self._observe,
+            last_good=LastGoodPolicies(self._settings.state_dir / POLICIES_FILE),
             node_changed=self._publisher.node_changed,
             received=self._received,
         )

@@ -147,7 +147,7 @@ class Settings(BaseSettings):
         default=Path("/proc"), description="procfs whose sys/net may be written; a container's own may not"
     )
     state_dir: Path = Field(
-        default=Path("/var/run/cilium/state"), description="endpoints, identities, last good manifests"
+        default=Path("/var/run/cilium/state"), description="endpoints, identities, last good objects"
     )
     api_socket: Path = Field(
         default=Path("/var/run/cilium/cilium.sock"), description="where the CLI connects"

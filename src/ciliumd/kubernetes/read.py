@@ -6,13 +6,15 @@ Objects are read by the models of ``resources``: pydantic costs 12 microseconds 
 which 8 go into the rows themselves, so a second set of models (msgspec) would not pay.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
 
 from ciliumd.kubernetes.kinds import NODE, Kind
+from ciliumd.kubernetes.lastgood import REMEMBERED, essence
 from ciliumd.kubernetes.store import Event
+from ciliumd.model.objects import NamespacedName
 from ciliumd.resources import InvalidResource, ResourceError, Row, parse
 from ciliumd.resources.node import Node
 from ciliumd.tables import Problem
@@ -20,15 +22,27 @@ from ciliumd.tables import Problem
 NODE_OBJECTS = "node"
 """Pretended table of :class:`KubernetesNode` rows."""
 
+Recalled = Callable[[Kind, NamespacedName, str], Mapping[str, Any] | None]
+"""Last good document of the object with a kind, a key and a uid."""
+
 log = structlog.get_logger("k8s-watch")
 
 
-def read_event(kind: Kind, event: Mapping[str, Any]) -> Event:
+def _nothing(_kind: Kind, _key: NamespacedName, _uid: str) -> None:
+    """Nothing is remembered."""
+
+
+def read_event(kind: Kind, event: Mapping[str, Any], *, recalled: Recalled = _nothing) -> Event:
     """The record of a raw watch event (``type``, ``object``); never raises for what an object holds."""
     document = event["object"]
     metadata = document["metadata"]
     gone = event["type"] == "DELETED"
     rows, problem = ((), None) if gone else _read(kind, document)
+    kept = document
+    if problem is not None and kind in REMEMBERED:
+        key = (metadata.get("namespace") or "", metadata["name"])
+        kept = recalled(kind, key, metadata.get("uid") or "") or {}
+        rows = _read_again(kind, key, kept) if kept else ()
     return Event(
         kind=kind,
         namespace=metadata.get("namespace") or "",
@@ -38,6 +52,7 @@ def read_event(kind: Kind, event: Mapping[str, Any]) -> Event:
         gone=gone,
         rows=rows,
         problem=problem,
+        document=essence(kept) if rows and kind in REMEMBERED else "",
     )
 
 
@@ -60,3 +75,17 @@ def _read(kind: Kind, document: Mapping[str, Any]) -> tuple[tuple[Row, ...], Pro
     except Exception:  # the edge of one object: a bug met by it must not take the others along
         log.exception("object.parse_failed", kind=kind.kind, name=document["metadata"].get("name"))
         return (), Problem("", "could not be read: internal error, see the log")
+
+
+def _read_again(kind: Kind, key: NamespacedName, document: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Rows of a last good *document*; none if it is not good to this agent."""
+    rows, problem = _read(kind, document)
+    if problem is not None:
+        # It was valid to the agent that stored it, which was another version.
+        log.warning(
+            "lastgood.document_refused",
+            object="/".join(part for part in (kind.kind, *key) if part),
+            field=problem.field,
+            error=problem.message,
+        )
+    return rows

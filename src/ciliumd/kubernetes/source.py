@@ -20,7 +20,8 @@ from lightkube.config.kubeconfig import SingleConfig
 
 from ciliumd.kubernetes.client import Api, Listing, Observe
 from ciliumd.kubernetes.errors import ApiError
-from ciliumd.kubernetes.kinds import POD, TABLES_OF, Kind, selector
+from ciliumd.kubernetes.kinds import NETWORK_POLICY, POD, TABLES_OF, Kind, selector
+from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.pace import Backoff, Pace
 from ciliumd.kubernetes.read import NODE_OBJECTS, number
 from ciliumd.kubernetes.session import Health
@@ -28,7 +29,7 @@ from ciliumd.kubernetes.store import Change, Event, KindStore
 from ciliumd.kubernetes.watch import Watch
 from ciliumd.model.objects import NamespacedName
 from ciliumd.resources.node import KubernetesNode
-from ciliumd.tables import Table, Tables
+from ciliumd.tables import Problem, Table, Tables
 
 # Seconds between listings of a kind, and until one that was just told from the beginning is listed.
 PERIOD = 300.0
@@ -96,7 +97,7 @@ class KubernetesSource:
     """
     Keeps *tables* equal to the cluster as the agent of *node* must know it.
 
-    *node_changed* is told of the node's own Node, and of its end.
+    *node_changed* is told of the node's own Node, and of its end; *last_good* outlives the agent.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class KubernetesSource:
         node: str,
         pace: Pace,
         observe: Observe,
+        last_good: LastGoodPolicies,
         node_changed: Callable[[KubernetesNode | None], None],
         received: Received = _nobody,
         period: float = PERIOD,
@@ -115,6 +117,8 @@ class KubernetesSource:
     ) -> None:
         self._api = api
         self._tables = tables
+        self._last_good = last_good
+        self._last_good.failed = self._tell_of_last_good
         self._node_changed = node_changed
         self._received = received
         self._period = period
@@ -138,6 +142,7 @@ class KubernetesSource:
             health=self._health,
             pace=pace,
             observe=observe,
+            recalled=last_good.recall.document,
         )
 
     def status(self) -> KubernetesStatus:
@@ -166,6 +171,7 @@ class KubernetesSource:
     async def run(self) -> None:
         """Follow the cluster until cancelled."""
         self._loop = asyncio.get_running_loop()
+        writing = asyncio.create_task(self._last_good.run())
         self._watch.start()
         try:
             while True:
@@ -180,6 +186,8 @@ class KubernetesSource:
                         await self._wake.wait()
         finally:
             await self._watch.stop()
+            writing.cancel()
+            await asyncio.wait([writing])
 
     def deliver(self, events: list[Event]) -> None:
         """Take what the watch tells."""
@@ -193,6 +201,10 @@ class KubernetesSource:
             change = one.store.apply(event)
             if change is not None:
                 self._write(event.kind, change)
+                if change.rows and event.document:
+                    self._last_good.keep(event.kind, event.key, event.document)
+                elif not change.stays:
+                    self._last_good.forget(event.kind, event.key)
             action = "delete" if event.gone else "update" if known else "create"
             self._received(event.kind.kind, action, event.problem is None, change is None)
         for kind in {event.kind for event in events}:
@@ -231,6 +243,7 @@ class KubernetesSource:
             return
         for change in sweep.changes:
             self._write(kind, change)
+            self._last_good.forget(kind, change.key)
         if sweep.changes:
             log.info("kubernetes.swept", kind=kind.kind, gone=len(sweep.changes))
         self._settle(kind)
@@ -273,6 +286,8 @@ class KubernetesSource:
             return
         if all(self._kinds[other].store.complete for other, table in TABLES_OF.items() if table == name):
             self._table(name).mark_initialized()
+            if name == TABLES_OF[NETWORK_POLICY]:
+                self._last_good.complete()
             log.info("kubernetes.table_complete", table=name, rows=len(self._table(name)))
 
     # ---- rows -------------------------------------------------------------------------------
@@ -303,6 +318,18 @@ class KubernetesSource:
         elif where in self._problems:
             self._problems.discard(where)
             self._tables.problems.delete(where)
+
+    def _tell_of_last_good(self) -> None:
+        """Whether the memory of last good policies can be written is a problem of its own."""
+        where = ("State", "", self._last_good.name)
+        error = self._last_good.error
+        if error is None:
+            self._tables.problems.delete(where)
+            return
+        message = (
+            f"cannot be written: {error}; policies that are spoilt during a restart would not be in force"
+        )
+        self._tables.problems.set(where, Problem("", message, self._last_good.name))
 
     def _table(self, name: str) -> Table[object, object]:
         table: Table[object, object] = getattr(self._tables, name)

@@ -12,7 +12,8 @@ Versions are numbers of one history (KEP-5504).  A listing that is older than ev
 cluster put back to an earlier state: then versions mean nothing any more, see :meth:`KindStore.forget`.
 
 An invalid object changes nothing but the problem it has: its last good version stays in force, unless
-another object has taken its name.  No clock, no I/O, no log.
+another object has taken its name.  One that was never valid here has the version an earlier agent knew,
+if it brings it along (see ``lastgood``).  No clock, no I/O, no log.
 """
 
 from collections.abc import Mapping
@@ -33,7 +34,9 @@ class Event:
     An object as it was told of, or its end (*gone*).
 
     *namespace* is empty in cluster scope.  *version* is 0 where it is no number.  *problem* is what is
-    wrong with an invalid object, which has no *rows*.  *run* is the watch it came from.
+    wrong with an invalid object; its *rows* are then those of the last version an earlier agent knew as
+    good.  *document* is what the rows were read from, where that is remembered.  *run* is the watch it came
+    from.
     """
 
     kind: Kind
@@ -44,6 +47,7 @@ class Event:
     gone: bool = False
     rows: tuple[Row, ...] = ()
     problem: Problem | None = None
+    document: str = ""
     run: int = 0
 
     @property
@@ -179,6 +183,7 @@ class KindStore:
     def _put(self, event: Event) -> Change | None:
         key, version = event.key, event.version
         entry = self._entries.get(key)
+        first = entry is None or entry.uid != event.uid
         if entry is None:
             if self._outdated(key, version):
                 return None
@@ -190,14 +195,14 @@ class KindStore:
             self._awaited.pop(key, None)
         self._gone.pop(key, None)
         before = entry.rows
-        if event.problem is None:
-            entry.rows = tuple((table, row_key) for table, row_key, _ in event.rows)
-        elif entry.uid != event.uid:
-            entry.rows = ()
+        # What an earlier agent knew is older than what this one has seen of the object.
+        rows = event.rows if event.problem is None or first else ()
+        if event.problem is None or first:
+            entry.rows = tuple((table, row_key) for table, row_key, _ in rows)
         entry.uid, entry.version = event.uid, version
         return Change(
             key,
-            rows=event.rows,
+            rows=rows,
             gone=tuple(row for row in before if row not in entry.rows),
             problem=event.problem,
             stays=event.problem is not None and bool(entry.rows),

@@ -30,7 +30,7 @@ from lightkube.config.kubeconfig import SingleConfig
 from ciliumd.kubernetes.client import Observe
 from ciliumd.kubernetes.kinds import Kind
 from ciliumd.kubernetes.pace import Backoff, Pace
-from ciliumd.kubernetes.read import read_event
+from ciliumd.kubernetes.read import Recalled, read_event
 from ciliumd.kubernetes.session import DEFINITIONS, Health, read_session
 from ciliumd.kubernetes.store import Event
 
@@ -70,7 +70,7 @@ class Watch:
     Follows *kinds*, each with its field selector, from a thread of its own.
 
     *deliver* is called in the loop that called :meth:`start`, with at most :data:`BATCH` events; *listed*
-    as well, with a kind that is told of from the beginning.
+    as well, with a kind that is told of from the beginning.  *recalled* is asked in the thread.
     """
 
     def __init__(
@@ -83,9 +83,11 @@ class Watch:
         health: Health,
         pace: Pace,
         observe: Observe,
+        recalled: Recalled,
     ) -> None:
         self._config = config
         self._kinds = dict(kinds)
+        self._recalled = recalled
         self._deliver = deliver
         self._listed = listed
         self._paths = {kind.path(): kind for kind in kinds}
@@ -241,7 +243,7 @@ class Watch:
 
     def _handler(self, kind: Kind, run: int) -> Callable[..., Coroutine[Any, Any, None]]:
         async def take(*, event: Mapping[str, Any], **_: Any) -> None:
-            self._add(replace(read_event(kind, event), run=run))
+            self._add(replace(read_event(kind, event, recalled=self._recalled), run=run))
 
         return take
 

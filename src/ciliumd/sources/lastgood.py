@@ -9,11 +9,9 @@ in.  A document is read again as if it stood in the file, so it is judged by the
 A store that is damaged, missing or full makes this memory shorter and harms nothing else.
 """
 
-import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -21,15 +19,10 @@ import structlog
 
 from ciliumd.sources.manifests import MalformedManifest, ManifestObject, ObjectKey, read_document
 from ciliumd.statefile import StateFileDamaged, read_rows, write_rows
+from ciliumd.statefile.paced import Paced
 
 Documents = Mapping[tuple[str, ObjectKey], str]
 """JSON text by file and object."""
-
-# After a write that took t seconds nothing is written for so many t: a big directory in motion must not
-# keep the disk busy.
-REST = 10.0
-# Seconds until a write that failed is tried again.
-RETRY = 5.0
 
 log = structlog.get_logger("lastgood")
 
@@ -131,25 +124,26 @@ class Recall:
 
 class Keeper:
     """
-    Brings a store up to date: in a thread of its own, only when something changed, and not all the time.
+    Brings a store up to date: off the loop, only when something changed, and not all the time.
 
-    :attr:`error` is why the last attempt failed.  The event loop's thread only.
+    The event loop's thread only.
     """
 
     def __init__(self, store: LastGood, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.name = store.name
-        self.error: str | None = None
         self._store = store
-        self._clock = clock
+        self._paced = Paced(store.name, clock=clock)
         self._stored: Documents = {}
         self._wanted: Documents | None = None
-        self._rest_until = 0.0
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="lastgood")
+
+    @property
+    def error(self) -> str | None:
+        """Why the last attempt to write failed."""
+        return self._paced.error
 
     async def load(self) -> Documents:
         """What the store holds."""
-        loop = asyncio.get_running_loop()
-        self._stored = await loop.run_in_executor(self._thread, self._store.load)
+        self._stored = await self._paced.call(self._store.load)
         return self._stored
 
     def want(self, documents: Documents) -> None:
@@ -158,39 +152,24 @@ class Keeper:
 
     async def write(self) -> None:
         """Write what is wanted, unless a pause is due after the last write."""
-        if self._clock() >= self._rest_until:
+        if not self._paced.pause:
             await self._write()
 
     async def finish(self) -> None:
         """Write what is wanted, now, and end the thread."""
         await self._write()
-        self._thread.shutdown(wait=False)
+        self._paced.close()
 
     async def _write(self) -> None:
         documents = self._wanted
         if documents is None:
             return
-        loop = asyncio.get_running_loop()
-        error = await loop.run_in_executor(self._thread, self._replace, documents)
-        if error is None:
+
+        def replace() -> None:
+            # In the thread: comparing and writing many documents takes its time.
+            if documents != self._stored:
+                self._store.save(documents)
+                self._stored = documents
+
+        if await self._paced.write(replace):
             self._wanted = None
-        elif error != self.error:
-            log.warning("lastgood.not_written", store=self.name, error=error)
-        self.error = error
-
-    # ---- in the thread: comparing and writing many documents takes its time ------------------
-
-    def _replace(self, documents: Documents) -> str | None:
-        """Make the store hold *documents*; why it could not be."""
-        if documents == self._stored:
-            return None
-        began = self._clock()
-        try:
-            self._store.save(documents)
-        except OSError as error:
-            self._rest_until = self._clock() + RETRY
-            return error.strerror or str(error)
-        self._stored = documents
-        now = self._clock()
-        self._rest_until = now + REST * (now - began)
-        return None

@@ -17,6 +17,7 @@ from ciliumd.kubernetes.kinds import (
     NETWORK_POLICY,
     NODE,
 )
+from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.read import read_event
 from ciliumd.kubernetes.session import Health, ReadOnly, read_session
@@ -67,6 +68,7 @@ class Lab:
             node="n1",
             pace=Pace(),
             observe=lambda *_: None,
+            last_good=LastGoodPolicies(folder / "last-good-policies"),
             node_changed=self.nodes.append,
             received=lambda *event: self.events.append(event),
             clock=lambda: self.now,

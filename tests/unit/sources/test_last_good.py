@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from ciliumd.sources import lastgood
 from ciliumd.sources.directory import DirectorySource
 from ciliumd.sources.lastgood import Documents, Keeper, LastGoodFile
-from ciliumd.statefile import write_rows
+from ciliumd.statefile import paced, write_rows
 from unit.sources.followed import BAD_POLICY, MALFORMED, Followed, Memory, pod, policy
 
 STAYS = "; its last good version stays"
@@ -293,7 +292,7 @@ def test_store_that_cannot_be_written_is_a_problem_and_harms_nothing(
     followed: Followed, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Objects are in force as written; it is tried again, and the problem goes when it works."""
-    monkeypatch.setattr(lastgood, "RETRY", 0.0)
+    monkeypatch.setattr(paced, "RETRY", 0.0)
     memory.refusal = OSError(28, "No space left on device")
     followed.write("a.yaml", pod("one"))
     followed.scan()
@@ -334,7 +333,7 @@ def test_store_that_refuses_is_not_asked_all_the_time() -> None:
         keeper.want({("a.yaml", POLICY_P): "1"})
         for _ in range(21):
             await keeper.write()
-            clock[0] += lastgood.RETRY / 10
+            clock[0] += paced.RETRY / 10
         assert store.attempts == 3
         assert keeper.error == "Read-only file system"
         await keeper.finish()
@@ -342,7 +341,7 @@ def test_store_that_refuses_is_not_asked_all_the_time() -> None:
     with capture_logs() as logs:
         asyncio.run(main())
 
-    assert [one["event"] for one in logs] == ["lastgood.not_written"]
+    assert [one["event"] for one in logs] == ["state.not_written"]
 
 
 def test_slow_store_is_not_written_all_the_time() -> None:
@@ -393,7 +392,7 @@ def test_cancelled_source_writes_what_it_last_read(
     followed: Followed, memory: Memory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An agent that is told to end leaves nothing unwritten."""
-    monkeypatch.setattr(lastgood, "REST", 1e9)
+    monkeypatch.setattr(paced, "REST", 1e9)
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
