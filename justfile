@@ -53,6 +53,10 @@ datapath:
 netns:
     build/dev test netns
 
+# An agent that is killed, refused and lied to; --long for every step.
+faults *arguments:
+    build/dev test {{ arguments }} faults
+
 # A real API server with our kinds, agent sources and operator.
 api:
     build/dev test api

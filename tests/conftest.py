@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every test gets the marker of the layer whose directory it lies in; nothing else is shared here."""
+"""Every test gets the marker of the layer whose directory it lies in; `--long` is what the layers share."""
 
 from __future__ import annotations
 
@@ -7,8 +7,15 @@ from pathlib import Path
 
 import pytest
 
-LAYERS = frozenset({"unit", "stories", "property", "datapath", "netns", "api", "chart", "e2e", "demo"})
+LAYERS = frozenset(
+    {"unit", "stories", "property", "datapath", "netns", "api", "chart", "faults", "e2e", "demo"}
+)
 HERE = Path(__file__).parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--long``: as often as a release asks for, in the layers that have a longer form."""
+    parser.addoption("--long", action="store_true", help="more restarts, every step of every fault")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

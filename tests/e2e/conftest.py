@@ -38,8 +38,7 @@ BUILD_SECONDS = 2400
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--long``: as often as a release asks for.  ``--cluster``: one that is up, with or without ciliumd."""
-    parser.addoption("--long", action="store_true", help="more restarts")
+    """``--cluster``: one that is up, with or without ciliumd."""
     parser.addoption("--cluster", type=int, metavar="N", help="test on cluster N and leave it: lab.k8s list")
 
 

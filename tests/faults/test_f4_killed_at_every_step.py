@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+F4: the agent dies at the k-th kernel call of a scripted workload.
+
+Two series, because the agent writes maps and files in one thread and talks netlink in another: every k of
+both with ``--long``, a sample without.  The maps the dead agent left are followed as packets follow them:
+no frontend leads to a missing backend, every endpoint is under the policy of before or of after.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from lab.figures import Figures
+from lab.injection import Injection
+from lab.maps import dump
+from lab.meaning import Meaning, meaning
+from lab.node import Node
+from lab.probers import Probers
+from lab.workload import Workload, settled
+
+MAPS_AND_FILES: Final = ("bpf", "fsync", "rename", "unlink")
+NETLINK: Final = ("sendto",)
+SAMPLE: Final = 6
+SEED: Final = 4
+
+
+@pytest.fixture(scope="module")
+def probers(node: Node) -> Probers:
+    """Who must get through all the while, and who must not."""
+    return Probers(node)
+
+
+@pytest.fixture(scope="module")
+def workload(node: Node, probers: Probers) -> Workload:
+    """The script, done once undisturbed."""
+    workload = Workload(node)
+    workload.rehearse()
+    return workload
+
+
+def half_done(before: Meaning, after: Meaning, left: Meaning) -> list[str]:
+    """What is wrong with the maps a dead agent left between two states."""
+    problems = list(left.broken)
+    for name, backends in left.services.items():
+        known = {*before.services.get(name, ()), *after.services.get(name, ())}
+        problems += [f"{name}: backend {one} of neither state" for one in backends if one not in known]
+    for address, policy in left.policies.items():
+        if policy not in (before.policies.get(address), after.policies.get(address)):
+            problems.append(f"{address}: policy of neither state: {policy}")
+    for name, identity in left.identities.items():
+        if identity not in (before.identities.get(name), after.identities.get(name)):
+            problems.append(f"{name}: identity {identity} of neither state")
+    return problems
+
+
+def count_calls(workload: Workload, calls: Sequence[str], log: Path) -> int:
+    """How many of *calls* the busiest thread makes in the whole workload."""
+    assert workload.node.agent.process is not None
+    with Injection(workload.node.agent.process.pid, calls, log) as tracing:
+        for number, step in enumerate(workload.steps):
+            workload.begin(step)
+            assert workload.wait(number)
+        settled(workload.node)
+        return tracing.most_by_one_thread()
+
+
+def killed_at(workload: Workload, calls: Sequence[str], k: int, log: Path) -> list[str]:
+    """Kill the agent at its k-th call; what is wrong with the maps then.  It runs again after that."""
+    agent = workload.node.agent
+    assert agent.process is not None
+    problems: list[str] = []
+    with Injection(agent.process.pid, calls, log, effect="signal=KILL", when=str(k)):
+        for number, step in enumerate(workload.steps):
+            workload.begin(step)
+            if workload.wait(number):
+                continue
+            before = workload.after[number - 1] if number else workload.before
+            left = meaning(dump(workload.node.bpf_root))
+            problems = [f"{step.name}: {one}" for one in half_done(before, workload.after[number], left)]
+            break
+        else:
+            number = -1
+    if not agent.process.running:
+        agent.start()
+    if number >= 0:
+        workload.finish(number)
+    workload.restore()
+    return problems
+
+
+@pytest.mark.parametrize("calls", [MAPS_AND_FILES, NETLINK], ids=["maps", "netlink"])
+def test_a_kill_at_any_call_leaves_the_old_or_the_new(
+    node: Node,
+    probers: Probers,
+    workload: Workload,
+    calls: Sequence[str],
+    is_long: bool,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """Dead at call k: maps that lead somewhere, and a restart that ends as the undisturbed run did."""
+    most = count_calls(workload, calls, tmp_path / "all")
+    chance = random.Random(SEED)
+    some = range(1, most + 1) if is_long else sorted(chance.sample(range(1, most + 1), SAMPLE))
+    figures = Figures(f"F4-{'maps' if calls is MAPS_AND_FILES else 'netlink'} killed at call k of {most}")
+    wrong: dict[int, list[str]] = {}
+    with probers:
+        for k in some:
+            figures.injected += 1
+            problems = killed_at(workload, calls, k, tmp_path / f"{k}")
+            if problems:
+                wrong[k] = problems
+            figures.survived += not problems
+        probers.stop(figures)
+    left = settled(node)
+    figures.record(record_property)
+
+    assert wrong == {}
+    assert left.differences(workload.before) == []
+    figures.assert_harmless()

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Kernel calls of a running process killed or refused, by strace; nothing in the process knows of it.
+
+strace counts the calls of each thread by itself: ``when=7`` is the seventh that a thread makes after it
+was attached.  The agent writes maps in one thread and talks netlink in another, so a set of calls that
+only one of them makes is met one by one.
+"""
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self
+
+from lab.process import SETPRIV, Process
+from lab.waiting import eventually
+
+STRACE: Final = "/usr/bin/strace"
+ATTACH_SECONDS: Final = 20.0
+_CALL: Final = re.compile(rb"^(\d+) +(\w+)\(")
+
+
+class Injection:
+    """strace on all threads of a process while its context lasts; injects nothing without *effect*."""
+
+    def __init__(
+        self, pid: int, calls: Sequence[str], log: Path, *, effect: str = "", when: str = "1"
+    ) -> None:
+        """*effect* is ``signal=KILL`` or ``error=ENOMEM``, *when* as strace writes it: 3, 1+, 1..9+2."""
+        self._process = pid
+        self._log = log
+        self._said = log.with_suffix(".said")
+        names = ",".join(calls)
+        command = [STRACE, "-f", "-o", str(log), f"--trace={names}"]
+        if effect:
+            command.append(f"--inject={names}:{effect}:when={when}")
+        self._command = [*command, "-p", str(pid)]
+
+    def __enter__(self) -> Self:
+        with self._said.open("wb") as said:
+            self._strace = Process(self._command, output=said)
+        eventually(
+            self._attached, f"strace is attached to {self._process}", seconds=ATTACH_SECONDS, every=0.01
+        )
+        return self
+
+    def _attached(self) -> bool:
+        assert self._strace.running, f"strace ended: {self._said.read_text()}"
+        return b"attached" in self._said.read_bytes()
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Let go of the process, which goes on unless it is dead."""
+        self._strace.end()
+
+    def lines(self) -> list[bytes]:
+        """What was traced so far."""
+        return self._log.read_bytes().splitlines() if self._log.exists() else []
+
+    def injected(self) -> int:
+        """Calls that were refused so far."""
+        return sum(line.endswith(b"(INJECTED)") for line in self.lines())
+
+    def most_by_one_thread(self) -> int:
+        """How many calls the thread made that made most."""
+        begun = Counter(match[1] for line in self.lines() if (match := _CALL.match(line)))
+        return max(begun.values(), default=0)
+
+
+def under_strace(calls: Sequence[str], *, effect: str, when: str, log: Path) -> list[str]:
+    """
+    A wrapper for a command that injects from its first call on.
+
+    The command keeps its number: strace is the one that is forked off (``--daemonize``).
+    """
+    names = ",".join(calls)
+    return [
+        STRACE,
+        "--daemonize",
+        "-f",
+        "-o",
+        str(log),
+        f"--trace={names}",
+        f"--inject={names}:{effect}:when={when}",
+        "--",
+    ]
+
+
+def strace_works() -> bool:
+    """Whether strace may trace here."""
+    command = [SETPRIV, "--pdeathsig", "KILL", "--", STRACE, "-o", "/dev/null", "/bin/true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
