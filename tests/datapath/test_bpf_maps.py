@@ -215,6 +215,17 @@ def test_targets_load_what_they_wrote() -> None:
             assert target.load() == rows(1, start=3)
 
 
+def test_parts_of_a_map_are_targets_that_know_nothing_of_each_other() -> None:
+    """Each loads the rows of its own keys, and none of the other's."""
+    with Map.create(spec(MapType.HASH)) as hashed:
+        even = MapTarget(hashed, part=lambda key: not key[0] & 1)
+        odd = MapTarget(hashed, part=lambda key: bool(key[0] & 1))
+        assert MapTarget(hashed).update(rows(4)) == {}
+
+        assert even.load() | odd.load() == rows(4)
+        assert {key[0] for key in odd.load()} == {1, 3}
+
+
 def test_a_frozen_map_takes_no_more_writes() -> None:
     """Reading goes on."""
     with Map.create(spec(MapType.ARRAY)) as made:

@@ -12,7 +12,7 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from ciliumd.bpf.map import Map
     from ciliumd.bpf.words import U64Array
@@ -22,15 +22,17 @@ WORD = struct.Struct("=Q")
 
 
 class MapTarget:
-    """A hash or LPM map."""
+    """A hash or LPM map, or of its rows those whose keys are of the *part*."""
 
-    def __init__(self, target: Map) -> None:
+    def __init__(self, target: Map, *, part: Callable[[bytes], bool] | None = None) -> None:
         self.name = target.name
         self._map = target
+        self._part = part
 
     def load(self) -> dict[bytes, bytes]:
         """What the kernel holds."""
-        return dict(self._map.items())
+        part = self._part
+        return dict(self._map.items() if part is None else (one for one in self._map.items() if part(one[0])))
 
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
         """Write; returns the failures by key."""

@@ -20,6 +20,7 @@ from ciliumd.daemon import stages
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.state import StateFile
 from ciliumd.daemon.wiring import NodeWiring
+from ciliumd.desired.lbrows import is_slot
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.devices import NativeDevice
 from ciliumd.net.overlay import RemoteRoutes
@@ -97,13 +98,15 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
         stages.IFINDEX,
         stages.BACKENDS,
         stages.REVNAT,
-        stages.SERVICES,
         stages.DEVICES,
         stages.NODES,
     )
     files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.ENDPOINT_FILE)
     targets: dict[str, Target] = {name: MapTarget(maps[name]) for name in hashes}
     targets |= {name: StateFile(settings.state_dir / name) for name in files}
+    services = maps[stages.SERVICES]
+    targets[stages.SERVICE_SLOTS] = MapTarget(services, part=is_slot)
+    targets[stages.SERVICES] = MapTarget(services, part=lambda key: not is_slot(key))
     targets[stages.POLICY] = policies
     targets[stages.FACTS] = ArrayTarget(maps[stages.FACTS])
     targets[stages.STATES] = WordsTarget(endpoint_states)

@@ -101,8 +101,11 @@ class Release:
         served = [one.frontend.key for one in plan.served]
         backends = [backend.key for one in plan.served for backend in one.backends]
         # Gathered only if a number is unwanted: there may be half a million rows.
-        services_held = cache(lambda: _service_ids(self._rows(stages.SERVICES), self._rows(stages.REVNAT)))
-        backends_held = cache(lambda: _backend_ids(self._rows(stages.SERVICES), self._rows(stages.BACKENDS)))
+        slots = self._rows(stages.SERVICE_SLOTS)
+        services_held = cache(
+            lambda: _service_ids(self._rows(stages.REVNAT), self._rows(stages.SERVICES), slots)
+        )
+        backends_held = cache(lambda: _backend_ids(slots, self._rows(stages.BACKENDS)))
         held = cache(
             lambda: _identities(
                 self._rows(stages.FACTS), self._rows(stages.IPCACHE), self._rows(stages.IPCACHE_LPM)
@@ -149,19 +152,18 @@ class Release:
                 table.forget(table.revision if read is None else read())
 
 
-def _service_ids(services: Rows, revnat: Rows) -> set[int]:
+def _service_ids(revnat: Rows, *services: Rows) -> set[int]:
     """Service ids the load balancer's rows know."""
     found = {int.from_bytes(key, "little") for key in revnat}
-    found.update(abi.LbService.unpack(row).rev_nat for row in services.values())
+    for rows in services:
+        found.update(abi.LbService.unpack(row).rev_nat for row in rows.values())
     return found
 
 
-def _backend_ids(services: Rows, backends: Rows) -> set[int]:
+def _backend_ids(slots: Rows, backends: Rows) -> set[int]:
     """Backend ids the load balancer's rows know."""
     found = {int.from_bytes(key, "little") for key in backends}
-    found.update(
-        abi.LbService.unpack(row).target for key, row in services.items() if abi.LbServiceKey.unpack(key).slot
-    )
+    found.update(abi.LbService.unpack(row).target for row in slots.values())
     return found
 
 

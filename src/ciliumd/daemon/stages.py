@@ -15,6 +15,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
+from ciliumd.desired.lbrows import slot_keys
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.target import BeforeSync, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
@@ -25,6 +26,9 @@ FACTS, STATES = "cilium_endpoints_v1", "cilium_endpoint_state_v1"
 IPCACHE, IPCACHE_LPM = "cilium_ipcache_v1", "cilium_ipcache_lpm_v1"
 LXC, IFINDEX = "cilium_lxc_v1", "cilium_ifindex_v1"
 BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "cilium_lb_services_v1"
+# Slots of cilium_lb_services_v1 are a stage of their own: a frontend that counts slots which did not fit
+# into the map would lose the packets sent to them.
+SERVICE_SLOTS = "cilium_lb_services_v1.slots"
 DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
 ROUTES = RemoteRoutes.name
 
@@ -114,20 +118,34 @@ def stages(
         Stage(name=BACKENDS, target=targets[BACKENDS], compute=whole(lambda: plan.lb_rows.backends)),
         Stage(name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat)),
         Stage(
+            name=SERVICE_SLOTS,
+            target=targets[SERVICE_SLOTS],
+            compute=whole(lambda: plan.lb_rows.slots),
+            needs=(BACKENDS, REVNAT),
+            refers=slot_refers,
+        ),
+        Stage(
             name=SERVICES,
             target=targets[SERVICES],
-            compute=whole(lambda: plan.lb_rows.services),
-            needs=(BACKENDS, REVNAT),
-            refers=service_refers,
+            compute=whole(lambda: plan.lb_rows.frontends),
+            needs=(REVNAT, SERVICE_SLOTS),
+            refers=frontend_refers,
         ),
     ]
 
 
-def service_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
+def slot_refers(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
     """The backend of a slot, and the revNAT row of its frontend."""
+    row = abi.LbService.unpack(value)
+    yield REVNAT, row.rev_nat.to_bytes(4, "little")
+    yield BACKENDS, row.target.to_bytes(4, "little")
+
+
+def frontend_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
+    """The slots a frontend counts, and its revNAT row."""
     service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
     if not service.port:  # the whole address of a service, which leads nowhere
         return
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
-    if service.slot:
-        yield BACKENDS, row.target.to_bytes(4, "little")
+    for slot in slot_keys(service, row.target):
+        yield SERVICE_SLOTS, slot

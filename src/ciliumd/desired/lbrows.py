@@ -7,11 +7,11 @@ shutting down keep their rows as long as they are listed, so that connections th
 without backends keeps slot 0 with a count of zero: the datapath then refuses at once instead of sending
 packets into the void.
 
-Of the three maps, backends and revNAT are to be written before services.
+Of the three maps, backends and revNAT are to be written before services, and slots before slot 0.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any
 
@@ -54,13 +54,20 @@ class LbRows:
     """
     Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1`` and ``cilium_lb_services_v1``.
 
-    In *services* a frontend's slots come before its slot 0, to be written in that order.
+    The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
+    written after all of them.
     """
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
     revnat: dict[bytes, bytes] = field(default_factory=dict)
-    services: dict[bytes, bytes] = field(default_factory=dict)
+    slots: dict[bytes, bytes] = field(default_factory=dict)
+    frontends: dict[bytes, bytes] = field(default_factory=dict)
     problems: list[ServiceProblem] = field(default_factory=list)
+
+    @property
+    def services(self) -> dict[bytes, bytes]:
+        """All rows of ``cilium_lb_services_v1``."""
+        return {**self.slots, **self.frontends}
 
 
 def lb_rows(
@@ -90,9 +97,11 @@ def lb_rows(
         if len(chosen) > _SLOT_MAX:
             rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
             chosen = chosen[:_SLOT_MAX]
-        rows.services.update(_service_rows(one, service_id, chosen))
+        slots, head = _service_rows(one, service_id, chosen)
+        rows.slots.update(slots)
+        rows.frontends[_service_key(one.frontend.key, 0)] = head
         if one.frontend.kind is ServiceKind.CLUSTER_IP:
-            rows.services.update([_cluster_ip_row(one.frontend.key)])
+            rows.frontends.update([_cluster_ip_row(one.frontend.key)])
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
     rows.backends.update(
         _backend_row(key, backend_ids[key], state)
@@ -173,7 +182,32 @@ def _problem(one: ServedFrontend, message: str) -> ServiceProblem:
     return ServiceProblem(one.service.key, one.frontend.key, message)
 
 
-def _service_rows(one: ServedFrontend, service_id: int, chosen: list[int]) -> dict[bytes, bytes]:
+def is_slot(key: bytes) -> bool:
+    """Whether a packed key is that of a slot that leads to a backend."""
+    return key[_SLOT] != _FRONTEND
+
+
+def slot_keys(frontend: abi.LbServiceKey, count: int) -> Iterator[bytes]:
+    """The packed keys of a frontend's slots."""
+    for slot in range(1, count + 1):
+        yield replace(frontend, slot=slot).pack()
+
+
+def _offset_of_slot() -> int:
+    """Where ``slot`` lies in a packed key: a large map is divided without unpacking it."""
+    return (
+        abi.LbServiceKey(addr=bytes(16), port=0, protocol=0, scope=0, slot=0xFFFF).pack().index(b"\xff\xff")
+    )
+
+
+_SLOT = slice(_offset_of_slot(), _offset_of_slot() + 2)
+_FRONTEND = bytes(2)
+
+
+def _service_rows(
+    one: ServedFrontend, service_id: int, chosen: list[int]
+) -> tuple[dict[bytes, bytes], bytes]:
+    """The slots of a frontend, and the value of its slot 0."""
     timeout = one.service.affinity_timeout
     flags = _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
     if one.frontend.scope == EXTERNAL and has_two_scopes(one.service, one.frontend):
@@ -182,9 +216,8 @@ def _service_rows(one: ServedFrontend, service_id: int, chosen: list[int]) -> di
     def value(target: int) -> bytes:
         return abi.LbService(target, rev_nat=service_id, flags=flags, affinity_timeout=timeout).pack()
 
-    rows = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
-    rows[_service_key(one.frontend.key, 0)] = value(len(chosen))
-    return rows
+    slots = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
+    return slots, value(len(chosen))
 
 
 def _cluster_ip_row(key: FrontendKey) -> tuple[bytes, bytes]:

@@ -2,10 +2,9 @@
 """The stages of a round over maps in memory: what is written before what, and what waits for what."""
 
 import asyncio
+from dataclasses import replace
 from ipaddress import ip_address
 from itertools import pairwise
-
-import pytest
 
 from ciliumd import abi
 from ciliumd.daemon import stages
@@ -34,6 +33,7 @@ NAMES = (
     stages.IFINDEX,
     stages.BACKENDS,
     stages.REVNAT,
+    stages.SERVICE_SLOTS,
     stages.SERVICES,
 )
 
@@ -103,7 +103,8 @@ def test_a_pod_is_written_in_an_order_no_packet_can_misread():
     kernel.round()
     order = (
         *(stages.IDENTITY_FILE, stages.ENDPOINT_FILE, stages.POLICY, stages.STATES, stages.FACTS),
-        *(stages.IPCACHE, stages.LXC, stages.IFINDEX, stages.BACKENDS, stages.REVNAT, stages.SERVICES),
+        *(stages.IPCACHE, stages.LXC, stages.IFINDEX, stages.BACKENDS, stages.REVNAT),
+        *(stages.SERVICE_SLOTS, stages.SERVICES),
     )
     for earlier, later in pairwise(order):
         assert kernel.last(earlier) < kernel.first(later)
@@ -119,7 +120,8 @@ def test_a_pod_is_taken_away_in_the_reverse_order():
     kernel.tables.services.delete(("shop", "web"))
     kernel.round(4)
     order = (
-        *(stages.SERVICES, stages.REVNAT, stages.BACKENDS, stages.IFINDEX, stages.LXC, stages.IPCACHE),
+        *(stages.SERVICES, stages.SERVICE_SLOTS, stages.REVNAT, stages.BACKENDS),
+        *(stages.IFINDEX, stages.LXC, stages.IPCACHE),
         *(stages.FACTS, stages.STATES, stages.ENDPOINT_FILE, stages.POLICY),
     )
     for earlier, later in pairwise(order):
@@ -127,6 +129,49 @@ def test_a_pod_is_taken_away_in_the_reverse_order():
     assert all(
         not kernel.maps[name].rows for name in (stages.POLICY, stages.FACTS, stages.LXC, stages.SERVICES)
     )
+
+
+def counted_and_there(kernel):
+    """How many slots the frontend of the service counts, and how many it has."""
+    heads = [abi.LbService.unpack(row) for row in kernel.maps[stages.SERVICES].rows.values()]
+    return sum(head.target for head in heads), len(kernel.maps[stages.SERVICE_SLOTS].rows)
+
+
+def test_a_frontend_counts_no_slot_that_did_not_fit():
+    """With the map full a service keeps the backends it has; packets are sent to no slot that is missing."""
+    kernel = Kernel()
+    kernel.tables.services.set(("shop", "web"), service())
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.round()
+    slots = kernel.maps[stages.SERVICE_SLOTS]
+    slots.fail = lambda key: None if key in slots.rows else OSError(7, "map is full")
+    nodes.add_pod(kernel.tables, 2, {"app": "web"})
+    kernel.round(3)
+    full = counted_and_there(kernel)
+    slots.fail = lambda _: None
+    kernel.round(40)
+
+    assert full == (1, 1)
+    assert counted_and_there(kernel) == (2, 2)
+
+
+def test_a_slot_stays_while_its_frontend_counts_it():
+    """A frontend that cannot be told that a backend has gone keeps the slot, and the backend behind it."""
+    kernel = Kernel()
+    kernel.tables.services.set(("shop", "web"), service())
+    for number in (1, 2):
+        nodes.add_pod(kernel.tables, number, {"app": "web"})
+    kernel.round()
+    kernel.maps[stages.SERVICES].fail = lambda _: OSError(12, "no memory")
+    kernel.tables.endpoints.delete(2)
+    kernel.round(3)
+    failing = counted_and_there(kernel), len(kernel.maps[stages.BACKENDS].rows)
+    kernel.maps[stages.SERVICES].fail = lambda _: None
+    kernel.round(40)
+
+    assert failing == ((2, 2), 2)
+    assert counted_and_there(kernel) == (1, 1)
+    assert len(kernel.maps[stages.BACKENDS].rows) == 1
 
 
 def test_an_identity_gets_no_address_before_every_endpoint_knows_it():
@@ -236,12 +281,18 @@ def test_changes_of_policies_reach_the_map_row_by_row():
     assert len(kernel.node.plan.policy.states) == 1
 
 
-@pytest.mark.parametrize(("slot", "expected"), [(0, [stages.REVNAT]), (2, [stages.REVNAT, stages.BACKENDS])])
-def test_a_service_row_refers_to_its_backend_and_its_revnat_row(slot, expected):
-    """Slot 0 counts backends and refers to none."""
-    key = abi.LbServiceKey(addr16(ip_address("10.96.0.1")), port=80, protocol=6, scope=0, slot=slot).pack()
-    row = abi.LbService(target=7, rev_nat=9, flags=0, affinity_timeout=0).pack()
-    found = dict(stages.service_refers(key, row))
-    assert list(found) == expected
-    assert found[stages.REVNAT] == (9).to_bytes(4, "little")
-    assert found.get(stages.BACKENDS, (7).to_bytes(4, "little")) == (7).to_bytes(4, "little")
+def test_service_rows_refer_to_what_packets_are_led_to():
+    """A slot to its backend, a frontend to every slot it counts, both to their revNAT row."""
+    key = abi.LbServiceKey(addr16(ip_address("10.96.0.1")), port=80, protocol=6, scope=0, slot=0)
+    slots = [replace(key, slot=slot).pack() for slot in (1, 2)]
+    row = abi.LbService(target=2, rev_nat=9, flags=0, affinity_timeout=0).pack()
+    revnat = (stages.REVNAT, (9).to_bytes(4, "little"))
+
+    assert list(stages.frontend_refers(key.pack(), row)) == [
+        revnat,
+        *((stages.SERVICE_SLOTS, slot) for slot in slots),
+    ]
+    assert list(stages.slot_refers(slots[0], row)) == [
+        revnat,
+        (stages.BACKENDS, (2).to_bytes(4, "little")),
+    ]
