@@ -12,6 +12,7 @@ needs CAP_SYS_ADMIN.
 
 from __future__ import annotations
 
+import errno
 import struct
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ class PolicyMaps:
         self._pins = pins
         self._inner: dict[tuple[int, int], Map] = {}
         self._hung: set[int] = set()
+        self._missing: dict[int, set[bytes]] = {}
 
     def versions(self) -> set[int]:
         """Versions that have maps, hung up or not."""
@@ -78,19 +80,34 @@ class PolicyMaps:
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
         """Write rows, rules before the classes that lead to them; new versions are hung up last."""
         failed: dict[bytes, Exception] = {}
-        grouped = _by_version(items)
-        for version, rows in grouped.items():
+        whole: dict[int, Mapping[int, Mapping[bytes, bytes]]] = {}
+        for version, rows in _by_version(items).items():
             if (version, RULES) not in self._inner:
                 try:
                     self._create(version)
                 except BpfError as error:
                     failed |= {key: error for which in rows for key in _flat(version, which, rows[which])}
                     continue
-            for which in (RULES, CLASSES):
-                inner_rows = rows.get(which, {})
-                broken = self._inner[version, which].update_batch(inner_rows)
-                failed |= {flat_key(version, which, key): error for key, error in broken.items()}
-        return failed | self._hang(grouped)
+            broken = self._write(version, rows)
+            failed |= broken
+            if not broken:
+                whole[version] = rows
+        return failed | self._hang(whole)
+
+    def _write(self, version: int, rows: Mapping[int, Mapping[bytes, bytes]]) -> dict[bytes, Exception]:
+        """Rows of one version; no class is led to rules of which one is missing: it might be a deny."""
+        rules = rows.get(RULES, {})
+        broken: dict[bytes, Exception] = dict(self._inner[version, RULES].update_batch(rules))
+        self._missing[version] = (self._missing.get(version, set()) - rules.keys()) | broken.keys()
+        failed = {flat_key(version, RULES, key): error for key, error in broken.items()}
+        classes = rows.get(CLASSES, {})
+        if missing := len(self._missing[version]):
+            error = BpfError(
+                "update map", self._outer[CLASSES].name, errno.EAGAIN, f"{missing} rules are missing"
+            )
+            return failed | dict.fromkeys(_flat(version, CLASSES, classes), error)
+        broken = dict(self._inner[version, CLASSES].update_batch(classes))
+        return {flat_key(version, CLASSES, key): error for key, error in broken.items()}
 
     def delete(self, keys: Collection[bytes]) -> Mapping[bytes, Exception]:
         """Remove rows; a version without rules is taken down whole."""
@@ -164,6 +181,7 @@ class PolicyMaps:
             broken |= {_version(key): error for key, error in failed.items()}
         self._hung -= versions
         for version in versions - broken.keys():
+            self._missing.pop(version, None)
             for which in self._outer:
                 unpin(self._pin(version, which))
                 inner = self._inner.pop((version, which), None)
