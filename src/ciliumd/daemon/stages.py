@@ -96,6 +96,11 @@ def stages(
             target=targets[IPCACHE_LPM],
             compute=whole(lambda: plan.ipcache_rows.prefixes),
             needs=(NODES, STATES),
+            # An exception that is not there yet would be let in with what it is an exception of.
+            covers=lambda key: (
+                (IPCACHE if single else IPCACHE_LPM, inner)
+                for single, inner in plan.ipcache_rows.within.get(key, ())
+            ),
         ),
         Stage(
             name=ROUTES,

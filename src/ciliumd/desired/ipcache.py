@@ -7,7 +7,7 @@ identity whatever prefixes policies mention.  Prefixes never name pods; those of
 say where a pod is that nobody has published yet.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -38,10 +38,17 @@ WORLD_PREFIXES: dict[Prefix, Owner] = {
 
 @dataclass(frozen=True, slots=True)
 class IpcacheRows:
-    """Rows of ``cilium_ipcache_v1`` (*addresses*) and ``cilium_ipcache_lpm_v1`` (*prefixes*)."""
+    """
+    Rows of ``cilium_ipcache_v1`` (*addresses*) and ``cilium_ipcache_lpm_v1`` (*prefixes*).
+
+    *within* are the keys of the next longer prefixes, and of the single addresses that policies name,
+    inside each prefix that holds some: while their rows are missing they would be taken for the prefix.
+    """
 
     addresses: dict[bytes, bytes]
     prefixes: dict[bytes, bytes]
+    within: Mapping[bytes, Collection[tuple[bool, bytes]]] = field(default_factory=dict)
+    """By key of a prefix: whether it is a single address, and its key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,20 +101,48 @@ def ipcache_rows(
     return IpcacheRows(
         addresses=dict(address_row(addr, *owner) for addr, owner in owners.items()),
         prefixes=dict(prefix_row(prefix, *owner) for prefix, owner in wide.items()),
+        within=_within({*named, *beyond.prefixes} - WORLD_PREFIXES.keys()),
     )
+
+
+def _within(prefixes: Collection[Prefix]) -> dict[bytes, list[tuple[bool, bytes]]]:
+    """The next longer of *prefixes* in each of them, as keys; without them all of it is the world."""
+    found: dict[bytes, list[tuple[bool, bytes]]] = {}
+    around: list[Prefix] = []
+    for prefix in sorted(prefixes, key=lambda one: (one.version, int(one.network_address), one.prefixlen)):
+        while around and not _holds(around[-1], prefix):
+            around.pop()
+        if around:
+            single = is_single(prefix)
+            key = address_key(prefix.network_address) if single else prefix_key(prefix)
+            found.setdefault(prefix_key(around[-1]), []).append((single, key))
+        around.append(prefix)
+    return found
+
+
+def _holds(outer: Prefix, inner: Prefix) -> bool:
+    return outer.version == inner.version and inner.network_address in outer
+
+
+def address_key(addr: Addr) -> bytes:
+    """The key of a single address."""
+    return abi.IpcacheKey(addr16(addr), _LOCAL_CLUSTER).pack()
+
+
+def prefix_key(prefix: Prefix) -> bytes:
+    """The key of a prefix."""
+    bits = _CLUSTER_BITS + prefix_bits16(prefix)
+    return abi.IpcacheLpmKey(bits, _LOCAL_CLUSTER, addr16(prefix.network_address)).pack()
 
 
 def address_row(addr: Addr, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
     """The row that gives a single address its identity."""
-    packed = addr16(addr)
-    return abi.IpcacheKey(packed, _LOCAL_CLUSTER).pack(), _entry(fold32(packed), identity, tunnel)
+    return address_key(addr), _entry(fold32(addr16(addr)), identity, tunnel)
 
 
 def prefix_row(prefix: Prefix, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
     """The row that gives a prefix its identity; a prefix's row carries no fold."""
-    bits = _CLUSTER_BITS + prefix_bits16(prefix)
-    key = abi.IpcacheLpmKey(bits, _LOCAL_CLUSTER, addr16(prefix.network_address))
-    return key.pack(), _entry(0, identity, tunnel)
+    return prefix_key(prefix), _entry(0, identity, tunnel)
 
 
 def _entry(check: int, identity: int, tunnel: Addr | None) -> bytes:

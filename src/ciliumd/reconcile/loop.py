@@ -253,14 +253,20 @@ class Reconciler:
 
     async def _update(self, progress: StageProgress, *, in_sync: bool) -> None:
         """Write the due rows of one stage but those that refer to something which is not there."""
-        progress.held = None
         due = progress.due_updates(self._clock(), in_sync=in_sync)
-        for chunk in _chunks(self._order.ready_updates(progress, due)):
-            call = partial(progress.stage.target.update, chunk)
-            failed = await self._write(progress, "update", call, chunk)
-            progress.record_updates(chunk, failed, self._clock())
-            if progress.unread:
+        while True:
+            progress.held = None
+            ready = self._order.ready_updates(progress, due)
+            for chunk in _chunks(ready):
+                call = partial(progress.stage.target.update, chunk)
+                failed = await self._write(progress, "update", call, chunk)
+                progress.record_updates(chunk, failed, self._clock())
+                if progress.unread:
+                    return
+            if progress.stage.covers is None or not ready:
                 return
+            # Rows of the stage itself waited for those just written.
+            due = {key: value for key, value in due.items() if key not in ready}
 
     async def _delete(self, progress: StageProgress) -> None:
         """Delete the due rows of one stage but those that something may still refer to."""

@@ -29,6 +29,22 @@ class Order:
         if progress.unread or progress.broken:
             progress.held = "target not read" if progress.unread else "desired rows not computed"
             return {}
+        return self._uncovering(progress, self._referring(progress, rows))
+
+    def _uncovering(self, progress: StageProgress, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Those of *rows* that stand in for no row which is still to be written."""
+        covers = progress.stage.covers
+        if covers is None:
+            return rows
+        ready = {
+            key: value for key, value in rows.items() if all(self._is_written(*one) for one in covers(key))
+        }
+        if len(ready) < len(rows):
+            progress.held = "updates wait for rows they would stand in for"
+        return ready
+
+    def _referring(self, progress: StageProgress, rows: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        """Those of *rows* that refer to nothing which is still to be written."""
         refers = progress.stage.refers
         if refers is None:
             for name in progress.stage.needs:

@@ -50,6 +50,7 @@ class Changes:
 
 Compute = Callable[[], Whole | Changes]
 Refers = Callable[[bytes, bytes], Iterable[tuple[str, bytes]]]
+Covers = Callable[[bytes], Iterable[tuple[str, bytes]]]
 
 
 class BeforeSync(Enum):
@@ -77,6 +78,9 @@ class Stage:
     one of them has failed updates all updates here wait, and while rows here are still to be changed
     or deleted its deletions wait.  With *refers*, which answers the (stage, key) pairs one row refers
     to, only the rows concerned wait for each other.
+
+    *covers* answers the rows, of this stage or of earlier ones, that a row would stand in for as long as
+    they are missing, as a prefix does for a longer one: it is written after them, and not without them.
     """
 
     name: str
@@ -84,4 +88,5 @@ class Stage:
     compute: Compute | None = None
     needs: tuple[str, ...] = ()
     refers: Refers | None = None
+    covers: Covers | None = None
     before_sync: BeforeSync = BeforeSync.CREATE

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd import abi
-from ciliumd.desired.ipcache import IpcacheRows, ipcache_rows
+from ciliumd.desired.ipcache import IpcacheRows, address_key, ipcache_rows, prefix_key
 from ciliumd.model.net import Addr, addr16, fold32
 from unit.desired.worlds import endpoint
 
@@ -95,6 +95,31 @@ def test_prefix_of_one_never_renames_an_endpoint_or_the_node() -> None:
 
     assert identity(rows, "10.0.0.1") == 256
     assert identity(rows, "10.0.0.254") == 1
+
+
+def test_prefixes_know_what_lies_next_inside_them() -> None:
+    """The next longer prefixes and named addresses, and no others; the world around them is nobody's."""
+    names = ["198.51.100.0/24", "198.51.100.64/26", "198.51.100.64/28", "198.51.100.65/32", "203.0.113.0/24"]
+    names += ["2001:db8::/32", "2001:db8:1::/48", "2001:db8::1/128"]
+    prefixes = [ip_network(name) for name in names]
+    rows = ipcache_rows([], {}, host_addresses=[], prefixes={one: 100 + n for n, one in enumerate(prefixes)})
+
+    def key(name: str) -> bytes:
+        return prefix_key(ip_network(name))
+
+    assert rows.within == {
+        key("198.51.100.0/24"): [(False, key("198.51.100.64/26"))],
+        key("198.51.100.64/26"): [(False, key("198.51.100.64/28"))],
+        key("198.51.100.64/28"): [(True, address_key(ip_address("198.51.100.65")))],
+        key("2001:db8::/32"): [
+            (True, address_key(ip_address("2001:db8::1"))),
+            (False, key("2001:db8:1::/48")),
+        ],
+    }
+    assert {inner for found in rows.within.values() for _, inner in found} <= {
+        *rows.prefixes,
+        *rows.addresses,
+    }
 
 
 def test_endpoint_cannot_take_the_nodes_address() -> None:

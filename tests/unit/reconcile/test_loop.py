@@ -244,6 +244,31 @@ def test_stage_that_names_its_references_waits_row_by_row():
     assert {b"s1": b"b1"} == world.maps["services"].rows
 
 
+def test_row_that_covers_others_is_written_after_them_and_not_without_them():
+    """Of prefixes inside each other the longest comes first; one that fails keeps those around it out."""
+    inside = {b"/8": [("lpm", b"/16")], b"/16": [("lpm", b"/24"), ("single", b"a")]}
+
+    def stages(world):
+        return [world.stage("single"), world.stage("lpm", covers=lambda key: inside.get(key, ()))]
+
+    world = World("single", "lpm", stages=stages)
+    wanted = {b"/8": b"1", b"/16": b"2", b"/24": b"3", b"other": b"4"}
+    world.want = {"single": {b"a": b"5"}, "lpm": wanted}
+    world.maps["single"].failures[b"a"] = OSError("full")
+    world.round()
+    without = dict(world.maps["lpm"].rows)
+    held = world.status("lpm").held
+    world.maps["single"].failures.clear()
+    del world.journal[:]
+    world.clock.now += 1
+    world.round(dirty=False)
+
+    assert without == {b"/24": b"3", b"other": b"4"}
+    assert held == "updates wait for rows they would stand in for"
+    assert [write.key for write in world.journal] == [b"a", b"/16", b"/8"]
+    assert world.status("lpm").in_sync
+
+
 def test_call_that_raises_midway_is_read_back_before_anything_else():
     """Rows of a call that died are not forgotten: what it wrote is found and still removed."""
     world = World("m")
