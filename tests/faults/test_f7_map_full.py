@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from ciliumd.bpf.map import Map
 from lab import manifests
 from lab.figures import Figures
 from lab.maps import dump
@@ -25,6 +26,9 @@ TINY = {
     "bpf-nat-max": "1024",
 }
 VIP, FULL_VIP, NEW_VIP = "10.96.0.40", "10.96.0.41", "10.96.0.42"
+WIDE, NARROW = "198.51.100.0/24", "198.51.100.64/26"
+ALLOWED, EXCLUDED = "198.51.100.10", "198.51.100.70"
+FLOWS, CROWDED = 10_000, 9009
 PRESSURE_SECONDS = 40.0
 
 
@@ -96,6 +100,129 @@ def test_services(
     for name in ("web", "new"):
         node.delete(name)
     finish(figures, probers, record_property)
+
+
+def allow_from(name: str, app: str, *cidrs: str, excluded: str | None = None) -> manifests.Object:
+    """Let the world in from these prefixes, but for one inside the last of them."""
+    sets: list[manifests.Object] = [{"cidr": cidr} for cidr in cidrs]
+    if excluded is not None:
+        sets[-1]["except"] = [excluded]
+    return manifests.cilium_policy(
+        name,
+        {"endpointSelector": {"matchLabels": {"app": app}}, "ingress": [{"fromCIDRSet": sets}]},
+    )
+
+
+def test_prefixes(
+    node: Node,
+    world: World,
+    probers: Probers,
+    figures: Figures,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """An exception that does not fit keeps out what it is an exception of: nobody excluded gets in."""
+    server = node.pod("open", {"app": "open"}).serve(tcp=(80,))
+    for address in (ALLOWED, EXCLUDED):
+        world.netns.ip("address", "add", f"{address}/32", "dev", "lo")
+
+    def from_world(address: str) -> bool:
+        world.netns.ip("route", "replace", node.pod_cidr, "via", node.address, "src", address)
+        reply = world.actor.call("tcp_connect", address=server.address, port=80, timeout=0.4)
+        return bool(reply["outcome"] == "answered")
+
+    # Default deny, and an LPM map with room for one prefix more.
+    used = len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"])
+    fillers = [f"10.{200 + number // 256}.{number % 256}.0/24" for number in range(ROWS - used - 1)]
+    node.apply_policy("filler", allow_from("filler", "open", *fillers))
+    eventually(lambda: len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"]) == ROWS - 1, "one row is left")
+    assert not from_world(ALLOWED)
+    node.apply("wide", allow_from("wide", "open", WIDE, excluded=NARROW))
+    eventually(lambda: "cilium_ipcache_lpm_v1" in node.agent.status_or_error(), "status names the map")
+    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
+    assert figures.wrongly_allowed == 0
+    node.delete("filler")
+    eventually(lambda: from_world(ALLOWED), "who is allowed gets in once there is room", seconds=40.0)
+    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
+    eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    node.delete("wide")
+    node.remove_pod(node.pods["default/open"])
+    finish(figures, probers, record_property)
+
+
+def ranges(app: str, number: int) -> manifests.Object:
+    """An allow of very many ports: ranges that share no prefix."""
+    ports = [
+        {"port": str(start), "endPort": start + 97, "protocol": "ANY"}
+        for start in range(1, 1 + 100 * number, 100)
+    ]
+    rules = [
+        {"fromEndpoints": [{}], "toPorts": [{"ports": ports[at : at + 40]}]} for at in range(0, number, 40)
+    ]
+    return manifests.cilium_policy(
+        "ranges", {"endpointSelector": {"matchLabels": {"app": app}}, "ingress": rules}
+    )
+
+
+def test_policy(
+    node: Node, probers: Probers, figures: Figures, record_property: Callable[[str, object], None]
+) -> None:
+    """Rules that do not fit: who was there keeps the old ones, a newcomer is shut, status names both."""
+    old = node.pod("strict", {"app": "strict"}).serve(tcp=(80, 101))
+    node.apply_policy(
+        "strict",
+        manifests.cilium_policy(
+            "strict",
+            {
+                "endpointSelector": {"matchLabels": {"app": "strict"}},
+                "ingress": [{"fromEndpoints": [{}], "toPorts": manifests.to_ports((80, "TCP"))}],
+            },
+        ),
+    )
+    node.apply("ranges", ranges("strict", 655))
+    eventually(lambda: "strict" in str(node.agent.get("policy").get("problems")), "status names the endpoint")
+    new = node.pod("newcomer", {"app": "strict"}).serve(tcp=(80, 101))
+
+    assert probers.sender.reaches(old.address, 80)
+    figures.wrongly_allowed += probers.sender.reaches(old.address, 200)
+    figures.wrongly_allowed += any(probers.sender.reaches(new.address, port) for port in (80, 101))
+    node.apply("ranges", ranges("strict", 4))
+    eventually(lambda: probers.sender.reaches(old.address, 101), "rules that fit are in force")
+    assert probers.sender.reaches(new.address, 80)
+    eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    for name in ("strict", "ranges"):
+        node.delete(name)
+    for pod in (old, new):
+        node.remove_pod(pod)
+    finish(figures, probers, record_property)
+
+
+def test_conntrack(
+    node: Node, probers: Probers, figures: Figures, record_property: Callable[[str, object], None]
+) -> None:
+    """Many times more flows than there are rows: the oldest make room, and every new connection works."""
+    count = FLOWS
+    refused = sum(
+        probers.sender.tcp(probers.receiver.address, 80)["outcome"] != "answered" for _ in range(count // 100)
+    )
+    crowd = probers.sender.outside.call(
+        "udp_crowd", address=probers.receiver.address, port=CROWDED, count=count, wait=60.0
+    )
+    refused += sum(
+        probers.sender.tcp(probers.receiver.address, 80)["outcome"] != "answered" for _ in range(count // 100)
+    )
+    rows = len(list(flow_rows(node)))
+
+    assert crowd["sent"] == count
+    assert refused == 0
+    assert rows <= int(TINY["bpf-ct-max"])
+    figures.more |= {"flows opened": count, "connections refused": refused}
+    finish(figures, probers, record_property)
+
+
+def flow_rows(node: Node) -> list[bytes]:
+    """Keys of the conntrack map."""
+    with Map.from_pin(node.bpf_root / "maps" / "cilium_ct_v1") as opened:
+        return list(opened.keys())
 
 
 def pressure(node: Node, name: str) -> float:

@@ -124,6 +124,16 @@ def udp_exchange(
 
 
 @verb
+def udp_crowd(address: str, port: int, count: int, first_port: int = 10_000) -> Json:
+    """One datagram from each of *count* ports: as many flows, none of which is ever answered."""
+    sent = 0
+    for source_port in range(first_port, first_port + count):
+        with _bound(socket.SOCK_DGRAM, source_port, 1.0) as sock:
+            sent += sock.sendto(b"?", (address, port))
+    return {"sent": sent}
+
+
+@verb
 def http_request(
     address: str, port: int, method: str = "GET", path: str = "/", host: str = "", timeout: float = 2.0
 ) -> Json:
