@@ -9,6 +9,7 @@ can only succeed proves nothing.
 from pathlib import Path
 
 from ciliumd import abi
+from ciliumd.bpf.link import Link
 from ciliumd.bpf.map import Map
 
 # What packets and time change, and what differs between generations by design.
@@ -89,6 +90,8 @@ def link_pins(bpf_root: Path, ifindex: int | None = None) -> list[Path]:
 
 
 def detach(pins: list[Path]) -> None:
-    """Remove pins of links; what nobody else holds is detached with them."""
+    """Detach links by hand and remove their pins."""
     for pin in pins:
+        with Link.from_pin(pin) as link:
+            link.detach()
         pin.unlink()

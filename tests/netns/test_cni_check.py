@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """CHECK is content with a pod as it was made, and names each thing somebody changed."""
 
+import re
 from collections.abc import Callable, Iterator
 from ipaddress import IPv4Address
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from lab.cni import CniRefused, Json, Runtime, runtime_of
 from lab.maps import detach, link_pins
 from lab.netns import Namespace
 from lab.node import Node
+from lab.waiting import eventually
 from lab.world import World
 from netns.cni_state import known
 
@@ -60,12 +63,14 @@ def delete_row(node: Node, _: Namespace, result: Json) -> None:
         assert opened.delete(abi.LxcKey(addr16(IPv4Address(address(result).partition("/")[0]))).pack())
 
 
-def detach_one(node: Node, _: Namespace, result: Json) -> None:
-    """The program that judges what the pod sends."""
-    ifindex = node.netns.links()[host_name(result)]["ifindex"]
-    pins = link_pins(node.bpf_root, ifindex)
-    assert len(pins) == 2
-    detach(pins[:1])
+def attached(node: Node, result: Json) -> list[Path]:
+    """Pins of the programs on the pod's device."""
+    return link_pins(node.bpf_root, node.netns.links()[host_name(result)]["ifindex"])
+
+
+def detach_one(node: Node, result: Json) -> None:
+    """Take off the program that judges what the pod receives."""
+    detach([pin for pin in attached(node, result) if "egress" in pin.name])
 
 
 def other_address(_: Node, pod: Namespace, result: Json) -> None:
@@ -95,7 +100,6 @@ TAMPERINGS: dict[str, tuple[Tamper, str]] = {
         in_pod("link", "set", "eth0", "address", "02:00:00:00:00:77"),
         "has MAC address 02:.*:77",
     ),
-    "programs": (detach_one, "entry_.*container on default/web .* is detached"),
     "map rows": (delete_row, "of cilium_lxc_v1 is missing"),
 }
 
@@ -112,6 +116,27 @@ def test_check_finds_what_was_changed(runtime: tuple[Node, Runtime], pod: Namesp
     with pytest.raises(CniRefused, match=text) as caught:
         cni.check(sandbox)
     assert caught.value.code == 102
+    cni.delete(sandbox)
+
+
+def test_check_finds_programs_that_were_taken_off(runtime: tuple[Node, Runtime], pod: Namespace) -> None:
+    """They are attached again within two seconds, so they are taken off until a CHECK comes in between."""
+    node, cni = runtime
+    sandbox = known(node, cni, pod)
+    result = cni.add(sandbox)
+
+    def refused() -> str:
+        detach_one(node, result)
+        try:
+            cni.check(sandbox)
+        except CniRefused as found:
+            return f"{found.code}: {found.message}"
+        return ""
+
+    said = eventually(refused, "CHECK comes before the repair")
+    assert re.search("102: .*entry_.*container on default/web .* is detached", said), said
+    eventually(lambda: len(attached(node, result)) == 2, "both programs hang again")
+    cni.check(sandbox)
     cni.delete(sandbox)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from ciliumd import abi
 from ciliumd.bpf import layout
+from ciliumd.bpf.keep import HeldLinks, repin_all
 from ciliumd.bpf.link import Link, TcxHook, attach_cgroup, attach_tcx, detach
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.object import Object, embedded
@@ -48,6 +49,7 @@ class Generation:
     entries: dict[str, Program] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
     _own: dict[str, Map] = field(default_factory=dict)
+    _links: HeldLinks = field(default_factory=HeldLinks)
 
     @classmethod
     def load(
@@ -139,13 +141,30 @@ class Generation:
         for hook, name in ((TcxHook.INGRESS, ingress), (TcxHook.EGRESS, egress)):
             if name is not None:
                 pin = device_pin(self.pins, ifindex, hook)
+                self._links.restore(pin)
                 attach_tcx(self.entries[name], ifindex=ifindex, hook=hook, pin=pin)
+                self._links.hold(pin)
+
+    def detach_device(self, ifindex: int) -> None:
+        """Take our programs off a device, whether it still exists or not."""
+        for hook in TcxHook:
+            self._links.let_go(device_pin(self.pins, ifindex, hook))
+        detach_device(self.pins, ifindex)
 
     def attach_cgroup(self, cgroup: Path) -> None:
         """Hang the socket programs on a control group, or replace those that hang there."""
         for name, program in self.programs.items():
             if program.section.startswith("cgroup/"):
-                attach_cgroup(program, cgroup=cgroup, pin=self.pins.link("cgroup", name))
+                pin = self.pins.link("cgroup", name)
+                self._links.restore(pin)
+                attach_cgroup(program, cgroup=cgroup, pin=pin)
+                self._links.hold(pin)
+
+    def repin(self) -> list[Path]:
+        """Have every map's pin lead to the map packets run through; those that did not."""
+        pinned = {self.pins.maps / name: one for name, one in self.maps.items()}
+        calls = self.pins.generation(self.number) / CALLS
+        return repin_all({**pinned, calls: self._own[CALLS]})
 
     def verified_insns(self) -> dict[str, int]:
         """Instructions the verifier walked, per program."""
@@ -153,6 +172,7 @@ class Generation:
 
     def close(self) -> None:
         """Give this process's handles back; what is pinned goes on running."""
+        self._links.close()
         for handle in (
             *self.programs.values(),
             *self.entries.values(),

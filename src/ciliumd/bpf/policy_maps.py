@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from ciliumd import abi
 from ciliumd.bpf.errors import BpfError
 from ciliumd.bpf.handle import unpin
+from ciliumd.bpf.keep import repin_all
 from ciliumd.bpf.map import Map
 
 if TYPE_CHECKING:
@@ -125,6 +126,10 @@ class PolicyMaps:
                 broken = self._inner[version, which].delete_batch(rows.get(which, {}))
                 failed |= {flat_key(version, which, key): error for key, error in broken.items()}
         return failed | _by_row(self._drop(empty), grouped)
+
+    def repin(self) -> list[Path]:
+        """Have the pin of every inner map lead to it; those that did not."""
+        return repin_all({self._pin(*place): inner for place, inner in self._inner.items()})
 
     def close(self) -> None:
         """Give the handles back; pins stay."""

@@ -242,6 +242,14 @@ class Agent:
                 f"was detached and is attached again: {', '.join(one.text for one in repaired)}"
             )
 
+    async def repair_pins(self) -> None:
+        """Pin again what somebody unpinned, before a restart would miss it."""
+        repaired = await self.in_writer(self.datapath.repin)
+        if repaired:
+            raise RuntimeError(
+                f"was not pinned and is pinned again: {', '.join(one.name for one in repaired)}"
+            )
+
     async def first_round(self) -> None:
         """Note when all that the sources had at the start is in the maps: only then is all well."""
         read = asyncio.Event()

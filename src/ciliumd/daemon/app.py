@@ -39,7 +39,7 @@ from ciliumd.net.errors import NetError
 from ciliumd.net.watch import Event, EventsLost, LinkWatch
 from ciliumd.tables.schema import Tables
 
-ATTACH_CHECK_SECONDS = 10.0
+PIN_CHECK_SECONDS = 10.0
 MAP_PRESSURE_SECONDS = 30.0
 NUMBERS_SECONDS = 10.0
 CNI_QUEUE_SECONDS = 5.0
@@ -171,7 +171,8 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
         agent.network.run(),
         agent.health.run(),
         repeat("cni-delete-queue", CNI_QUEUE_SECONDS, agent.cni.replay_queue),
-        repeat("attachments", ATTACH_CHECK_SECONDS, agent.repair_attachments),
+        repeat("attachments", agent.attachments.check_seconds, agent.repair_attachments),
+        repeat("pins", PIN_CHECK_SECONDS, agent.repair_pins),
         repeat("conntrack-gc", agent.settings.conntrack_gc_interval, agent.gc.collect),
         repeat("policy-versions", 1.0, agent.retire_versions),
         repeat("numbers", NUMBERS_SECONDS, agent.release_numbers),

@@ -130,7 +130,7 @@ class Attachments:
         self._devices.pop(ifindex, None)
         if self.mode == TCX:
             await asyncio.get_running_loop().run_in_executor(
-                self._waiter, lambda: detach_device(self._generation.pins, ifindex)
+                self._waiter, lambda: self._generation.detach_device(ifindex)
             )
 
     async def attach_cgroup(self) -> None:
@@ -202,6 +202,11 @@ class Attachments:
     async def socket_lb(self) -> bool:
         """Whether every socket program hangs on its control group."""
         return self.cgroup is not None and not await self.in_writer(self._missing_sockets)
+
+    @property
+    def check_seconds(self) -> float:
+        """How often to look whether all hangs: links say so cheaply, filters are listed by device."""
+        return 2.0 if self.mode == TCX else 10.0
 
     def _is_linked(self, ifindex: int, hook: TcxHook) -> bool:
         pin = device_pin(self._generation.pins, ifindex, hook)

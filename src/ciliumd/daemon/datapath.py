@@ -59,6 +59,10 @@ class Datapath:
                 rows.append((version.to_bytes(4, "little") + inner, value))
         return rows
 
+    def repin(self) -> list[Path]:
+        """Make pins again that were removed or lead elsewhere: what packets run through is held open here."""
+        return [*self.generation.repin(), *self.policies.repin()]
+
     def close(self) -> None:
         """Give handles back; everything pinned stays."""
         self.policies.close()

@@ -70,6 +70,11 @@ class Kernel:
             if name is not None:
                 self.links[str(self.pins.link("tcx", ifindex, hook.name.lower()))] = ifindex
 
+    def detach_device(self, ifindex):
+        """As ``Generation.detach_device``."""
+        for hook in TcxHook:
+            self.links.pop(str(self.pins.link("tcx", ifindex, hook.name.lower())), None)
+
     def attach_cgroup(self, cgroup):
         """As ``Generation.attach_cgroup``."""
         self.attached.append(str(cgroup))
