@@ -106,7 +106,8 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
     most = count_calls(workload, calls, tmp_path / "all")
     chance = random.Random(SEED)
     some = range(1, most + 1) if is_long else sorted(chance.sample(range(1, most + 1), SAMPLE))
-    figures = Figures(f"F4-{'maps' if calls is MAPS_AND_FILES else 'netlink'} killed at call k of {most}")
+    figures = Figures(f"F4-killed at {'map and file' if calls is MAPS_AND_FILES else 'netlink'} calls")
+    figures.more["of"] = most
     wrong: dict[int, list[str]] = {}
     with probers:
         for k in some:

@@ -2,6 +2,7 @@
 """What a fault did, in the words every fault is reported with; kept as JSON under build/out/faults."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ class Figures:
     def record(self, record_property: Callable[[str, object], None]) -> None:
         """Write the line of the report, and the file."""
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path: Path = RESULTS / f"{self.fault.partition(' ')[0].lower()}.json"
+        path: Path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', self.fault.lower())}.json"
         path.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
         record_property("figure", str(self))
 
