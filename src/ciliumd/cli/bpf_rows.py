@@ -18,6 +18,7 @@ _CT_FLAGS: Final = {
     "loopback": "LBLoopback",
     "seen-non-syn": "SeenNonSyn",
     "carried-peer": "FromTunnel",
+    "from-stack": "FromStack",
 }
 _CT_BITS: Final = {name: 1 << bit for bit, name in enumerate(_CT_FLAGS)}
 _SERVICE_FLAGS: Final = {
