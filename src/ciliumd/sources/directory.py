@@ -10,7 +10,8 @@ standard library does not have, sees nothing on several of these, and must be ba
 
 Nobody is caught writing: a file is read when it has been quiet for a moment, read again if it changed
 meanwhile, and a file that vanished is believed gone when it is still gone at the next look (editors
-rename and create).  A directory that cannot be read deletes nothing, and a file that cannot be understood
+rename and create).  A file that cannot be read is tried again at every look; it may be the machine that
+is short of something.  A directory that cannot be read deletes nothing, and a file that cannot be understood
 when it is first read has the objects an earlier agent knew (see ``lastgood``).
 """
 
@@ -26,7 +27,14 @@ import structlog
 
 from ciliumd.sources.catalog import Catalog
 from ciliumd.sources.lastgood import Forgetful, Keeper, LastGood, Recall
-from ciliumd.sources.manifests import SUFFIXES, MalformedManifest, ManifestObject, ObjectKey, read_manifest
+from ciliumd.sources.manifests import (
+    SUFFIXES,
+    MalformedManifest,
+    ManifestObject,
+    ObjectKey,
+    UnreadableManifest,
+    read_manifest,
+)
 from ciliumd.tables import Problem, Tables
 
 # A file that is written without a pause is read anyway after this many seconds.
@@ -63,6 +71,11 @@ class _Read:
     content: _Content
     recalled: tuple[ManifestObject, ...]
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether the content is not known: it may be next time, without the file having changed."""
+        return isinstance(self.content, UnreadableManifest)
+
 
 @dataclass(slots=True)
 class _Scan:
@@ -96,6 +109,7 @@ class DirectorySource:
         self._settle = settle
         self._clock = clock
         self._known: dict[str, _Stamp] = {}
+        self._unreadable: set[str] = set()
         self._waiting_since: dict[str, float] = {}
         self._vanished: set[str] = set()
         self._error: str | None = None
@@ -172,11 +186,13 @@ class DirectorySource:
         """Write one look's findings into the tables."""
         for file in sorted(removed):
             del self._known[file]
+            self._unreadable.discard(file)
             self._catalog.remove(file)
             log.info("directory.file_removed", file=file)
         for file, read in scan.read.items():
             content = read.content
             self._known[file] = read.stamp
+            (self._unreadable.add if read.unreadable else self._unreadable.discard)(file)
             self._read += 1
             if isinstance(content, MalformedManifest):
                 self._malformed += 1
@@ -244,7 +260,8 @@ class DirectorySource:
             return scan
         scan.present = set(found)
         for file, stamp in sorted(found.items()):
-            if self._known.get(file) == stamp:
+            told = self._known.get(file) == stamp
+            if told and file not in self._unreadable:
                 continue
             since = self._waiting_since.setdefault(file, now)
             busy = 0 <= now - stamp[0] / 1e9 < self._settle
@@ -253,7 +270,8 @@ class DirectorySource:
                 scan.unsettled.add(file)
             else:
                 last_stamp, content = read
-                scan.read[file] = _Read(last_stamp, content, recall.of(file, content))
+                if not (told and isinstance(content, UnreadableManifest)):
+                    scan.read[file] = _Read(last_stamp, content, recall.of(file, content))
         self._waiting_since = {file: self._waiting_since[file] for file in scan.unsettled}
         return scan
 
@@ -287,7 +305,7 @@ def _read_quiet(path: Path, stamp: _Stamp) -> tuple[_Stamp, _Content] | None:
         except FileNotFoundError:
             return None
         except OSError as error:
-            return stamp, MalformedManifest(path.name, 1, f"cannot be read: {error.strerror}")
+            return stamp, UnreadableManifest(path.name, 1, f"cannot be read: {error.strerror}")
         if after == stamp:
             return stamp, _parse(path.name, data)
         stamp = after

@@ -37,6 +37,10 @@ class MalformedManifest(Exception):
         self.message = message
 
 
+class UnreadableManifest(MalformedManifest):
+    """The file could not be read, so what it says is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class ManifestObject:
     """

@@ -107,6 +107,32 @@ def test_unreadable_file_counts_as_malformed(followed: Followed, monkeypatch: py
     assert followed.problems()["File", "", "a.yaml"].message == f"cannot be read: Permission denied{STAYS}"
 
 
+def test_unreadable_file_is_read_once_it_can_be(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine was short of something: the file has not changed, and is told of once."""
+    real = Path.read_bytes
+
+    def refuse(path: Path) -> bytes:
+        raise OSError(23, "Too many open files in system", str(path))
+
+    followed.write("a.yaml", pod("one"))
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with capture_logs() as logs:
+        for _ in range(3):
+            followed.scan()
+    told = [one["event"] for one in logs if one["event"] == "directory.file_malformed"]
+    problems = followed.problems()
+    monkeypatch.setattr(Path, "read_bytes", real)
+    followed.scan()
+    read = followed.source.status().files_read
+    followed.scan()
+
+    assert told == ["directory.file_malformed"]
+    assert ("File", "", "a.yaml") in problems
+    assert followed.pods() == {"one": "web"}
+    assert followed.problems() == {}
+    assert followed.source.status().files_read == read
+
+
 def test_object_moved_to_another_file_and_spoilt_keeps_its_last_good_rows(
     followed: Followed, memory: Memory
 ) -> None:
