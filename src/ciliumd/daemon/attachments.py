@@ -17,7 +17,7 @@ from typing import TypeVar
 from ciliumd.bpf.errors import BpfError, NotFound
 from ciliumd.bpf.generation import Generation, detach_cgroup, detach_device, device_pin, drop_detached
 from ciliumd.bpf.link import Link, TcxHook
-from ciliumd.net import tc
+from ciliumd.net import links, tc
 from ciliumd.net.errors import NetError
 from ciliumd.net.thread import NetlinkThread
 
@@ -182,7 +182,8 @@ class Attachments:
         """
         Attach again what is missing; returns what that was.
 
-        One device that refuses does not keep the others waiting; its error comes last.
+        One device that refuses does not keep the others waiting; its error comes last.  One that has gone
+        is let go: whoever removed it may have failed midway.
         """
         missing = await self.missing()
         failed: list[BpfError | NetError] = []
@@ -194,10 +195,18 @@ class Attachments:
                 elif not ifindex:
                     await self.attach_cgroup()
             except FAILURES as error:
-                failed.append(error)
+                if not ifindex or not await self._let_go(ifindex):
+                    failed.append(error)
         if failed:
             raise failed[0]
-        return missing
+        return [one for one in missing if not one.ifindex or one.ifindex in self._devices]
+
+    async def _let_go(self, ifindex: int) -> bool:
+        """Want nothing any more on a device that has gone without a word; False when it is there."""
+        if await self._netlink.call(links.link_by_index, ifindex) is not None:
+            return False
+        await self.detach(ifindex)
+        return True
 
     async def socket_lb(self) -> bool:
         """Whether every socket program hangs on its control group."""

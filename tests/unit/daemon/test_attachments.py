@@ -20,7 +20,7 @@ from ciliumd.daemon.attachments import (
     native_device,
     pod_device,
 )
-from ciliumd.net import tc
+from ciliumd.net import links, tc
 
 REFUSED = BpfError("attach", "veth", 22)
 
@@ -58,6 +58,7 @@ class Kernel:
             "hook_lxc": SimpleNamespace(section="tc"),
         }
         self.before_answer = None
+        self.gone = set()
 
     # ---- the generation ----------------------------------------------------------------------
 
@@ -94,6 +95,8 @@ class Kernel:
     async def call(self, function, ifindex, **settings):
         """As ``NetlinkThread.call`` for tc."""
         await asyncio.sleep(0)
+        if function is links.link_by_index:
+            return None if ifindex in self.gone else SimpleNamespace(ifindex=ifindex)
         if function is tc.list_filters:
             if self.before_answer:
                 self.before_answer()
@@ -262,6 +265,22 @@ def test_a_device_that_refused_at_first_is_attached_by_repair(run, kernel):
         assert await one.missing() == []
 
     run(scenario)
+
+
+@pytest.mark.parametrize("tcx", [True, False])
+def test_a_device_that_has_gone_is_let_go_by_repair(run, kernel, tcx):
+    """Whoever removed it failed midway: nothing is wanted on it for ever."""
+
+    async def scenario(one):
+        await one.attach(pod_device(7, "default/web"))
+        kernel.links.clear()
+        kernel.filters.clear()
+        kernel.gone.add(7)
+        kernel.refuses[7] = REFUSED
+        repaired = await one.repair()
+        return repaired, one.devices, await one.missing()
+
+    assert run(scenario, tcx=tcx) == ([], {}, [])
 
 
 def test_socket_programs_hang_on_their_control_group(run, kernel, tmp_path):
