@@ -149,7 +149,7 @@ class Map(Handle):
             count[0] = room
             first = cursor if started else ffi.NULL
             result = lib.cil_map_lookup_batch(self.fd, first, cursor, keys, values, count)
-            if result == -errno.ENOSPC:
+            if result == -errno.ENOSPC and room <= self.info.max_entries:
                 # One hash bucket holds more than fits; the cursor has not moved.
                 room *= 2
                 continue

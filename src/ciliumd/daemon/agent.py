@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import structlog
 
 from ciliumd import __version__, abi
+from ciliumd.bpf.errors import BpfError
 from ciliumd.bpf.features import Features
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.ringbuf import RingBuffer
@@ -145,6 +146,7 @@ class Agent:
     _named: _Names = field(init=False, default=_Names())
     _usage: tuple[float, list[MapUsage]] = field(init=False, default=(0.0, []))
     _problems_seen: int = field(init=False, default=0)
+    _losses: int = field(init=False, default=0)
     _background: set[asyncio.Task[None]] = field(init=False, default_factory=set)
 
     @property
@@ -324,8 +326,16 @@ class Agent:
                 interface=self._device_name,
                 node_name=self.plan.node.name,
             ),
-            losses=lambda: sum(self.map("cilium_event_losses_v1").lookup_sums(bytes(4))),
+            losses=self._event_losses,
         )
+
+    def _event_losses(self) -> int:
+        """Events that did not fit into the ring; what was known last while the kernel refuses to tell."""
+        try:
+            self._losses = sum(self.map("cilium_event_losses_v1").lookup_sums(bytes(4)))
+        except BpfError as error:
+            log.debug("agent.event_losses_unknown", error=str(error))
+        return self._losses
 
     def _labels_of(self, identity: int) -> list[str] | None:
         labels = self.plan.known_identities.get(identity)

@@ -136,7 +136,9 @@ async def _programs(agent: Agent, reconciler: ReconcilerStatus) -> tuple[list[Mi
     except TimeoutError:
         where = f" in {running.stage} {running.operation}" if running is not None else ""
         problem = f"writer thread hangs{where}"
-        return [], {"active": False, "problem": problem, "details": {"generation": "unknown"}}, False
+    except (BpfError, NetError) as error:
+        problem = f"programs cannot be looked at: {error}"
+    return [], {"active": False, "problem": problem, "details": {"generation": "unknown"}}, False
 
 
 async def _network(agent: Agent) -> tuple[tuple[net_devices.NativeDevice, ...], bool, list[str]]:
@@ -149,6 +151,8 @@ async def _network(agent: Agent) -> tuple[tuple[net_devices.NativeDevice, ...], 
             return await _read_network(agent)
     except TimeoutError:
         return (), False, [f"netlink thread hangs in {agent.netlink.status().running}"]
+    except NetError as error:
+        return (), False, [f"devices cannot be looked at: {error}"]
 
 
 async def _read_network(agent: Agent) -> tuple[tuple[net_devices.NativeDevice, ...], bool, list[str]]:

@@ -42,3 +42,6 @@ def netlink_errors(operation: str) -> Iterator[None]:
         if error.code == 19:  # ENODEV
             raise LinkGone(operation, reason, errno=error.code) from error
         raise NetError(operation, reason, errno=error.code) from error
+    except OSError as error:
+        # The socket itself refuses: no memory, no buffers, a signal.
+        raise NetError(operation, error.strerror or str(error), errno=error.errno or 0) from error

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ciliumd import abi
+from ciliumd.bpf.errors import BpfError
 from ciliumd.daemon import stages, status
 from ciliumd.daemon.attachments import Missing
 from ciliumd.daemon.settings import Settings
@@ -63,6 +64,8 @@ class Host:
         self.sockets = True
         self.native = (ETH0,)
         self.native_error = None
+        self.kernel_error = None
+        self.link_error = None
         self.links = {1: SimpleNamespace(up=True), 2: SimpleNamespace(up=True)}
         self.thread = NetlinkStatus(True, 0, None, 0.0, 5, 1)
         self.netlink = SimpleNamespace(status=lambda: self.thread, call=self.call)
@@ -107,6 +110,8 @@ class Host:
         return await asyncio.get_running_loop().run_in_executor(self.writer, call)
 
     async def _missing(self):
+        if self.kernel_error:
+            raise self.kernel_error
         return await self.in_writer(lambda: self.missing)
 
     async def _sockets(self):
@@ -120,6 +125,8 @@ class Host:
             if self.native_error:
                 raise self.native_error
             return self.native
+        if self.link_error:
+            raise self.link_error
         return self.links.get(args[0])
 
 
@@ -176,6 +183,8 @@ def test_all_is_well(host):
         (broken(watch=SimpleNamespace(alive=False)), "link watch has ended"),
         (broken(thread=NetlinkStatus(False, 0, None, 0.0, 0, 0)), "netlink thread has ended"),
         (broken(native_error=NetError("find native devices", "no device eth9")), "no device eth9"),
+        (broken(kernel_error=BpfError("open pin", "x", 12)), "programs cannot be looked at: open pin x"),
+        (broken(link_error=NetError("look up link 1", "No buffer space")), "look up link 1: No buffer space"),
         (broken(tables=nodes.filled(in_sync=False)), "waiting for manifests"),
         (broken(synced=False), "writing what the manifests say"),
         (broken(state=reconciler(stage(failing=1, last_error="E2BIG"))), "cilium_lxc_v1: E2BIG"),
