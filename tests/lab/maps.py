@@ -6,9 +6,11 @@ For comparing what the kernel holds before and after, and for breaking it on pur
 can only succeed proves nothing.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 from ciliumd import abi
+from ciliumd.bpf.errors import NotFound
 from ciliumd.bpf.link import Link
 from ciliumd.bpf.map import Map
 
@@ -43,7 +45,7 @@ def dump(bpf_root: Path) -> Dump:
                 rows[pin.name] = {}
                 versions = [key for key, _ in opened.items()]
                 for version in versions:
-                    with opened.open_inner(version) as inner:
+                    with suppress(NotFound), opened.open_inner(version) as inner:
                         rows[pin.name][version] = dict(inner.items())
             else:
                 # Rows of arrays that were never written are not worth a line in a difference.
