@@ -174,13 +174,23 @@ def _make_parents(path: Path) -> None:
         _make(path)
 
 
+def _open_lock(path: Path) -> int:
+    """The lock's file, made if there is none; on a file system that has become read-only as it is."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as failure:
+        if failure.errno != errno.EROFS:
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
 def _lock(root: Path, state_dir: Path) -> int:
     """Take the advisory lock of this root; Busy when another agent has it."""
     name = hashlib.sha256(os.fsencode(root)).hexdigest()[:16]
     path = state_dir / f"bpf-{name}.lock"
     try:
         state_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = _open_lock(path)
     except OSError as failure:
         raise error("open lock", str(path), failure.errno or 0, "choose another --state-dir") from failure
     try:

@@ -92,7 +92,7 @@ async def run(settings: Settings) -> None:
     started = time.monotonic()
     async with contextlib.AsyncExitStack() as stack:
         settings.state_dir.mkdir(mode=0o750, parents=True, exist_ok=True)
-        write_runtime_config(settings)
+        _tell_clients(settings)
         sysctl.write_below(settings.procfs)
         tables, tallies = Tables(), Tallies()
         origin = await _until_signal(find_origin(settings, stack, tables, tallies))
@@ -100,6 +100,14 @@ async def run(settings: Settings) -> None:
             return
         agent = await build(settings, stack, origin, tables=tables, tallies=tallies, started=started)
         await serve(agent, stack)
+
+
+def _tell_clients(settings: Settings) -> None:
+    """Say what this agent has; a disk that is full or read-only must not keep it from starting."""
+    try:
+        write_runtime_config(settings)
+    except OSError as error:
+        log.warning("agent.runtime_config_not_written", directory=str(settings.state_dir), error=str(error))
 
 
 async def find_origin(
