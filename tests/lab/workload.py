@@ -66,13 +66,17 @@ class Workload:
         """Do every step once, undisturbed, and note what the maps mean after each."""
         last = self.before
         for step in self.steps:
-            self.begin(step)
-            if step.is_seen:
-                eventually(lambda last=last: last.differences(meaning(dump(self.node.bpf_root))), step.name)
-            last = settled(self.node)
+            last = self.do(step, after=last)
             self.after.append(last)
         differences = last.differences(self.before)
         assert differences == [], "the end is not like the beginning"
+
+    def do(self, step: Step, *, after: Meaning) -> Meaning:
+        """Do a step undisturbed; what the maps mean when it is through."""
+        self.begin(step)
+        if step.is_seen:
+            eventually(lambda: after.differences(meaning(dump(self.node.bpf_root))), step.name)
+        return settled(self.node)
 
     def begin(self, step: Step) -> None:
         """Do a step; requests an agent that dies does not answer are given up."""
