@@ -37,7 +37,7 @@ OPERATOR = {
     ("cilium.io", "ciliumnetworkpolicies/status"): {"patch"},
     ("cilium.io", "ciliumclusterwidenetworkpolicies/status"): {"patch"},
     ("cilium.io", "ciliumendpoints"): READ | {"delete"},
-    ("cilium.io", "ciliumidentities"): READ | {"delete"},
+    ("cilium.io", "ciliumidentities"): READ | {"delete", "patch"},
     ("cilium.io", "ciliumnodes"): READ | {"patch", "delete"},
     ("cilium.io", "ciliumnodes/status"): {"patch"},
 }

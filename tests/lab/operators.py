@@ -52,7 +52,7 @@ RULES: Final = (
     _rule("apiextensions.k8s.io", "customresourcedefinitions", "get create update"),
     _rule("cilium.io", "ciliumnodes", "list watch patch delete"),
     _rule("cilium.io", "ciliumnodes/status", "patch"),
-    _rule("cilium.io", "ciliumidentities", "list delete"),
+    _rule("cilium.io", "ciliumidentities", "list patch delete"),
     _rule("cilium.io", "ciliumendpoints", "get list delete"),
     _rule("cilium.io", "ciliumnetworkpolicies ciliumclusterwidenetworkpolicies", "list watch"),
     _rule(

@@ -7,7 +7,7 @@ and the node publishes itself, its endpoints and label sets that have no number 
 """
 
 import os
-from collections.abc import Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, Self
 
@@ -15,9 +15,11 @@ import structlog
 
 from ciliumd.daemon.health import local_node
 from ciliumd.daemon.origin import StartFailed
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.settings import Settings
 from ciliumd.kubernetes import config
 from ciliumd.kubernetes.bootstrap import OwnNode, own_node
+from ciliumd.kubernetes.claims import IdentityClaims
 from ciliumd.kubernetes.client import Api, Observe
 from ciliumd.kubernetes.endpoints import EndpointFacts, EndpointPublisher
 from ciliumd.kubernetes.identities import IdentityAllocator
@@ -26,6 +28,7 @@ from ciliumd.kubernetes.node import NodePublisher, Reachable
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.source import KubernetesSource, Received
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import NumericIdentity
 from ciliumd.tables.schema import Tables
 
 if TYPE_CHECKING:
@@ -122,8 +125,9 @@ class ClusterOrigin:
         """Publish the node, its endpoints, and new label sets."""
         source = agent.source
         assert isinstance(source, KubernetesSource)  # noqa: S101  it is the one made above
-        allocator = IdentityAllocator(self._api, self._tables, unallocated=lambda: agent.plan.unallocated)
-        agent.plan.on_unallocated = allocator.wake
+        numbers = Numbers(
+            self._api, self._tables, agent.plan, self._publisher, plan_again=agent.reconciler.trigger
+        )
         endpoints = EndpointPublisher(
             self._api,
             self._tables,
@@ -141,11 +145,48 @@ class ClusterOrigin:
 
         agent.health.address_changed = reachable
         reachable()
-        return self._publisher.run(), allocator.run(), endpoints.run()
+        return self._publisher.run(), numbers.allocator.run(), numbers.claims.run(), endpoints.run()
 
     async def close(self) -> None:
         """Close the connections."""
         await self._api.aclose()
+
+
+class Numbers:
+    """Numbers of *plan*'s label sets: made if the cluster has none, claimed in the CiliumNode, then used."""
+
+    def __init__(
+        self,
+        api: Api,
+        tables: Tables,
+        plan: NodePlan,
+        node: NodePublisher,
+        *,
+        plan_again: Callable[[], None],
+    ) -> None:
+        self.allocator = IdentityAllocator(api, tables, unallocated=lambda: plan.unallocated)
+        self.claims = IdentityClaims(
+            api,
+            tables,
+            wanted=lambda: plan.unclaimed,
+            claimed=lambda: node.claimed,
+            condemned_changed=plan_again,
+        )
+
+        def wanted() -> frozenset[NumericIdentity] | None:
+            if not tables.in_sync:
+                return None
+            return frozenset({*tables.identities.values(), *plan.unclaimed.values()})
+
+        def changed() -> None:
+            self.allocator.wake()
+            self.claims.wake()
+            node.wake()
+
+        plan.condemned = self.claims.condemned
+        plan.on_unallocated = changed
+        node.wanted_claims = wanted
+        node.claims_changed = self.claims.wake
 
 
 def _facts(agent: "Agent", endpoint: EndpointSpec) -> EndpointFacts | None:

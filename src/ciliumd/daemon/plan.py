@@ -92,6 +92,8 @@ class NodePlan:
         self.node_rows: Mapping[bytes, bytes] = {}
         self.remote_routes: tuple[IPv4Network, ...] = ()
         self.unallocated: Mapping[Labels, int | None] = {}
+        self.unclaimed: Mapping[Labels, int] = {}
+        self.condemned: Callable[[], frozenset[int]] = frozenset
         self.on_unallocated: Callable[[], None] = _nobody_asks
         self.policy_revision = 0
         self._tables = tables
@@ -150,6 +152,7 @@ class NodePlan:
             "identities",
             self._assign_identities,
             *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes", "cluster_identities"),
+            extra=(self.condemned(),),
         )
         self._plan(
             "policy",
@@ -192,14 +195,27 @@ class NodePlan:
         tables = self._tables
         pods, namespaces = tables.pods.view(), tables.namespaces.view()
         relevant = self.node.label_filter.keep
-        self.labels = {
+        labels = {
             number: relevant(
                 identity_stage.endpoint_labels(endpoint, pods, namespaces, cluster=self.node.cluster)
             )
             for number, endpoint in tables.endpoints.items()
         }
-        wanted = identity_stage.wanted_identities(self.labels.values())
-        self._number(wanted)
+        # An endpoint whose labels change goes on under those it had until the new ones have a number.
+        before = {
+            number: old
+            for number, old in self.labels.items()
+            if old in tables.identities and number in labels and self._number_of(labels[number]) is None
+        }
+        self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
+        self.labels = {
+            number: before[number]
+            if number in before
+            and self._number_of(new) is None
+            and self._number_of(before[number]) is not None
+            else new
+            for number, new in labels.items()
+        }
         self._prefixes = cidrs(tables.policies.values())
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), self._prefixes)
         for prefix, number in prefixes.assigned.items():
@@ -216,19 +232,27 @@ class NodePlan:
     def _number(self, wanted: set[Labels]) -> None:
         """Give the *wanted* label sets their numbers: the cluster's, or else new ones of our own."""
         tables, cluster = self._tables, self._tables.cluster_identities.view()
-        adoption = identity_stage.adopt_identities(tables.identities.view(), cluster, wanted)
-        for labels, number in adoption.numbers.items():
-            tables.identities.set(labels, number)
+        existing = tables.identities.view()
+        adoption = identity_stage.adopt_identities(existing, cluster, wanted, self.condemned())
         if self.node.allocates:
+            for labels, number in adoption.numbers.items():
+                tables.identities.set(labels, number)
             taken = {**tables.identities.view(), **{labels: number for number, labels in cluster.items()}}
             for labels, number in identity_stage.allocate_identities(taken, wanted).assigned.items():
                 tables.identities.set(labels, number)
             return
-        for labels in tables.identities.view().keys() - adoption.numbers.keys():
+        # Who takes a number up sets the row, once it is claimed: until then it may be deleted.
+        unclaimed = {
+            labels: number for labels, number in adoption.numbers.items() if existing.get(labels) != number
+        }
+        for labels in existing.keys() - (adoption.numbers.keys() - unclaimed.keys()):
             tables.identities.delete(labels)
-        if self.unallocated != adoption.missing:
-            self.unallocated = adoption.missing
+        if (self.unallocated, self.unclaimed) != (adoption.missing, unclaimed):
+            self.unallocated, self.unclaimed = adoption.missing, unclaimed
             self.on_unallocated()
+
+    def _number_of(self, labels: Labels) -> int | None:
+        return identity_stage.identity_of(labels, self._tables.identities.view())
 
     # ---- policy ----------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ An endpoint whose pod is not known (yet) is ``reserved:init``: it exists, but no
 The numbers themselves are rows (``identities``, ``prefixes``), restored before anything is computed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -84,19 +84,21 @@ def adopt_identities(
     existing: Mapping[Labels, NumericIdentity],
     cluster: Mapping[NumericIdentity, Labels],
     wanted: Iterable[Labels],
+    condemned: Collection[NumericIdentity] = (),
 ) -> Adoption:
     """
     Numbers of the *wanted* label sets, from those of the *cluster*.
 
     A number in use stays as long as its object says the same, or nobody says anything; two nodes that
-    numbered the same labels at once agree on the lower number.
+    numbered the same labels at once agree on the lower number.  Nobody begins to use a *condemned* one.
     """
     by_labels: dict[Labels, list[NumericIdentity]] = {}
     for number, labels in cluster.items():
         by_labels.setdefault(labels, []).append(number)
     adoption = Adoption({}, {})
     for labels in wanted:
-        current, known = existing.get(labels), by_labels.get(labels, [])
+        current = existing.get(labels)
+        known = [n for n in by_labels.get(labels, []) if n == current or n not in condemned]
         if known:
             adoption.numbers[labels] = min(known, key=lambda number: (number != current, number))
         elif current is not None and current not in cluster:

@@ -138,10 +138,10 @@ class Api:
                 return items, metadata.get("resourceVersion", "")
             params["continue"] = metadata["continue"]
 
-    async def names(self, kind: Kind, *, fields: str = "") -> Listing:
+    async def names(self, kind: Kind, *, labels: str = "", fields: str = "") -> Listing:
         """Which objects there are, in all namespaces, as of now: consistent, and without their bodies."""
         objects: list[ObjectName] = []
-        params = _selectors(fields=fields)
+        params = _selectors(labels=labels, fields=fields)
         while True:
             answer = await self._request(
                 "list",

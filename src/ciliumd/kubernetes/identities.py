@@ -2,9 +2,9 @@
 """
 Numbers for label sets nobody has numbered yet: a CiliumIdentity each, under a free number.
 
-The API server decides: a name is given once.  The new number is used when the watch shows the object, as on
-every other node; two nodes that met the same labels at the same moment see both objects in the same order.
-What nobody uses any more is the operator's to delete.
+The API server decides: a name is given once.  The new number is used when the watch shows the object and it
+is claimed, as on every other node (see ``claims``); two nodes that met the same labels at the same moment
+see both objects in the same order.  What nobody uses any more is the operator's to delete.
 """
 
 import random
@@ -14,6 +14,7 @@ from typing import Final
 
 import structlog
 
+from ciliumd.kubernetes.claims import CONDEMNED, security_labels
 from ciliumd.kubernetes.client import Api, Json
 from ciliumd.kubernetes.errors import AlreadyExists, ApiError, NotFound
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY
@@ -51,12 +52,14 @@ def document(number: NumericIdentity, labels: Labels) -> Json:
                 if label.source == K8S and _allowed(label.key, label.value)
             },
         },
-        "security-labels": {f"{label.source}:{label.key}": label.value for label in sorted(labels)},
+        "security-labels": security_labels(labels),
     }
 
 
 def _allowed(key: str, value: str) -> bool:
-    """Whether an object may have this label: a long key may not be one any more with our prefix."""
+    """Whether the object may have this label: a long key may not be one any more with our prefix."""
+    if key == CONDEMNED:
+        return False  # that is not for pods to say
     try:
         label_key(key)
         label_value(value)
@@ -87,7 +90,7 @@ class IdentityAllocator(Publisher):
         self._unallocated = unallocated
         self._chance = chance or random.Random()  # noqa: S311  spreads nodes over the range, guards nothing
         self._clock = clock
-        self._asked: dict[Labels, float] = {}
+        self._asked: dict[Labels, tuple[float, NumericIdentity]] = {}
         self._taken: set[NumericIdentity] = set()
         tables.cluster_identities.subscribe(self._identities_changed)
 
@@ -96,16 +99,16 @@ class IdentityAllocator(Publisher):
         if not self._tables.cluster_identities.initialized:
             return PERIOD
         now, wanted = self._clock(), self._unallocated()
-        self._asked = {labels: at for labels, at in self._asked.items() if now - at < ECHO}
+        self._asked = {labels: asked for labels, asked in self._asked.items() if now - asked[0] < ECHO}
         self._taken -= self._tables.cluster_identities.view().keys()
         missing = [labels for labels in sorted(wanted, key=labels_text) if labels not in self._asked]
         for labels in missing:
-            await self._create(labels, prefer=wanted[labels])
-            self._asked[labels] = self._clock()
+            number = await self._create(labels, prefer=wanted[labels])
+            self._asked[labels] = (self._clock(), number)
         self.succeeded()
         return ECHO if wanted else PERIOD
 
-    async def _create(self, labels: Labels, *, prefer: NumericIdentity | None) -> None:
+    async def _create(self, labels: Labels, *, prefer: NumericIdentity | None) -> NumericIdentity:
         for _ in range(_TRIES):
             number = self._free(prefer)
             prefer = None
@@ -113,11 +116,11 @@ class IdentityAllocator(Publisher):
                 await self._api.create(CILIUM_IDENTITY, document(number, labels))
             except AlreadyExists:
                 if await self._is(number, labels):
-                    return  # an earlier attempt of ours arrived after all
+                    return number  # an earlier attempt of ours arrived after all
                 self._taken.add(number)
                 continue
             log.info("identity.created", identity=number, labels=" ".join(labels_text(labels)))
-            return
+            return number
         raise NoNumberLeft
 
     async def _is(self, number: NumericIdentity, labels: Labels) -> bool:
@@ -125,7 +128,7 @@ class IdentityAllocator(Publisher):
             existing = await self._api.get(CILIUM_IDENTITY, str(number))
         except NotFound:
             return False
-        return bool(existing.get("security-labels") == document(number, labels)["security-labels"])
+        return bool(existing.get("security-labels") == security_labels(labels))
 
     def _free(self, prefer: NumericIdentity | None) -> NumericIdentity:
         known = self._tables.cluster_identities.view()
@@ -146,5 +149,10 @@ class IdentityAllocator(Publisher):
         return self._chance.choice(free)
 
     def _identities_changed(self) -> None:
+        # What was shown and is missing again was deleted by somebody: no reason to wait for the watch.
+        known = self._tables.cluster_identities
+        self._asked = {
+            labels: asked for labels, asked in self._asked.items() if known.get(asked[1]) != labels
+        }
         if self._unallocated():
             self.wake()

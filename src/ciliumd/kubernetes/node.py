@@ -2,6 +2,7 @@
 """
 The node's own CiliumNode: how other nodes reach it, and where its pod CIDR is told.
 
+It also tells which identities this node uses, or is about to use: nobody deletes those (see ``claims``).
 The agent writes everything but ``spec.ipam``, which is the operator's; where Kubernetes gives the pod CIDR
 (mode ``kubernetes``) the agent copies it from the Node.  The object belongs to the Node and goes with it.
 """
@@ -13,10 +14,12 @@ from typing import Any, Literal
 
 import structlog
 
+from ciliumd.kubernetes.claims import CLAIMS, Claimed, claims_of, claims_text
 from ciliumd.kubernetes.client import Api, Json
 from ciliumd.kubernetes.errors import AlreadyExists, Conflict, NotFound
 from ciliumd.kubernetes.kinds import CILIUM_NODE
 from ciliumd.kubernetes.publisher import PERIOD, Publisher
+from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import CILIUM_INTERNAL_IP, INTERNAL_IP
 from ciliumd.resources.node import KubernetesNode
@@ -43,11 +46,12 @@ def document(
     *,
     boot_id: str,
     pod_cidrs: tuple[Prefix, ...] = (),
+    claims: frozenset[NumericIdentity] | None = None,
 ) -> Json:
     """
     The CiliumNode of *node*: *existing* with our fields as they must be and all others as they are.
 
-    *pod_cidrs* are written if there are any.
+    *pod_cidrs* are written if there are any, *claims* unless they are None.
     """
     metadata = dict((existing or {}).get("metadata") or {})
     spec = dict((existing or {}).get("spec") or {})
@@ -58,6 +62,11 @@ def document(
     spec["bootid"] = boot_id
     # The API server keeps no empty maps.
     _put(metadata, "labels", dict(node.labels))
+    if claims is not None:
+        annotations = {**(metadata.get("annotations") or {}), CLAIMS: claims_text(claims)}
+        _put(
+            metadata, "annotations", {key: text for key, text in annotations.items() if text or key != CLAIMS}
+        )
     _put(spec, "health", {f"ipv{addr.version}": str(addr) for addr in reachable.health})
     if pod_cidrs:
         spec["ipam"] = {**(spec.get("ipam") or {}), "podCIDRs": [str(prefix) for prefix in pod_cidrs]}
@@ -88,6 +97,9 @@ class NodePublisher(Publisher):
 
     *pod_cidrs* are those this agent serves: what the object says instead is reported, for pods cannot
     change their addresses.  Call :meth:`node_changed` with the Node as it is.
+
+    :attr:`wanted_claims` tells which identities this node uses or is about to use, None while that is not
+    known; :attr:`claimed` which of them the API server has; :attr:`claims_changed` is called when it has.
     """
 
     def __init__(
@@ -100,7 +112,11 @@ class NodePublisher(Publisher):
         pod_cidrs: Callable[[], tuple[Prefix, ...]],
         boot_id: str | None = None,
     ) -> None:
-        super().__init__("CiliumNode", pause=0.2)
+        super().__init__("CiliumNode", pause=0.05)
+        self.wanted_claims: Callable[[], frozenset[NumericIdentity] | None] = _not_known
+        self.claims_changed: Callable[[], None] = _nobody
+        self.claimed: Claimed = {}
+        self._writes = 0
         self._api = api
         self._tables = tables
         self._name = name
@@ -143,9 +159,16 @@ class NodePublisher(Publisher):
                 existing = None
             self._report(existing)
             cidrs = node.pod_cidrs if self._mode == "kubernetes" else ()
-            wanted = document(existing, node, self._reachable, boot_id=self._boot_id, pod_cidrs=cidrs)
+            claims = self.wanted_claims()
+            wanted = document(
+                existing, node, self._reachable, boot_id=self._boot_id, pod_cidrs=cidrs, claims=claims
+            )
             if wanted == existing:
+                self._claims_are(existing, claims)
                 return wanted
+            if claims is not None:
+                # From here on the others may be gone, whatever the answer is, and if there is none.
+                self.claimed = {number: at for number, at in self.claimed.items() if number in claims}
             try:
                 if existing is None:
                     written = await self._api.create(CILIUM_NODE, wanted)
@@ -156,8 +179,18 @@ class NodePublisher(Publisher):
                     raise  # not the object, but the kind is missing
                 continue
             self._published = True
+            self._claims_are(written, claims)
             log.info("node.published", node=self._name, addresses=len(wanted["spec"]["addresses"]))
             return written
+
+    def _claims_are(self, present: Mapping[str, Any], wanted: frozenset[NumericIdentity] | None) -> None:
+        """The API server has *present*; what is in it and not *wanted* is no claim: it goes at any time."""
+        self._writes += 1
+        there = claims_of(present) & (wanted or frozenset())
+        claimed = {number: self.claimed.get(number, self._writes) for number in there}
+        if claimed != self.claimed:
+            self.claimed = claimed
+            self.claims_changed()
 
     def _nodes_changed(self) -> None:
         row = self._tables.nodes.get(self._name)
@@ -199,3 +232,11 @@ class NodePublisher(Publisher):
             if ours & set(other.addresses_of(INTERNAL_IP)):
                 return Problem("spec.addresses", f"has an address of node {other.name}")
         return None
+
+
+def _not_known() -> None:
+    """Before the plan is made."""
+
+
+def _nobody() -> None:
+    """Nobody is told."""

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from ciliumd.kubernetes.claims import CONDEMNED, claims_of
 from ciliumd.kubernetes.client import Api, Json, ObjectName
 from ciliumd.kubernetes.errors import ApiError, Conflict, NotFound
 from ciliumd.kubernetes.kinds import (
@@ -36,7 +37,11 @@ log = structlog.get_logger("gc")
 
 class IdentityGc:
     """
-    Deletes identities that no endpoint has had for *timeout* seconds, in two looks at least.
+    Deletes identities that no node has claimed and no endpoint has had for *timeout* seconds.
+
+    Such an identity is condemned first; a later look deletes it, if nobody claims it by then, as it was
+    condemned.  An agent uses no number before it has claimed it and then seen it not condemned: either
+    its claim is read here, or it sees the sentence (docs/decisions/0011).
 
     What was unused is remembered in memory only: a new leader begins to wait anew, which errs on the
     side of keeping.  At most *limit* are deleted in one look.
@@ -75,26 +80,42 @@ class IdentityGc:
         self._metrics.identity_gc_latency.set(outcome, to=self._clock() - started)
 
     async def _collect(self) -> tuple[int, int]:
-        # In this order: whoever took an identity before its row was read here is seen among the endpoints.
+        # In this order: a claim that is made later is made by somebody who sees what is condemned here.
+        condemned = (await self._api.names(CILIUM_IDENTITY, labels=CONDEMNED)).objects
         identities = (await self._api.names(CILIUM_IDENTITY)).objects
         used = await self._used()
         now = self._clock()
+        sentenced = {one.uid for one in condemned}
         # A version that was written since is another one: somebody wants it.
-        unused = {(one.uid, one.resource_version): one for one in identities if one.name not in used}
+        unused = {
+            (one.uid, one.resource_version): one
+            for one in identities
+            if one.name not in used and one.uid not in sentenced
+        }
         due = [
             one
-            for mark, one in unused.items()
-            if mark in self._unused and now - self._unused[mark] >= self._timeout
+            for version, one in unused.items()
+            if version in self._unused and now - self._unused[version] >= self._timeout
         ]
-        self._unused = {mark: self._unused.get(mark, now) for mark in unused}
+        self._unused = {version: self._unused.get(version, now) for version in unused}
         deleted = 0
+        for one in condemned[: self._limit]:
+            if one.name in used:
+                await self._condemn(one, condemned=False)
+            else:
+                deleted += await self._delete(one)
         for one in due[: self._limit]:
-            deleted += await self._delete(one)
+            await self._condemn(one, condemned=True)
         return len(identities) - deleted, deleted
 
     async def _used(self) -> set[str]:
-        """Every number that an endpoint names, as text; one namespace at a time, to hold little at once."""
-        found = set()
+        """
+        Every number that a node claims or an endpoint names, as text.
+
+        Endpoints one namespace at a time, to hold little at once; agents of other versions claim nothing.
+        """
+        nodes, _ = await self._api.list(CILIUM_NODE)
+        found = {str(number) for node in nodes for number in claims_of(node)}
         for namespace in (await self._api.names(NAMESPACE)).objects:
             endpoints, _ = await self._api.list(CILIUM_ENDPOINT, namespace=namespace.name)
             for endpoint in endpoints:
@@ -102,6 +123,18 @@ class IdentityGc:
                 if number is not None:
                     found.add(str(number))
         return found
+
+    async def _condemn(self, identity: ObjectName, *, condemned: bool) -> None:
+        metadata = {
+            "resourceVersion": identity.resource_version,
+            "labels": {CONDEMNED: "true" if condemned else None},
+        }
+        try:
+            await self._api.patch(CILIUM_IDENTITY, identity.name, {"metadata": metadata})
+        except (Conflict, NotFound) as error:
+            log.info("identity.kept", identity=identity.name, reason=str(error))
+        else:
+            log.info("identity.condemned" if condemned else "identity.reprieved", identity=identity.name)
 
     async def _delete(self, identity: ObjectName) -> int:
         try:

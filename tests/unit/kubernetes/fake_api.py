@@ -5,6 +5,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from ciliumd.kubernetes.client import Listing, ObjectName
 from ciliumd.kubernetes.errors import AlreadyExists, ApiError, Conflict, NotFound
 from ciliumd.kubernetes.kinds import Kind
 
@@ -63,6 +64,33 @@ class FakeApi:
         if (uid, version) != (existing["uid"], existing["resourceVersion"]):
             raise Conflict("delete", kind.plural, 409, "changed")
         del self.objects[kind.kind, namespace, name]
+
+    async def patch(self, kind: Kind, name: str, patch: Mapping[str, Any]) -> dict[str, Any]:
+        """As the real one, for labels of an object in cluster scope at a version."""
+        self._ask("patch", kind, name)
+        existing = self._existing(kind, "", name)
+        metadata = existing["metadata"]
+        if patch["metadata"]["resourceVersion"] != metadata["resourceVersion"]:
+            raise Conflict("patch", kind.plural, 409, "changed")
+        labels = {**metadata.get("labels", {}), **patch["metadata"]["labels"]}
+        labels = {key: value for key, value in labels.items() if value is not None}
+        return self._store((kind.kind, "", name), {**existing, "metadata": {**metadata, "labels": labels}})
+
+    async def list(self, kind: Kind, *, namespace: str = "") -> tuple[list[dict[str, Any]], str]:
+        """As the real one, of one namespace or of all."""
+        self._ask("list", kind, namespace)
+        found = [one for key, one in self.of(kind).items() if namespace in {"", key[0]}]
+        return copy.deepcopy(found), str(self._version)
+
+    async def names(self, kind: Kind, *, labels: str = "") -> Listing:
+        """As the real one; *labels* is the name of one that must be there."""
+        self._ask("names", kind, "")
+        found = [
+            ObjectName(key[1], key[0], one["metadata"]["uid"], one["metadata"]["resourceVersion"])
+            for key, one in self.of(kind).items()
+            if not labels or labels in one["metadata"].get("labels", {})
+        ]
+        return Listing(str(self._version), found)
 
     def _ask(self, verb: str, kind: Kind, name: str) -> None:
         self.asked.append(f"{verb} {kind.kind} {name}")

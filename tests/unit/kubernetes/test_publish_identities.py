@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from ciliumd.kubernetes.claims import CONDEMNED
 from ciliumd.kubernetes.identities import IdentityAllocator, NoNumberLeft, document
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
@@ -72,6 +73,13 @@ def test_labels_kubernetes_does_not_allow_are_left_out_of_its_own():
     assert made["security-labels"][f"k8s:{long}"] == "x"
 
 
+def test_pod_cannot_condemn_its_own_identity():
+    """Its labels are labels of the object, except the one that is the operator's."""
+    made = document(300, frozenset({Label("k8s", CONDEMNED, "true"), Label("k8s", "a", "b")}))
+    assert made["metadata"]["labels"] == {"a": "b"}
+    assert made["security-labels"] == {f"k8s:{CONDEMNED}": "true", "k8s:a": "b"}
+
+
 def test_each_label_set_gets_a_number_once(lab):
     """However often it is asked for before the watch shows it."""
     lab.wanted = {WEB: None, DB: None}
@@ -118,6 +126,17 @@ def test_asked_again_when_the_watch_never_shows_it(lab):
     lab.now += 60
     lab.work()
     assert list(lab.numbers().values()) == [WEB]
+
+
+def test_object_that_was_shown_and_deleted_is_made_again_at_once(lab):
+    """However soon after it was made."""
+    lab.wanted = {WEB: 4711}
+    for _ in range(3):
+        lab.work()
+        assert lab.numbers() == {4711: WEB}
+        lab.tables.cluster_identities.set(4711, WEB)
+        lab.api.objects.clear()
+        lab.tables.cluster_identities.delete(4711)
 
 
 def test_nothing_before_the_identities_of_the_cluster_are_known(lab):

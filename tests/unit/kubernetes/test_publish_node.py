@@ -7,6 +7,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ciliumd.kubernetes.bootstrap import OwnNode, own_node, recall, remember
+from ciliumd.kubernetes.claims import CLAIMS
 from ciliumd.kubernetes.errors import Unreachable
 from ciliumd.kubernetes.kinds import CILIUM_NODE, NODE
 from ciliumd.kubernetes.node import NodePublisher, Reachable, document
@@ -211,3 +212,63 @@ def test_memory_that_is_damaged_or_of_another_node_is_none(tmp_path, spoil):
     path.write_bytes(spoil)
     assert recall(path, "n1") is None
     assert recall(tmp_path / "missing", "n1") is None
+
+
+# ---- claims ----------------------------------------------------------------------------------
+
+
+def claimed_of(api):
+    """The annotation of the object."""
+    return api.of(CILIUM_NODE)["", "n1"]["metadata"].get("annotations", {}).get(CLAIMS)
+
+
+def test_identities_in_use_are_claimed_and_known_to_be(api, tables):
+    """The annotation is the agent's; those of others stay."""
+    wanted, told = {300}, []
+    one = publisher(api, tables)
+    one.wanted_claims = lambda: frozenset(wanted)
+    one.claims_changed = lambda: told.append(dict(one.claimed))
+    api.put(CILIUM_NODE, {"metadata": {"name": "n1", "annotations": {"a": "b", CLAIMS: "9 299 nonsense"}}})
+    asyncio.run(one.ensure(NODE_OBJECT))
+    assert (claimed_of(api), list(one.claimed)) == ("300", [300])
+    wanted.add(4711)
+    asyncio.run(one.ensure(NODE_OBJECT))
+    assert (claimed_of(api), sorted(one.claimed)) == ("300 4711", [300, 4711])
+    wanted.clear()
+    asyncio.run(one.ensure(NODE_OBJECT))
+    assert (claimed_of(api), one.claimed) == (None, {})
+    assert api.of(CILIUM_NODE)["", "n1"]["metadata"]["annotations"] == {"a": "b"}
+    assert [sorted(claims) for claims in told] == [[300], [300, 4711]]
+
+
+def test_claims_stay_until_it_is_known_what_is_used(api, tables):
+    """An agent that starts takes nothing back, and counts on nothing."""
+    api.put(CILIUM_NODE, {"metadata": {"name": "n1", "annotations": {CLAIMS: "300"}}})
+    one = publisher(api, tables)
+    asyncio.run(one.ensure(NODE_OBJECT))
+    assert (claimed_of(api), one.claimed) == ("300", {})
+
+
+def test_claim_that_may_be_gone_is_none(api, tables):
+    """A write of which nobody knows whether it arrived takes claims back, and never makes them."""
+    wanted = {300, 301}
+    one = publisher(api, tables)
+    one.wanted_claims = lambda: frozenset(wanted)
+    asyncio.run(one.ensure(NODE_OBJECT))
+    before = dict(one.claimed)
+    wanted ^= {301, 302}
+    replace, api.replace = api.replace, refused
+    with pytest.raises(Unreachable):
+        asyncio.run(one.ensure(NODE_OBJECT))
+    assert one.claimed == {300: before[300]}
+    wanted ^= {301, 302}
+    api.replace = replace
+    asyncio.run(one.ensure(NODE_OBJECT))
+    assert one.claimed.keys() == {300, 301}
+    assert one.claimed[300] == before[300]
+    assert one.claimed[301] != before[301], "it was away for a while"
+
+
+async def refused(*_):
+    """No answer."""
+    raise AWAY
