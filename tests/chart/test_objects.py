@@ -43,6 +43,7 @@ OPERATOR = {
 }
 MOUNTING = {"SYS_ADMIN", "SYS_CHROOT", "SYS_PTRACE"}
 CAPABILITIES = {
+    "install-seccomp-profile": set(),
     "config": set(),
     "mount-cgroup": MOUNTING,
     "apply-sysctl-overwrites": set(),
@@ -94,6 +95,7 @@ def test_exactly_these_objects(default):
     """No custom resource definition: those are the operator's."""
     assert default.names() == {
         ("ConfigMap", "cilium-config"),
+        ("ConfigMap", "cilium-seccomp"),
         ("ServiceAccount", "cilium"),
         ("ServiceAccount", "cilium-operator"),
         ("ClusterRole", "cilium"),
@@ -248,6 +250,7 @@ def test_what_of_the_node_is_mounted(default):
         ("clean-cilium-state", "/sys/fs/bpf", False, "HostToContainer"),
         ("clean-cilium-state", "/var/run/cilium", False, None),
         ("install-cni-binaries", "/opt/cni/bin", False, None),
+        ("install-seccomp-profile", "/var/lib/kubelet/seccomp", False, None),
         (agent, "/proc/sys/net", False, None),
         (agent, "/sys/fs/bpf", False, "HostToContainer"),
         (agent, "/sys/fs/cgroup", True, "HostToContainer"),
@@ -262,6 +265,10 @@ def test_what_of_the_node_is_mounted(default):
         ({"bpf.autoMount.enabled": "false"}, ("mount-bpf-fs", "/proc")),
         ({"sysctlfix.enabled": "false"}, ("apply-sysctl-overwrites", "/etc/sysctl.d")),
         ({"cni.install": "false"}, ("install-cni-binaries", "/opt/cni/bin")),
+        (
+            {"securityContext.seccomp.enabled": "false"},
+            ("install-seccomp-profile", "/var/lib/kubelet/seccomp"),
+        ),
     ],
 )
 def test_what_is_switched_off_is_not_mounted(render, values, gone):
@@ -372,7 +379,8 @@ def test_cleaning_takes_the_agents_away_and_mounts_what_has_to_go(render):
     """One init container does it; that the pod runs says that the node is clean."""
     found = render({"cleanup.enabled": "true"})
     assert ("Deployment", "cilium-operator") not in found.names()
-    assert [one["name"] for one in found.agent["initContainers"]] == ["cleanup"]
+    assert [one["name"] for one in found.agent["initContainers"]] == ["cleanup", "remove-seccomp-profile"]
+    assert found.container("remove-seccomp-profile")["command"] == ["rm", "-rf", "/host/seccomp/ciliumd"]
     cleanup = found.container("cleanup")
     assert cleanup["command"][:4] == ["cilium-dbg", "cleanup", "--force", "--all-state"]
     assert {mount["mountPath"] for mount in cleanup["volumeMounts"]} == {

@@ -28,6 +28,7 @@ ORDER = [
     "test_chart",
     "test_network",
     "test_pages",
+    "test_posture",
     "test_cgroup",
     "test_restart",
     "test_upstream",

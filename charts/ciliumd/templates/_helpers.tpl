@@ -63,10 +63,19 @@ annotations:
 {{- end }}
 {{- end -}}
 
-{{/* A container that has these capabilities and no other. */}}
+{{/* The profile of the agent on a node, by its content: another one is another file. */}}
+{{- define "cilium.seccompName" -}}
+{{- printf "ciliumd/agent-%s.json" (.Files.Get "files/seccomp.json" | sha256sum | trunc 12) -}}
+{{- end -}}
+
+{{/* A container that has these capabilities and no other; one without any has the runtime's own profile. */}}
 {{- define "cilium.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
+{{- if not . }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end }}
 capabilities:
   drop: [ALL]
   {{- with . }}

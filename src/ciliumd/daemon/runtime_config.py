@@ -15,6 +15,7 @@ def write_runtime_config(settings: Settings) -> None:
     """Replace the file.  Raises OSError."""
     path = settings.state_dir / FILE
     aside = path.with_name(path.name + ".new")
+    aside.touch(mode=0o640)
     aside.write_text(json.dumps(runtime_config(settings), indent=2) + "\n")
     aside.replace(path)
 
