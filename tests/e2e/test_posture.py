@@ -164,11 +164,10 @@ def test_calls_that_an_agent_never_makes_are_refused(ciliumd: Ciliumd, node: str
     assert len(said) == 12
 
 
-@pytest.mark.parametrize("node", NODES)
-def test_what_people_run_there_works(ciliumd: Ciliumd, node: str) -> None:
+def test_what_people_run_there_works(ciliumd: Ciliumd) -> None:
     """Under the same profile, without a word of complaint."""
     script = "\n".join(f"{tool} >/dev/null || echo failed: {tool}" for tool in TOOLS)
-    done = ciliumd.exec(ciliumd.cluster.node(node), "sh", "-c", script, check=False)
+    done = ciliumd.exec(ciliumd.cluster.node(NODES[0]), "sh", "-c", script, check=False)
 
     assert (done.returncode, done.stdout) == (0, "")
     assert "not permitted" not in done.stderr
