@@ -268,29 +268,6 @@ def service(name):
     return {"metadata": {"name": name}, "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}
 
 
-def test_cluster_put_back_to_an_earlier_state_is_followed(tmp_path):
-    """Versions go back: what was made since is gone, what was deleted since is there again."""
-    with ApiServer(tmp_path / "server", users=(USER,)) as server:
-        prepare(server)
-        server.request("POST", "/api/v1/namespaces/default/services", service("old"))
-        saved = server.save()
-        with Follower(server.kubeconfig(USER)) as follower:
-            follower.wait_complete()
-            server.request("DELETE", "/api/v1/namespaces/default/services/old")
-            for i in range(30):
-                server.request("POST", "/api/v1/namespaces/default/services", service(f"new-{i}"))
-            follower.wait(lambda tables: ("default", "new-29") in tables.services, "the new services")
-            server.put_back(saved)
-            follower.wait(
-                lambda tables: sorted(name for _, name in tables.services) == ["kubernetes", "old"],
-                "the services of the earlier state",
-                seconds=40,
-            )
-            assert follower.source.status().restarts >= 1
-            server.request("POST", "/api/v1/namespaces/default/services", service("next"))
-            follower.wait(lambda tables: ("default", "next") in tables.services, "the next service")
-
-
 def test_token_that_is_replaced_goes_on_working(tmp_path, agents_server):
     """The file is read when it is needed."""
     token = tmp_path / "token"

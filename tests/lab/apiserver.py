@@ -218,8 +218,13 @@ class ApiServer:
         return found
 
     @property
+    def certificates(self) -> Path:
+        """Where ``apiserver.crt`` and ``apiserver.key`` are."""
+        return self._folder / "certificates"
+
+    @property
     def _certificate(self) -> Path:
-        return self._folder / "certificates" / "apiserver.crt"
+        return self.certificates / "apiserver.crt"
 
     @property
     def context(self) -> ssl.SSLContext:

@@ -188,13 +188,16 @@ class Watch:
 
     async def _wait_for_kinds(self) -> None:
         """Until the server serves every kind: the definitions of ours come from the operator."""
-        async with self._session() as session:
-            version = await self._get(session, "/version")
-            self._health.server_version = str(version.get("gitVersion", ""))
-            while missing := await self._missing(session):
-                self._failed(DEFINITIONS, f"waiting for the definition of {', '.join(missing)}")
-                await asyncio.sleep(_POLL_SECONDS)
-            self._health.answered(DEFINITIONS)
+        try:
+            async with self._session() as session:
+                version = await self._get(session, "/version")
+                self._health.server_version = str(version.get("gitVersion", ""))
+                while missing := await self._missing(session):
+                    self._failed(DEFINITIONS, f"waiting for the definition of {', '.join(missing)}")
+                    await asyncio.sleep(_POLL_SECONDS)
+                self._health.answered(DEFINITIONS)
+        finally:
+            await asyncio.sleep(_CLOSE_SECONDS)
 
     async def _missing(self, session: aiohttp.ClientSession) -> list[str]:
         served: set[tuple[str, str]] = set()
