@@ -57,6 +57,10 @@ netns:
 faults *arguments:
     build/dev test {{ arguments }} faults
 
+# The oldest, the stable and the newest kernel of Debian, in qemu.
+kernels *arguments:
+    build/dev test {{ arguments }} kernels
+
 # A real API server with our kinds, agent sources and operator.
 api:
     build/dev test api

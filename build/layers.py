@@ -32,22 +32,13 @@ if TYPE_CHECKING:
 
 # Cheapest first, but for the programs of the clusters: they are built before the layers that need them.
 DEFAULT = (
-    "unit",
-    "stories",
-    "property",
-    "datapath",
-    "netns",
-    "faults",
-    "lint",
-    "chart",
-    "api",
-    "e2e",
-    "demo",
+    *("unit", "stories", "property", "datapath", "netns", "faults", "lint"),
+    *("kernels", "chart", "api", "e2e", "demo"),
 )
 NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
-HAVE_LONG = frozenset({"faults", "e2e"})
+HAVE_LONG = frozenset({"faults", "kernels", "e2e"})
 LONG = {"CILIUMD_CNI_OPERATIONS": "1000", "CILIUMD_PROPERTY_PROFILE": "long"}
 # Pure layers use every processor; the others share the kernel of this machine.
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})

@@ -18,6 +18,8 @@ const char *bpf_program__name(const struct bpf_program *program);
 const char *bpf_program__section_name(const struct bpf_program *program);
 bool bpf_program__autoload(const struct bpf_program *program);
 int bpf_program__set_autoload(struct bpf_program *program, bool autoload);
+int bpf_program__set_log_level(struct bpf_program *program, uint32_t log_level);
+int bpf_program__set_log_buf(struct bpf_program *program, char *log_buf, size_t log_size);
 int bpf_program__fd(const struct bpf_program *program);
 
 struct bpf_map *bpf_object__next_map(const struct bpf_object *object, const struct bpf_map *map);

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from ciliumd.bpf.features import tcx_supported
 from datapath.harness import Datapath
 from datapath.node import private_node
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
@@ -61,6 +62,13 @@ def outside(loaded_node_port: Datapath) -> Datapath:
     loaded_node_port.reset()
     expose(loaded_node_port)
     return loaded_node_port
+
+
+@pytest.fixture
+def tcx() -> None:
+    """For tests of tcx links: skipped where the kernel has none (expected_skips.toml)."""
+    if not tcx_supported():
+        pytest.skip("this kernel has no tcx")
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ciliumd.abi import DropReason, Event
-from ciliumd.bpf import detach_device
 from ciliumd.model.net import mac_bytes
+from datapath.attach import attached
 from datapath.harness import Datapath
 from datapath.malformed import ETHERNET, cut, frames, runnable
 from datapath.rows import DENY_ALL, POD_ONE, POD_TWO
@@ -60,13 +60,12 @@ def wire(datapath: Datapath) -> Iterator[Wire]:
     datapath.policies({POD_ONE.version: DENY_ALL})
     datapath.add_endpoint(POD_ONE)
     datapath.add_endpoint(POD_TWO)
-    datapath.generation.attach_device(POD_ONE.ifindex, ingress="entry_from_container")
-    try:
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as pod_end:
-            pod_end.bind(("eth1", 0))
-            yield Wire(datapath, pod_end)
-    finally:
-        detach_device(datapath.generation.pins, POD_ONE.ifindex)
+    with (
+        attached(datapath.generation, POD_ONE.ifindex, ingress="entry_from_container"),
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) as pod_end,
+    ):
+        pod_end.bind(("eth1", 0))
+        yield Wire(datapath, pod_end)
 
 
 def test_frames_too_short_for_a_test_run_are_refused(wire: Wire) -> None:

@@ -16,7 +16,7 @@ import pytest
 from ciliumd import abi
 from ciliumd.bpf import Object
 from ciliumd.bpf.object import embedded
-from datapath.combinations import NUMBERS, OUT, SWITCHES, Load, loads, options_read, verify
+from datapath.combinations import NUMBERS, OUT, SWITCHES, Load, loads, maps_of, options_read, verify
 
 pytestmark = pytest.mark.datapath
 
@@ -41,7 +41,8 @@ def test_object_loads_with_every_combination_of_switches_and_costs_little(
     name: str, table: dict[str, dict[str, int]]
 ) -> None:
     """No program is near the verifier's limit, whatever is switched on."""
-    usual, *others = [verify(name, load) for load in loads(name)]
+    with maps_of(name) as maps:
+        usual, *others = [verify(name, load, maps) for load in loads(name)]
     for program, walked in usual.items():
         counts = [walk[program] for walk in others if program in walk]
         table[f"{name}/{program}"] = {
@@ -63,11 +64,12 @@ def test_options_that_a_program_does_not_read_change_nothing(name: str) -> None:
     read = options_read(embedded()[name].data)
     with Object.open(name) as source:
         programs, options = source.program_names, set(source.config_names) & set(SWITCHES)
-    for program in programs:
-        assert read[program] <= set(abi.CONFIG)
-        unread = options - read[program]
-        low, high = (
-            verify(name, Load({one: SWITCHES[one][at] for one in unread}, (program,))) for at in (0, 1)
-        )
+    with maps_of(name) as maps:
+        for program in programs:
+            unread = options - read[program]
+            low, high = (
+                verify(name, Load({one: SWITCHES[one][at] for one in unread}, (program,)), maps)
+                for at in (0, 1)
+            )
 
-        assert low == high
+            assert low == high

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciliumd.abi import DropReason, Event, EventType, Identity
-from ciliumd.bpf import detach_device
+from datapath.attach import attached
 from datapath.harness import Datapath
 from datapath.node import CLONE_NEWNET, IP_TOOL, private_node
 from datapath.rows import ALLOW_ALL, POD_ONE
@@ -297,8 +297,7 @@ def tunnel_node(state_dir: Path, **config: bool | int) -> Iterator[Tunnel]:
         datapath = stack.enter_context(Datapath.loaded(state_dir, **(options | config)))
         for device, (ingress, egress) in ATTACHED.items():
             ifindex = socket.if_nametoindex(device)
-            datapath.generation.attach_device(ifindex, ingress=ingress, egress=egress)
-            stack.callback(detach_device, datapath.generation.pins, ifindex)
+            stack.enter_context(attached(datapath.generation, ifindex, ingress=ingress, egress=egress))
         with _inside(pods):
             _ip("link set eth1 up\n")
             pod_end = stack.enter_context(_listening("eth1"))

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lab.process import Process
+from lab.waiting import PATIENCE
 
 CALL_SECONDS = 30.0
 
@@ -44,7 +45,7 @@ class Actor:
         ready = self._waiting[0]
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        ready.result(CALL_SECONDS)
+        ready.result(CALL_SECONDS * PATIENCE)
 
     def _read(self) -> None:
         stdout = self._process.popen.stdout
@@ -79,7 +80,7 @@ class Actor:
 
     def call(self, verb: str, *, wait: float = CALL_SECONDS, **arguments: Any) -> Any:
         """Run a verb and wait for its answer."""
-        return self.start(verb, **arguments).result(wait)
+        return self.start(verb, **arguments).result(wait * PATIENCE)
 
     def end(self) -> None:
         """End the process; nothing happens when it has ended."""

@@ -25,7 +25,7 @@ from lab.naming import unique_name
 from lab.netns import Namespace
 from lab.pod import Pod
 from lab.sweep import BPFFS, remove_pins
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 from lab.world import World
 
 # Small maps: a test node holds a handful of pods, and starts in a fraction of the time.
@@ -128,7 +128,7 @@ class Node:
         revision = eventually(
             lambda: (now := self.policy_revision()) > before and now, f"a policy revision after {before}"
         )
-        self.agent.cilium("policy", "wait", str(revision), "--max-wait-time", "10")
+        self.agent.cilium("policy", "wait", str(revision), "--max-wait-time", f"{10 * PATIENCE:g}")
         return int(revision)
 
     def problems(self) -> list[dict[str, Any]]:

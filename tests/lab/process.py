@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, Self
 
+from lab.waiting import PATIENCE
+
 NSENTER: Final = "/usr/bin/nsenter"
 SETPRIV: Final = "/usr/bin/setpriv"
 SHELL: Final = "/bin/sh"
@@ -73,7 +75,7 @@ def run(
         capture_output=True,
         text=True,
         check=False,
-        timeout=seconds,
+        timeout=seconds * PATIENCE,
     )
     if check and done.returncode:
         raise CommandFailed(
@@ -124,14 +126,14 @@ class Process:
 
     def wait(self, seconds: float = END_SECONDS) -> int:
         """Its exit code; a negative one is a signal.  Raises ``subprocess.TimeoutExpired``."""
-        return self.popen.wait(seconds)
+        return self.popen.wait(seconds * PATIENCE)
 
     def end(self, seconds: float = END_SECONDS) -> int:
         """Ask it to end, then make it; its exit code."""
         if self.running:
             self.popen.terminate()
             try:
-                self.popen.wait(seconds)
+                self.popen.wait(seconds * PATIENCE)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
         code = self.popen.wait(seconds)

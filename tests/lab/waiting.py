@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Waiting with a deadline: conditions are polled, nothing sleeps in the hope that it is enough."""
 
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
+# How many times longer deadlines are: in an emulated machine everything takes longer.
+PATIENCE = float(os.environ.get("CILIUMD_PATIENCE", "1"))
 
 
 class NotInTime(AssertionError):
@@ -14,6 +17,7 @@ class NotInTime(AssertionError):
 
 def eventually(condition: Callable[[], T], what: str, *, seconds: float = 10.0, every: float = 0.05) -> T:
     """The first true answer of *condition*.  Raises :class:`NotInTime` with its last answer."""
+    seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
         answer = condition()

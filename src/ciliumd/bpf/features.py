@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from ciliumd.bpf._libbpf import lib
 from ciliumd.bpf.errors import KernelTooOld, NotPermitted, check
 
 OLDEST_KERNEL = (5, 10)
+# From here on maps are charged to control groups, before it to RLIMIT_MEMLOCK.
+CHARGES_CONTROL_GROUPS = (5, 11)
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
@@ -71,6 +74,21 @@ def require_kernel(release: str) -> None:
         raise KernelTooOld("Linux", release, f"{OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer")
 
 
+def require_locked_memory(release: str) -> None:
+    """Raise the limit that maps count against on kernels before 5.11; NotPermitted if that is not allowed."""
+    if kernel_version(release) >= CHARGES_CONTROL_GROUPS:
+        return
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, OSError):
+        limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[1]
+        hint = (
+            f"Linux {release} counts maps as locked memory, of which {limit // 1024} KiB are allowed here: "
+            "add CAP_SYS_RESOURCE to the container's securityContext, or raise ulimit -l"
+        )
+        raise NotPermitted("use", "BPF", errno.EPERM, hint) from None
+
+
 def tcx_supported() -> bool:
     """Whether programs can hang on devices by tcx links (Linux 6.6); touches no device."""
     return check(lib.cil_has_tcx(), "probe", "tcx") == 1
@@ -82,6 +100,7 @@ def probe() -> Features:
     held = effective_capabilities(Path("/proc/self/status").read_text())
     require_kernel(release)
     require_capabilities(held)
+    require_locked_memory(release)
     ringbuf = check(lib.cil_has_map_type(MapType.RINGBUF), "probe", "ring buffer") == 1
     if not ringbuf:
         raise KernelTooOld("ring buffer", release, "CONFIG_BPF_SYSCALL on Linux 5.8 or newer")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FILES = Path(__file__).with_name("objects")
+# The verifier's summary alone (BPF_LOG_STATS); a line or two.
+STATISTICS, SUMMARY_SIZE = 4, 1024
 LOG_BEGIN, LOG_END = "-- BEGIN PROG LOAD LOG --", "-- END PROG LOAD LOG --"
 
 lib.cil_log_install()
@@ -89,6 +91,7 @@ class Object:
             )
         self._raw = raw
         self._loaded = False
+        self._summaries: dict[str, Any] = {}
         self._maps = {ffi.string(lib.bpf_map__name(item)).decode(): item for item in self._walk_maps()}
         self._programs = {
             ffi.string(lib.bpf_program__name(item)).decode(): item for item in self._walk_programs()
@@ -193,6 +196,15 @@ class Object:
         self._before_load("choose maps of")
         check(lib.bpf_map__set_autocreate(self._map(name), autocreate), "choose map", name)
 
+    def ask_summary(self, name: str) -> None:
+        """Have the verifier sum up what it did with a program; then a refusal comes without its log."""
+        self._before_load("ask about programs of")
+        text = ffi.new("char[]", SUMMARY_SIZE)
+        raw = self._program(name)
+        check(lib.bpf_program__set_log_buf(raw, text, SUMMARY_SIZE), "ask about program", name)
+        check(lib.bpf_program__set_log_level(raw, STATISTICS), "ask about program", name)
+        self._summaries[name] = text
+
     def _before_load(self, op: str) -> None:
         if self._raw == ffi.NULL:
             raise ValueError(f"object {self.name} is closed")
@@ -224,6 +236,10 @@ class Object:
         section = ffi.string(lib.bpf_program__section_name(raw)).decode()
         attach_type = lib.cil_program_attach_type(raw)
         return Program(duplicate(fd), name, section=section, attach_type=attach_type)
+
+    def summary(self, name: str) -> str:
+        """What the verifier said to ask_summary: "processed N insns (limit 1000000) ..."."""
+        return str(ffi.string(self._summaries[name]).decode())
 
     def map(self, name: str) -> Map:
         """A handle of a created map, independent of this object."""

@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from lab.waiting import PATIENCE
+
 Json = dict[str, Any]
 
 OUTCOMES = {
@@ -67,7 +69,7 @@ def _line(stream: socket.socket) -> str:
 def _bound(kind: int, source_port: int, timeout: float, source: str = ANY) -> socket.socket:
     sock = socket.socket(socket.AF_INET, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.settimeout(timeout)
+    sock.settimeout(timeout * PATIENCE)
     if source_port or source != ANY:
         sock.bind((source, source_port))
     return sock
@@ -138,7 +140,7 @@ def http_request(
     address: str, port: int, method: str = "GET", path: str = "/", host: str = "", timeout: float = 2.0
 ) -> Json:
     """One HTTP request."""
-    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    connection = http.client.HTTPConnection(address, port, timeout=timeout * PATIENCE)
     try:
         connection.request(method, path, headers={"Host": host} if host else {})
         response = connection.getresponse()
@@ -152,7 +154,7 @@ def http_request(
 @verb
 def http_open(address: str, port: int, timeout: float = 5.0) -> Json:
     """An HTTP connection that stays open; ``handle`` names it in :func:`http_ask`."""
-    connection = http.client.HTTPConnection(address, port, timeout=timeout)
+    connection = http.client.HTTPConnection(address, port, timeout=timeout * PATIENCE)
     # A connection that broke must stay broken, not be made again unseen.
     connection.auto_open = 0
     try:
@@ -206,7 +208,7 @@ def ping(
             except OSError as error:
                 outcome = "too-big" if error.errno == errno.EMSGSIZE else _outcome(error)
                 continue
-            deadline = time.monotonic() + timeout
+            deadline = time.monotonic() + timeout * PATIENCE
             while (left := deadline - time.monotonic()) > 0:
                 if not select.select([sock], [], [], left)[0]:
                     break
@@ -250,7 +252,7 @@ def tcp_open(address: str, port: int, timeout: float = 2.0, mark: str = "") -> J
 def tcp_say(handle: int, text: str = "still there?", timeout: float = 2.0) -> Json:
     """Say something on an open connection and hear it echoed."""
     sock = _kept[handle]
-    sock.settimeout(timeout)
+    sock.settimeout(timeout * PATIENCE)
     try:
         sock.sendall(text.encode() + b"\n")
         echo = _line(sock)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import resource
+
 import pytest
 
 from ciliumd.bpf import features
@@ -41,3 +44,22 @@ def test_missing_capabilities_are_named() -> None:
         features.require_capabilities(frozenset({"CAP_NET_ADMIN", "CAP_PERFMON"}))
     with pytest.raises(NotPermitted, match="CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"):
         features.require_capabilities(frozenset())
+
+
+def test_limit_of_locked_memory_is_raised_where_maps_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 5.11 only; who may not is told what to add."""
+    asked = []
+    monkeypatch.setattr(resource, "setrlimit", lambda *words: asked.append(words))
+    features.require_locked_memory("6.1.0-50")
+    assert asked == []
+    features.require_locked_memory("5.10.0-32")
+    assert asked == [(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))]
+
+    def refuse(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (65536, 65536))
+    with pytest.raises(NotPermitted, match=r"64 KiB are allowed here: add CAP_SYS_RESOURCE") as caught:
+        features.require_locked_memory("5.10.0-32")
+    assert caught.value.errno == errno.EPERM

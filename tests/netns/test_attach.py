@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Without tcx the same programs hang on clsact filters and carry the same traffic."""
+"""The same programs carry the same traffic on tcx links and on clsact filters, whichever the kernel has."""
 
 import signal
 from collections.abc import Iterator
 
 import pytest
 
+from ciliumd.bpf.features import tcx_supported
 from lab import manifests
 from lab.node import Node
 from lab.pod import Pod
@@ -18,16 +19,28 @@ VIP = "10.96.0.50"
 
 
 @pytest.fixture(scope="module")
-def node(world: World) -> Iterator[Node]:
-    """A node whose agent attaches by clsact."""
-    with Node(world, options={"attach-mode": "tc"}) as node:
+def far(world: World) -> str:
+    """Address of a server in the world."""
+    world.actor.call("serve_tcp", name="far", port=80, address=world.far)
+    return world.far
+
+
+@pytest.fixture(scope="module", params=["auto", "tc"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """What the agent is told."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def node(world: World, mode: str) -> Iterator[Node]:
+    """A node whose agent attaches that way."""
+    with Node(world, options={"attach-mode": mode}) as node:
         yield node.start()
 
 
 @pytest.fixture(scope="module")
-def pods(node: Node, world: World) -> tuple[Pod, Pod]:
-    """A server behind a service, a client, a server in the world."""
-    world.actor.call("serve_tcp", name="far", port=80, address=world.far)
+def pods(node: Node) -> tuple[Pod, Pod]:
+    """A server behind a service, a client."""
     server = node.pod("server", {"app": "server"}).serve(tcp=(80,), udp=(80,))
     client = node.pod("client", {"app": "client"})
     node.apply(
@@ -38,17 +51,18 @@ def pods(node: Node, world: World) -> tuple[Pod, Pod]:
     return server, client
 
 
-def test_programs_hang_on_clsact(node: Node, pods: tuple[Pod, Pod]) -> None:
-    """Status says so, the device has a clsact discipline, and no tcx link is pinned."""
+def test_programs_hang_where_they_should(node: Node, mode: str, pods: tuple[Pod, Pod]) -> None:
+    """Status says clsact, the device has it, and no tcx link is pinned; or nothing of it."""
     device = pods[0].endpoint["status"]["networking"]["interface-name"]
     disciplines = node.netns.run(["/usr/sbin/tc", "qdisc", "show", "dev", device]).stdout
+    by_clsact = mode == "tc" or not tcx_supported()
 
-    assert "clsact" in disciplines
-    assert "Legacy TC" in node.agent.cilium("status")
-    assert not list((node.bpf_root / "links").glob("tcx*"))
+    assert ("clsact" in disciplines) is by_clsact
+    assert ("Legacy TC" in node.agent.cilium("status")) is by_clsact
+    assert bool(list((node.bpf_root / "links").glob("tcx*"))) is not by_clsact
 
 
-def test_all_ways_carry_traffic(node: Node, world: World, pods: tuple[Pod, Pod]) -> None:
+def test_all_ways_carry_traffic(node: Node, far: str, pods: tuple[Pod, Pod]) -> None:
     """Pod to pod, through the service, to the world and to the node and back."""
     server, client = pods
 
@@ -56,7 +70,7 @@ def test_all_ways_carry_traffic(node: Node, world: World, pods: tuple[Pod, Pod])
     assert client.udp(server.address, 80)["outcome"] == "answered"
     assert client.reaches(VIP, 80)
     assert client.inside.call("tcp_connect", address=VIP, port=80)["outcome"] == "answered"
-    assert client.tcp(world.far, 80)["answer"]["client"][0] == node.address
+    assert client.tcp(far, 80)["answer"]["client"][0] == node.address
     assert client.ping(node.address)["answered"] == 1
     assert node.outside.call("tcp_connect", address=server.address, port=80)["outcome"] == "answered"
 
@@ -73,7 +87,7 @@ def test_policy_is_enforced(node: Node, pods: tuple[Pod, Pod]) -> None:
 
 
 def test_restart_loses_no_packet(node: Node, pods: tuple[Pod, Pod]) -> None:
-    """Filters are replaced in place: lost 0 over a restart by SIGKILL."""
+    """Programs are replaced in place: lost 0 over a restart by SIGKILL."""
     server, client = pods
     flows = [Flow("pod to pod", server.address, 9000, 9000)]
     with Flood(client.outside, server.outside, flows).start() as flood:
