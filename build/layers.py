@@ -39,7 +39,11 @@ NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
 HAVE_LONG = frozenset({"faults", "kernels", "e2e"})
-LONG = {"CILIUMD_CNI_OPERATIONS": "1000", "CILIUMD_PROPERTY_PROFILE": "long"}
+LONG = {
+    "CILIUMD_CNI_OPERATIONS": "1000",
+    "CILIUMD_PROPERTY_PROFILE": "long",
+    "CILIUMD_TEST_UPGRADES": "20",
+}
 # Pure layers use every processor; the others share the kernel of this machine.
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})
 EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"

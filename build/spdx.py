@@ -29,7 +29,7 @@ def files() -> list[str]:
 
 def wanted(name: str) -> str:
     """The licence a file must carry."""
-    in_datapath = name.startswith("datapath/") or name.endswith(".bpf.c")
+    in_datapath = name.startswith("datapath/") or name.endswith((".bpf.c", ".bpf.h"))
     return DATAPATH if in_datapath and name.endswith((".c", ".h")) else AGENT
 
 

@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/*
- * Conntrack rows: reading, ageing, writing.  A row is never written through the pointer a lookup
- * gave: the LRU may have handed that memory to another flow.  All writes go by key.
- */
+/* Conntrack rows: what a packet makes of them, and how they age. */
 #ifndef CILIUMD_CT_H
 #define CILIUMD_CT_H
 
@@ -11,7 +8,7 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
-#include "lib/addr.h"
+#include "lib/ct_map.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
 
@@ -22,34 +19,10 @@ CONFIG(__u32, ct_timeout_any, 60, "seconds any other flow may be silent");
 CONFIG(__u32, report_interval, 5,
        "seconds between trace events and conntrack refreshes of one flow");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 262144);
-	__type(key, struct ct_key);
-	__type(value, struct ct_entry);
-} cilium_ct_v1 SEC(".maps");
-
 /* A consistent copy, p->ct, of the live row of p->key; 0 when there is none. */
 static __always_inline int ct_lookup(struct packet *p)
 {
-	const struct ct_key *key = &p->key;
-	struct ct_entry *copy = &p->ct;
-	__u32 check = fold32(key, sizeof(*key));
-
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		struct ct_entry *row = bpf_map_lookup_elem(&cilium_ct_v1, key);
-		__u64 word;
-
-		if (!row)
-			return 0;
-		word = read_row_word(row);
-		*copy = *row;
-		barrier();
-		if ((__u32)word == check && read_row_word(row) == word)
-			return copy->expires > packet_now(p);
-	}
-	return 0;
+	return ct_read(&p->key, &p->ct) && p->ct.expires > packet_now(p);
 }
 
 static __always_inline __u32 ct_timeout(__u8 protocol, __u16 flags)

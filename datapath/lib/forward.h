@@ -30,9 +30,8 @@ static __always_inline int forward_track(struct packet *p)
 		p->ct.peer_identity = p->src_identity;
 		p->ct.rev_nat = p->rev_nat;
 	}
-	if (ct_advance(p, &p->ct, 1, 0) &&
-	    bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_ANY) &&
-	    bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_ANY))
+	if (ct_advance(p, &p->ct, 1, 0) && ct_write(&p->key, &p->ct, BPF_ANY) &&
+	    ct_write(&p->key, &p->ct, BPF_ANY))
 		return DROP_CT_CREATE_FAILED;
 	return 0;
 }
@@ -50,7 +49,7 @@ static __always_inline int forward_reply(struct packet *p)
 		return 0;
 	p->ct_state = CT_STATE_REPLY;
 	if (ct_advance(p, &p->ct, 0, 1))
-		bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_EXIST);
+		ct_write(&p->key, &p->ct, BPF_EXIST);
 	return 1;
 }
 

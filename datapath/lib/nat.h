@@ -17,6 +17,7 @@
 #include <ciliumd/config.h>
 #include "lib/addr.h"
 #include "lib/ct.h"
+#include "lib/nat_map.h"
 #include "lib/packet.h"
 #include "lib/rewrite.h"
 
@@ -34,13 +35,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct native_device);
 } cilium_devices_v1 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, struct nat_key);
-	__type(value, struct nat_entry);
-} cilium_snat_v1 SEC(".maps");
 
 enum {
 	NAT_TRIES = 16,
@@ -68,27 +62,6 @@ static __always_inline int is_native_address(__be32 addr)
 	return cfg_native_cidr_ipv4 && (addr & cfg_native_cidr_mask) == cfg_native_cidr_ipv4;
 }
 
-/* A consistent copy of a row: 0 when there is none. */
-static __always_inline int nat_lookup(const struct nat_key *key, struct nat_entry *copy)
-{
-	__u32 check = fold32(key, sizeof(*key));
-
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		struct nat_entry *row = bpf_map_lookup_elem(&cilium_snat_v1, key);
-		__u64 word;
-
-		if (!row)
-			return 0;
-		word = read_row_word(row);
-		*copy = *row;
-		barrier();
-		if ((__u32)word == check && read_row_word(row) == word)
-			return 1;
-	}
-	return 0;
-}
-
 /* The IN row's key when the flow of *out* leaves with *port*. */
 static __always_inline void nat_reverse_key(const struct nat_key *out, __be32 address, __be16 port,
 					    struct nat_key *in)
@@ -110,14 +83,14 @@ static __always_inline int nat_claim(struct packet *p, const struct nat_key *out
 	struct nat_key in;
 
 	nat_reverse_key(out, address, port, &in);
-	if (nat_lookup(&in, &entry))
+	if (nat_read(&in, &entry))
 		return entry.port == out->sport && addr_equal(&entry.addr, &out->src);
 	__builtin_memset(&entry, 0, sizeof(entry));
 	entry.check = fold32(&in, sizeof(in));
 	entry.port = out->sport;
 	entry.addr = out->src;
 	entry.created = packet_now(p);
-	return !bpf_map_update_elem(&cilium_snat_v1, &in, &entry, BPF_NOEXIST);
+	return !nat_write(&in, &entry, BPF_NOEXIST);
 }
 
 static __always_inline __be16 nat_random_port(__u32 range)
@@ -135,7 +108,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out, 
 	int known, tries;
 
 	/* The LRU may have taken the IN row alone, and a reply would find nobody: claim it again. */
-	known = nat_lookup(out, entry) && addr_v4(&entry->addr) == address;
+	known = nat_read(out, entry) && addr_v4(&entry->addr) == address;
 	if (known)
 		port = entry->port;
 	else if (wanted < cfg_nat_port_min || wanted > cfg_nat_port_max)
@@ -155,7 +128,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out, 
 	entry->port = port;
 	addr_set_v4(&entry->addr, address);
 	entry->created = packet_now(p);
-	if (bpf_map_update_elem(&cilium_snat_v1, out, entry, BPF_ANY))
+	if (nat_write(out, entry, BPF_ANY))
 		return DROP_NAT_NO_MAPPING;
 	return 0;
 }
@@ -185,7 +158,7 @@ static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, _
 		out.sport = p->inner_dport;
 		out.dport = p->inner_sport;
 		out.protocol = p->inner_protocol;
-		if (!nat_lookup(&out, &entry))
+		if (!nat_read(&out, &entry))
 			return DROP_NAT_NO_MAPPING;
 		reason = rewrite_quoted(skb, p, REWRITE_DESTINATION, addr_v4(&entry.addr),
 					entry.port);
@@ -232,7 +205,7 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p)
 		in.sport = p->inner_dport;
 		in.dport = p->inner_sport;
 		in.protocol = p->inner_protocol;
-		if (!nat_lookup(&in, &entry) ||
+		if (!nat_read(&in, &entry) ||
 		    (entry.port == p->inner_sport && addr_equal(&entry.addr, &p->dst)))
 			return 0;
 		reason = rewrite_quoted(skb, p, REWRITE_SOURCE, addr_v4(&entry.addr), entry.port);
@@ -246,7 +219,7 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p)
 	in.dst = p->dst;
 	in.sport = p->sport;
 	in.dport = p->dport;
-	if (!nat_lookup(&in, &entry))
+	if (!nat_read(&in, &entry))
 		return 0;
 	if (entry.port == p->dport && addr_equal(&entry.addr, &p->dst))
 		return 0;

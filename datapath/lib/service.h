@@ -38,7 +38,7 @@ service_backend(struct packet *p, struct lb_service_key *key, const struct lb_sl
 		p->ct.expires = packet_now(p) + ct_timeout(p->protocol, p->ct.flags);
 	}
 	if (advanced)
-		bpf_map_update_elem(&cilium_ct_v1, &p->key, &p->ct, BPF_ANY);
+		ct_write(&p->key, &p->ct, BPF_ANY);
 	return backend;
 }
 

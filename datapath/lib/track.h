@@ -203,12 +203,11 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 	entry->rule_cookie = p->rule_cookie;
 	p->flags |= PKT_REPORT;
 	if (found) {
-		bpf_map_update_elem(&cilium_ct_v1, &p->key, entry, BPF_EXIST);
+		ct_write(&p->key, entry, BPF_EXIST);
 		return 0;
 	}
 	/* The LRU may be busy for a moment (EBUSY): ask twice before giving up. */
-	if (bpf_map_update_elem(&cilium_ct_v1, &p->key, entry, BPF_ANY) &&
-	    bpf_map_update_elem(&cilium_ct_v1, &p->key, entry, BPF_ANY))
+	if (ct_write(&p->key, entry, BPF_ANY) && ct_write(&p->key, entry, BPF_ANY))
 		return DROP_CT_CREATE_FAILED;
 	return 0;
 }

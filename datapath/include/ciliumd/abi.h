@@ -7,7 +7,8 @@
  *  - numbers user space needs are enum members (they reach BTF), never #define;
  *  - byte order is in the type: __be16, __be32; addresses are struct cil_addr (network order);
  *  - padding is explicit, named pad*, and always zero;
- *  - a map whose key or value changes layout gets a new version in its name (cilium_ct_v1 -> _v2).
+ *  - a map whose key or value changes layout gets a new version in its name (cilium_ct_v1 -> _v2),
+ *    and the old struct stays beside the new one for a version, as struct NAME_v1.
  *
  * A row of a preallocated hash map is recycled at once when it is replaced or deleted: a reader
  * that holds a pointer to it may then see another key's row.  Values of hash maps that a packet

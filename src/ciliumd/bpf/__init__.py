@@ -6,6 +6,7 @@ Handles own one descriptor each and are context managers; every failure is a Bpf
 bytes of keys and values mean is written in ciliumd.abi and used by other rooms.
 """
 
+from ciliumd.bpf.carry import Carried, MigrationFailed, VersionSkipped
 from ciliumd.bpf.errors import (
     AlreadyLoaded,
     BpfError,
@@ -37,6 +38,7 @@ __all__ = [
     "ArrayTarget",
     "BpfError",
     "Busy",
+    "Carried",
     "CgroupLink",
     "Detached",
     "Exists",
@@ -49,6 +51,7 @@ __all__ = [
     "Map",
     "MapInfo",
     "MapTarget",
+    "MigrationFailed",
     "NoSpace",
     "NotFound",
     "NotPermitted",
@@ -63,6 +66,7 @@ __all__ = [
     "TestRun",
     "U64Array",
     "VerifierRejected",
+    "VersionSkipped",
     "WordsTarget",
     "detach_all",
     "detach_device",

@@ -11,11 +11,13 @@ began.
 from __future__ import annotations
 
 import struct
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from ciliumd import abi
-from ciliumd.bpf import layout
+from ciliumd.bpf import carry, layout
+from ciliumd.bpf.handle import unpin
 from ciliumd.bpf.keep import HeldLinks, repin_all
 from ciliumd.bpf.link import Link, TcxHook, attach_cgroup, attach_tcx, detach
 from ciliumd.bpf.map import Map
@@ -48,7 +50,10 @@ class Generation:
     programs: dict[str, Program] = field(default_factory=dict)
     entries: dict[str, Program] = field(default_factory=dict)
     maps: dict[str, Map] = field(default_factory=dict)
+    carried: list[carry.Carried] = field(default_factory=list)
     _own: dict[str, Map] = field(default_factory=dict)
+    _fresh: set[str] = field(default_factory=set)
+    _twins: dict[str, carry.Twin] = field(default_factory=dict)
     _links: HeldLinks = field(default_factory=HeldLinks)
 
     @classmethod
@@ -63,24 +68,27 @@ class Generation:
         Load every object against the pinned maps, one number after the active generation.
 
         Nothing runs through the new programs before activate().  Maps that are pinned already
-        keep their size; *max_entries* is for those made now.
+        keep their size; *max_entries* is for those made now.  On failure what was made is gone.
         """
         unknown = sorted(set(config) - set(abi.CONFIG))
         if unknown:
             raise ValueError(
                 f"no such option: {', '.join(unknown)}; there are {', '.join(sorted(abi.CONFIG))}"
             )
-        pinned = layout.check_pinned(pins.maps)
+        before = active(pins)
+        pinned = carry.take_stock(pins, before)
         layout.record(pins.maps, pinned)
-        generation = cls(active(pins) + 1, pins)
+        generation = cls(before + 1, pins)
+        generation._fresh = {name for name in abi.MAPS if name.startswith(STATE)} - pinned
         try:
             sizes = _sizes(pins, pinned, max_entries or {})
             for name in sorted(embedded()):
                 generation._load_object(name, config, sizes)
+            generation._pair()
+            generation.carried = carry.before_flip(generation._twins.values(), generation._fresh)
             generation._fill()
         except BaseException:
-            generation.close()
-            pins.drop_generation(generation.number)
+            generation._abandon()
             raise
         return generation
 
@@ -113,9 +121,18 @@ class Generation:
         elif name in self._own:
             source.reuse_map(name, self._own[name])
 
+    def _pair(self) -> None:
+        """From here on who writes a map of a new layout writes the old one, too."""
+        self._twins = carry.paired(self.maps)
+        for name, twin in self._twins.items():
+            self.maps[name].close()
+            self.maps[name] = twin
+
     def _fill(self) -> None:
         """Programs called call_* and hook_* go where the enums of abi.h say."""
         directory = self.pins.make_generation(self.number)
+        for name, used in self.maps.items():
+            used.pin(directory / name)
         calls = self._own[CALLS]
         # The pin keeps the table filled when this process ends: the kernel empties unheld ones.
         calls.pin(directory / CALLS)
@@ -128,9 +145,39 @@ class Generation:
                 self.maps[HOOKS].update(ROW.pack(half + abi.Hook[name.upper()]), value)
 
     def activate(self) -> None:
-        """Every hook of every device runs these programs from this store on."""
+        """
+        Every hook of every device runs these programs from this store on.
+
+        Where a layout changed, rows of programs follow.  MigrationFailed when they cannot: then the
+        generation before is active again, and this one is gone.
+        """
+        before = active(self.pins)
+        self._store(self.number)
+        if not self._twins:
+            return
+        try:
+            if self._fresh & self._twins.keys():
+                # Until now a packet in an old program may have written the old map alone.
+                time.sleep(GRACE_SECONDS)
+            self.carried += carry.after_flip(self._twins.values())
+        except BaseException:
+            self._store(before)
+            time.sleep(GRACE_SECONDS)
+            self._abandon()
+            raise
+
+    def _store(self, number: int) -> None:
         with U64Array(self.maps[NODE_STATE]) as state:
-            state[abi.NodeState.NODE_STATE_GENERATION] = self.number
+            state[abi.NodeState.NODE_STATE_GENERATION] = number
+
+    def _abandon(self) -> None:
+        """Take back what load() made."""
+        if HOOKS in self.maps:
+            _clear_half(self.maps[HOOKS], self.number)
+        self.close()
+        self.pins.drop_generation(self.number)
+        for name in self._fresh:
+            unpin(self.pins.maps / name)
 
     def attach_device(self, ifindex: int, *, ingress: str | None = None, egress: str | None = None) -> None:
         """
@@ -162,9 +209,10 @@ class Generation:
 
     def repin(self) -> list[Path]:
         """Have every map's pin lead to the map packets run through; those that did not."""
-        pinned = {self.pins.maps / name: one for name, one in self.maps.items()}
-        calls = self.pins.generation(self.number) / CALLS
-        return repin_all({**pinned, calls: self._own[CALLS]})
+        own = self.pins.generation(self.number)
+        places = (self.pins.maps, own)
+        pinned = {place / name: one for place in places for name, one in self.maps.items()}
+        return repin_all({**pinned, own / CALLS: self._own[CALLS]})
 
     def verified_insns(self) -> dict[str, int]:
         """Instructions the verifier walked, per program."""
@@ -201,7 +249,9 @@ def active(pins: Pins) -> int:
 
 def retire(pins: Pins) -> list[int]:
     """
-    Let go of every generation but the active one; call it GRACE_SECONDS after activate().
+    Let go of every generation but the active one, and of maps that only they used.
+
+    Call it GRACE_SECONDS after activate().
 
     Returns the numbers that had pins.
     """
@@ -209,11 +259,17 @@ def retire(pins: Pins) -> list[int]:
     retired = [number for number in pins.generations() if number != current]
     for number in retired:
         pins.drop_generation(number)
-    idle = ((current + 1) & 1) * abi.Hook.HOOK_MAX
     with Map.from_pin(pins.maps / HOOKS) as hooks:
-        for row in range(idle, idle + abi.Hook.HOOK_MAX):
-            hooks.delete(ROW.pack(row))
+        _clear_half(hooks, current + 1)
+    carry.drop_strangers(pins, current)
     return retired
+
+
+def _clear_half(hooks: Map, number: int) -> None:
+    """Empty the half of the hook table that generation *number* fills."""
+    first = (number & 1) * abi.Hook.HOOK_MAX
+    for row in range(first, first + abi.Hook.HOOK_MAX):
+        hooks.delete(ROW.pack(row))
 
 
 def device_pin(pins: Pins, ifindex: int, hook: TcxHook) -> Path:
@@ -255,8 +311,8 @@ def _sizes(pins: Pins, pinned: set[str], wanted: Mapping[str, int]) -> dict[str,
     unknown = sorted(set(wanted) - set(abi.MAPS))
     if unknown:
         raise ValueError(f"no such map: {', '.join(unknown)}")
-    sizes = dict(wanted)
+    found = {}
     for name in pinned:
-        with Map.from_pin(pins.maps / name) as found:
-            sizes[name] = found.info.max_entries
-    return sizes
+        with Map.from_pin(pins.maps / name) as one:
+            found[name] = one.info.max_entries
+    return carry.sizes(wanted, found)

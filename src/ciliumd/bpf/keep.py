@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING
 from ciliumd.bpf.errors import BpfError, error
 from ciliumd.bpf.handle import unpin
 from ciliumd.bpf.link import Link
+from ciliumd.bpf.map import Map
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from ciliumd.bpf.map import Map
-
 
 def repin(pin: Path, held: Map | Link) -> bool:
     """Have *pin* lead to what is held open; True when it did not."""
     try:
-        with type(held).from_pin(pin) as found:
+        with (Map if isinstance(held, Map) else Link).from_pin(pin) as found:
             if found.info == held.info:
                 return False
     except BpfError:

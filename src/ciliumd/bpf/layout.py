@@ -17,7 +17,7 @@ from ciliumd.bpf.errors import LayoutMismatch
 from ciliumd.bpf.map import Map
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from ciliumd.bpf.map import MapInfo
@@ -39,13 +39,14 @@ def check_declared(maps: Mapping[str, MapInfo]) -> None:
         _compare_sizes(spec, info)
 
 
-def check_pinned(maps_dir: Path) -> set[str]:
+def check_pinned(maps_dir: Path, *, besides: Collection[str] = ()) -> set[str]:
     """
-    Compare every pinned map with abi.py; returns the names that are pinned.
+    Compare every pinned map with abi.py, *besides* those; returns the names that are pinned.
 
     Raises LayoutMismatch with the map and the field.  Nothing is changed.
     """
-    pinned = {name for name in abi.MAPS if name.startswith(STATE_PREFIX) and (maps_dir / name).exists()}
+    known = {name for name in abi.MAPS if name.startswith(STATE_PREFIX)} - set(besides)
+    pinned = {name for name in known if (maps_dir / name).exists()}
     texts = recorded(maps_dir)
     for name in sorted(pinned):
         with Map.from_pin(maps_dir / name) as found:
@@ -80,6 +81,14 @@ def record(maps_dir: Path, pinned: set[str]) -> None:
                 layouts.update(abi.LayoutKey(name).pack(), abi.LayoutValue(spec.layout).pack())
 
 
+def forget(maps_dir: Path, names: Collection[str]) -> None:
+    """Remove the texts of maps that are gone."""
+    path = maps_dir / LAYOUTS
+    if names and path.exists():
+        with Map.from_pin(path) as layouts:
+            layouts.delete_batch([abi.LayoutKey(name).pack() for name in names])
+
+
 def _compare_sizes(spec: abi.MapSpec, info: MapInfo, *, pinned: bool = False) -> None:
     """What the kernel itself can tell."""
     pairs = [
@@ -102,7 +111,8 @@ def _readable(field: str, number: int) -> str:
 
 
 def _compare_text(name: str, expected: str, found: str) -> None:
-    """Name the first field in which two layout texts differ."""
+    """Name the first field in which two layout texts differ; what a struct is called is no layout."""
+    expected, found = _without_names(expected), _without_names(found)
     if expected == found:
         return
     if not found:
@@ -112,6 +122,11 @@ def _compare_text(name: str, expected: str, found: str) -> None:
         if ours.get(part) != theirs.get(part):
             raise LayoutMismatch(name, part, ours.get(part, "absent"), theirs.get(part, "absent"))
     raise LayoutMismatch(name, "order of fields", expected, found)
+
+
+def _without_names(text: str) -> str:
+    """``value=ct_entry:48{...}`` without the struct's name, which changes when it becomes an old one."""
+    return re.sub(r"=\w+:(\d+)\{", r"=struct:\1{", text)
 
 
 def _parts(text: str) -> dict[str, str]:

@@ -84,6 +84,8 @@ async def build(
     wiring = await wire_node(netlink, settings, router=router, pod_cidr=origin.pod_cidr)
     datapath = await loop.run_in_executor(writer, lambda: loader.load(pins, settings, wiring))
     stack.callback(datapath.close)
+    for one in datapath.generation.carried:
+        tallies.map_ops.add(one.new, "carry", "success", by=one.rows)
     tcx = found.tcx if settings.attach_mode == "auto" else settings.attach_mode == "tcx"
     attachments = Attachments(
         datapath.generation,

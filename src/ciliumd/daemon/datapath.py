@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
+import structlog
+
 from ciliumd import abi
 from ciliumd.bpf.generation import Generation
 from ciliumd.bpf.pins import Pins
@@ -27,6 +29,8 @@ from ciliumd.net.overlay import RemoteRoutes
 from ciliumd.reconcile.target import Target
 
 POLICY_PINS = "policies"
+
+log = structlog.get_logger("agent")
 
 
 @dataclass(slots=True)
@@ -72,7 +76,11 @@ class Datapath:
 
 
 def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
-    """Load the next generation and open every target.  Raises BpfError."""
+    """
+    Load the next generation, carry rows whose layout changed, and open every target.
+
+    Raises BpfError: then the programs and maps that were active are so, too.
+    """
     generation = Generation.load(
         pins,
         config=options(settings, wiring),
@@ -89,6 +97,15 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
     )
     generation.activate()
     pins.commit()
+    for one in generation.carried:
+        log.info(
+            "datapath.rows_carried",
+            source=one.old,
+            map=one.new,
+            rows=one.rows,
+            present=one.present,
+            evicted=one.evicted,
+        )
     directory = pins.root / POLICY_PINS
     directory.mkdir(mode=0o700, exist_ok=True)
     maps = generation.maps

@@ -57,20 +57,25 @@ class ConntrackGc:
             self._executor, partial(call, *args, **kwargs)
         )
 
-    def _expired(self, rows: Iterable[gc.Row]) -> Iterator[list[bytes]]:
-        return gc.expired_ct(rows, _now())
+    def _expired(self, rows: Iterable[gc.Row], chunk: int = gc.CHUNK) -> Iterator[list[bytes]]:
+        return gc.expired_ct(rows, _now(), chunk=chunk)
 
-    def _over(self, rows: Iterable[gc.Row]) -> Iterator[list[bytes]]:
-        return gc.expired_nat(rows, _now(), is_live_flow=self._is_live)
+    def _over(self, rows: Iterable[gc.Row], chunk: int = gc.CHUNK) -> Iterator[list[bytes]]:
+        return gc.expired_nat(rows, _now(), is_live_flow=self._is_live, chunk=chunk)
 
     def _delete_expired(self, keys: list[bytes]) -> int:
-        """Delete what is still expired: a row may have been taken into use since it was read."""
+        """
+        Delete what is still expired: a row may have been taken into use since it was read.
+
+        One at a time, right after it was looked at: what is judged many rows earlier would be deleted from
+        under a flow that began meanwhile, and its next answer be lost.
+        """
         rows = ((key, value) for key in keys if (value := self._ct.lookup(key)) is not None)
-        return sum(len(chunk) - len(self._ct.delete_batch(chunk)) for chunk in self._expired(rows))
+        return sum(len(one) - len(self._ct.delete_batch(one)) for one in self._expired(rows, chunk=1))
 
     def _delete_over(self, keys: list[bytes]) -> int:
         rows = ((key, value) for key in keys if (value := self._nat.lookup(key)) is not None)
-        return sum(len(chunk) - len(self._nat.delete_batch(chunk)) for chunk in self._over(rows))
+        return sum(len(one) - len(self._nat.delete_batch(one)) for one in self._over(rows, chunk=1))
 
     def _is_live(self, key: bytes) -> bool:
         value = self._ct.lookup(key)

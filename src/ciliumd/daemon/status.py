@@ -97,9 +97,16 @@ async def status(agent: Agent) -> Json:
             "drift repaired": f"{agent.observer.drifted_rows} rows",
             "conntrack gc": f"{agent.gc.totals.conntrack} rows, {agent.gc.totals.nat} NAT rows removed",
             "kernel": agent.kernel.kernel,
+            **_carried(agent),
         },
     }
     return {name: part for name, part in answer.items() if part is not None}
+
+
+def _carried(agent: Agent) -> dict[str, str]:
+    """Rows that this start took over into another layout; nothing after any other start."""
+    found = [f"{one.new} {one.rows}" for one in agent.datapath.generation.carried if one.rows]
+    return {"rows carried": ", ".join(found)} if found else {}
 
 
 async def unready(agent: Agent) -> str:

@@ -8,11 +8,11 @@ import threading
 import traceback
 from typing import Any
 
-from lab.child import flood, servers, verbs
+from lab.child import churn, flood, servers, verbs
 
 VERBS = {
     name: function
-    for module in (flood, servers, verbs)
+    for module in (churn, flood, servers, verbs)
     for name, function in vars(module).items()
     if getattr(function, "is_verb", False)
 }

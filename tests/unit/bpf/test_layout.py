@@ -60,6 +60,15 @@ def test_reordered_fields_of_equal_size_are_found() -> None:
     assert (caught.value.expected, caught.value.found) == ("@0:4:u32", "@4:4:u32")
 
 
+def test_a_struct_may_get_another_name() -> None:
+    """As it does when a newer one takes its name; its fields may not."""
+    renamed = LXC.layout.replace("value=lxc_value:", "value=lxc_value_v1:")
+    assert renamed != LXC.layout
+    layout._compare_text(LXC.name, LXC.layout, renamed)
+    with pytest.raises(LayoutMismatch):
+        layout._compare_text(LXC.name, LXC.layout, renamed.replace("slot@", "row@"))
+
+
 def test_a_missing_and_an_added_field_are_found() -> None:
     """Both directions name the field."""
     shorter = LXC.layout.replace(",slot@4:4:u32", "")

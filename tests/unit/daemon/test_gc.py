@@ -141,6 +141,26 @@ def test_a_flow_taken_into_use_meanwhile_stays(maps):
     assert list(ct.rows) == [alive]
 
 
+@pytest.mark.parametrize("which", ["cilium_ct_v1", "cilium_snat_v1"])
+def test_a_row_goes_before_the_next_one_is_looked_at(maps, which):
+    """A packet that takes a judged row into use finds it gone and makes it anew; it is not deleted later."""
+    rows = [(ct_key(port).pack(), ct_row(0)) for port in (1, 2)]
+    if which == "cilium_snat_v1":
+        rows = [nat_row(port, max(int(time.monotonic()) - NAT_MIN_AGE - 5, 0)) for port in (1, 2)]
+    (first, row), (second, _) = rows
+    maps[which].rows = dict(rows)
+    look_up = maps[which].lookup
+
+    def lookup(key):
+        if key == second:
+            maps[which].rows[first] = row
+        return look_up(key)
+
+    maps[which].lookup = lookup
+    collect(maps)
+    assert list(maps[which].rows) == [first]
+
+
 def test_a_flow_that_vanished_meanwhile_is_not_counted(maps):
     """The LRU was quicker."""
     ct = maps["cilium_ct_v1"]

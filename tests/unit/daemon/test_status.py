@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from ciliumd import abi
+from ciliumd.bpf.carry import Carried
 from ciliumd.bpf.errors import BpfError
 from ciliumd.daemon import stages, status
 from ciliumd.daemon.attachments import Missing
@@ -82,9 +83,12 @@ class Host:
         self.hooks = {int(hook): b"1" for hook in abi.Hook}
         names = {f"hook_{one}" for one in ("from_container", "from_host")}
         self.active = GENERATION
+        self.carried = []
         self.datapath = SimpleNamespace(
             word=lambda _: self.active,
-            generation=SimpleNamespace(number=GENERATION, programs=dict.fromkeys(names), maps={}),
+            generation=SimpleNamespace(
+                number=GENERATION, programs=dict.fromkeys(names), maps={}, carried=self.carried
+            ),
         )
         self.ring = SimpleNamespace(stats=lambda: SimpleNamespace(lost=0, unknown=0))
         self.ipam = HostScope(ip_network("10.0.0.0/24"))
@@ -210,6 +214,13 @@ def test_a_stage_that_failed_and_recovered_is_no_problem(host):
     (one,) = answer["controllers"]
     assert one["status"]["consecutive-failure-count"] == 0
     assert one["status"]["last-failure-msg"] == ""
+
+
+def test_rows_that_were_carried_are_told(host):
+    """After an upgrade; any other start says nothing of it."""
+    assert "rows carried" not in ask(host)["datapath"]
+    host.carried += [Carried("cilium_ct_v1", "cilium_ct_v2", 7, 1, 0), Carried("a", "b", 0, 3, 0)]
+    assert ask(host)["datapath"]["rows carried"] == "cilium_ct_v2 7"
 
 
 def test_what_a_directory_has_no_api_server_for_is_disabled(host):
