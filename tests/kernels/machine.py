@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from lab.process import placed
+
 QEMU: Final = "/usr/bin/qemu-system-x86_64"
 KVM: Final = Path("/dev/kvm")
 MEGABYTES: Final = 1536
@@ -102,8 +104,14 @@ def boot(kernel: Path, root: Path, *, tests: Sequence[str], output: Path, second
     ]
     late = ""
     try:
+        # It ends with the test run, also when that is killed.
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=seconds
+            placed(command),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
         late = f"{output.name} was not done after {seconds:g} s"
