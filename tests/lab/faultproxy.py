@@ -74,6 +74,11 @@ class FaultProxy:
     async def _stop(self) -> None:
         await self._runner.cleanup()
         await self._session.close()
+        # Handlers of watches whose clients are gone wait for events that never come.
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
         self._times.append(time.monotonic())
