@@ -104,7 +104,8 @@ class IdentityAllocator(Publisher):
         missing = [labels for labels in sorted(wanted, key=labels_text) if labels not in self._asked]
         for labels in missing:
             number = await self._create(labels, prefer=wanted[labels])
-            self._asked[labels] = (self._clock(), number)
+            if self._tables.cluster_identities.get(number) != labels:  # the watch may have been faster
+                self._asked[labels] = (self._clock(), number)
         self.succeeded()
         return ECHO if wanted else PERIOD
 

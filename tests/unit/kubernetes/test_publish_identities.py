@@ -139,6 +139,24 @@ def test_object_that_was_shown_and_deleted_is_made_again_at_once(lab):
         lab.tables.cluster_identities.delete(4711)
 
 
+def test_watch_may_be_faster_than_the_answer(lab):
+    """What it has shown by then is not awaited: if it is gone, somebody deleted it."""
+    create = lab.api.create
+
+    async def shown(kind, made):
+        answer = await create(kind, made)
+        lab.tables.cluster_identities.set(4711, WEB)
+        return answer
+
+    lab.api.create = shown
+    lab.wanted = {WEB: 4711}
+    for _ in range(2):
+        lab.work()
+        assert lab.numbers() == {4711: WEB}
+        lab.api.objects.clear()
+        lab.tables.cluster_identities.delete(4711)
+
+
 def test_nothing_before_the_identities_of_the_cluster_are_known(lab):
     """Most label sets have a number."""
     lab.tables.cluster_identities.initialized = False
