@@ -227,7 +227,7 @@ def test_a_map_of_another_kind_is_refused_at_a_start(node: Node, probers: Prober
     with probers:
         node.agent.launch()
         assert node.agent.process is not None
-        code = node.agent.process.wait(30.0)
+        code = node.agent.process.wait(60.0)
         probers.stop(figures)
     pin.unlink()
     with Map.from_pin(aside) as real:
