@@ -38,7 +38,7 @@ DEFAULT = (
 NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
-HAVE_LONG = frozenset({"faults", "kernels", "e2e"})
+HAVE_LONG = frozenset({"faults", "kernels", "api", "e2e"})
 LONG = {
     "CILIUMD_CNI_OPERATIONS": "1000",
     "CILIUMD_PROPERTY_PROFILE": "long",

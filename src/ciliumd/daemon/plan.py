@@ -69,6 +69,10 @@ class PolicyView:
     cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
 
+class NotPlanned(RuntimeError):
+    """A part of the plan was never computed; why is in the log."""
+
+
 class NodePlan:
     """Desired rows of every stage; call :meth:`refresh` first."""
 
@@ -180,6 +184,16 @@ class NodePlan:
             *("services", "slices", "pods", "endpoints"),
             extra=(self.node.node_port_addresses,),
         )
+
+    def require(self, part: str) -> None:
+        """
+        Raises NotPlanned while nothing is known of *part* although every source has told all it has.
+
+        Its rows are empty then because they could not be computed: who takes that for a wish sweeps what
+        an earlier agent left.  A part that was planned once stays as it was when it cannot be planned again.
+        """
+        if part not in self._seen and self._tables.in_sync:
+            raise NotPlanned(f"{part} could not be planned yet")
 
     def named_ports_of(self, endpoint: EndpointSpec) -> NamedPorts:
         """Named ports of the pod of *endpoint*."""

@@ -17,7 +17,7 @@ from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
 from ciliumd.desired.lbrows import slot_keys
 from ciliumd.net.overlay import RemoteRoutes, route_rows
-from ciliumd.reconcile.target import BeforeSync, Compute, Stage, Target, Whole
+from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
 
 ENDPOINT_FILE, IDENTITY_FILE, PREFIX_FILE = "endpoints.json", "identities.json", "prefixes.json"
@@ -47,8 +47,17 @@ def stages(
     *route_mtu* is what the node's own packets to other nodes' pods may measure.
     """
 
-    def whole(rows: Callable[[], Mapping[bytes, bytes]]) -> Compute:
-        return lambda: Whole(dict(rows()))
+    def whole(rows: Callable[[], Mapping[bytes, bytes]], *, part: str = "") -> Compute:
+        def compute() -> Whole:
+            if part:
+                plan.require(part)
+            return Whole(dict(rows()))
+
+        return compute
+
+    def policy() -> Changes:
+        plan.require("policy")
+        return plan.policy_changes()
 
     def first() -> Whole:
         # The first stage of a round brings the plan up to date for all of them.
@@ -71,30 +80,30 @@ def stages(
         ),
         Stage(name=DEVICES, target=targets[DEVICES], compute=whole(devices), before_sync=BeforeSync.WRITE),
         # Who a packet comes from is judged by what is behind its sender: nodes before their pods.
-        Stage(name=NODES, target=targets[NODES], compute=whole(lambda: plan.node_rows)),
-        Stage(name=POLICY, target=targets[POLICY], compute=plan.policy_changes),
+        Stage(name=NODES, target=targets[NODES], compute=whole(lambda: plan.node_rows, part="beyond")),
+        Stage(name=POLICY, target=targets[POLICY], compute=policy),
         Stage(
             name=STATES,
             target=targets[STATES],
-            compute=whole(lambda: plan.endpoint_rows.states),
+            compute=whole(lambda: plan.endpoint_rows.states, part="rows"),
             needs=(POLICY,),
         ),
         Stage(
             name=FACTS,
             target=targets[FACTS],
-            compute=whole(lambda: plan.endpoint_rows.facts),
+            compute=whole(lambda: plan.endpoint_rows.facts, part="rows"),
             needs=(STATES,),
         ),
         Stage(
             name=IPCACHE,
             target=targets[IPCACHE],
-            compute=whole(lambda: plan.ipcache_rows.addresses),
+            compute=whole(lambda: plan.ipcache_rows.addresses, part="rows"),
             needs=(NODES, STATES),
         ),
         Stage(
             name=IPCACHE_LPM,
             target=targets[IPCACHE_LPM],
-            compute=whole(lambda: plan.ipcache_rows.prefixes),
+            compute=whole(lambda: plan.ipcache_rows.prefixes, part="rows"),
             needs=(NODES, STATES),
             # An exception that is not there yet would be let in with what it is an exception of.
             covers=lambda key: (
@@ -105,34 +114,40 @@ def stages(
         Stage(
             name=ROUTES,
             target=targets[ROUTES],
-            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu)),
+            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu), part="beyond"),
             needs=(IPCACHE_LPM,),
         ),
         Stage(
             name=LXC,
             target=targets[LXC],
-            compute=whole(lambda: plan.endpoint_rows.addresses),
+            compute=whole(lambda: plan.endpoint_rows.addresses, part="rows"),
             needs=(FACTS,),
         ),
         Stage(
             name=IFINDEX,
             target=targets[IFINDEX],
-            compute=whole(lambda: plan.endpoint_rows.devices),
+            compute=whole(lambda: plan.endpoint_rows.devices, part="rows"),
             needs=(FACTS,),
         ),
-        Stage(name=BACKENDS, target=targets[BACKENDS], compute=whole(lambda: plan.lb_rows.backends)),
-        Stage(name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat)),
+        Stage(
+            name=BACKENDS,
+            target=targets[BACKENDS],
+            compute=whole(lambda: plan.lb_rows.backends, part="services"),
+        ),
+        Stage(
+            name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat, part="services")
+        ),
         Stage(
             name=SERVICE_SLOTS,
             target=targets[SERVICE_SLOTS],
-            compute=whole(lambda: plan.lb_rows.slots),
+            compute=whole(lambda: plan.lb_rows.slots, part="services"),
             needs=(BACKENDS, REVNAT),
             refers=slot_refers,
         ),
         Stage(
             name=SERVICES,
             target=targets[SERVICES],
-            compute=whole(lambda: plan.lb_rows.frontends),
+            compute=whole(lambda: plan.lb_rows.frontends, part="services"),
             needs=(REVNAT, SERVICE_SLOTS),
             refers=frontend_refers,
         ),

@@ -267,6 +267,35 @@ def test_a_failed_plan_holds_nothing_but_is_tried_again():
     assert kernel.reconciler.status().in_sync
 
 
+def test_what_could_not_be_planned_yet_is_no_wish_to_delete_it():
+    """The first plan of an agent fails: what an earlier agent left carries traffic on."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.tables.services.set(("shop", "web"), service())
+    nodes.add_policy(kernel.tables, nodes.policy("deny", subject=nodes.subject()))
+    kernel.round()
+    before = {name: one.rows.copy() for name, one in kernel.maps.items()}
+    planned = (stages.POLICY, stages.STATES, stages.IPCACHE, stages.LXC, stages.BACKENDS, stages.SERVICES)
+    assert all(before[name] for name in planned)
+
+    again = Kernel()
+    for name, one in again.maps.items():
+        one.rows.update(before[name])
+    nodes.add_pod(again.tables, 1, {"app": "web"})
+    again.tables.services.set(("shop", "web"), service())
+    policies = again.node.plan._policies
+    reserve, policies._reserve_version = policies._reserve_version, refuse
+    nodes.add_policy(again.tables, nodes.policy("deny", subject=nodes.subject()))
+    again.round(3)
+    assert {name: again.maps[name].rows for name in planned} == {name: before[name] for name in planned}
+    assert not again.reconciler.status().in_sync
+
+    policies._reserve_version = reserve
+    again.round(8)
+    assert again.reconciler.status().in_sync
+    assert again.maps[stages.SERVICES].rows == before[stages.SERVICES]
+
+
 def test_changes_of_policies_reach_the_map_row_by_row():
     """Growth, new versions and retirement, told as changes, leave what the plan holds."""
     kernel = Kernel()
