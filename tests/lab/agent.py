@@ -18,7 +18,7 @@ from typing import Any, Final, Self
 from ciliumd.cli.client import Client
 from ciliumd.cli.errors import CommandError
 from lab.process import Process, run
-from lab.waiting import NotInTime, eventually
+from lab.waiting import PATIENCE, NotInTime, eventually
 
 START_SECONDS: Final = 60.0
 END_SECONDS: Final = 20.0
@@ -50,7 +50,7 @@ class Agent:
         self.socket = socket
         self.wrapper = list(wrapper)
         self.process: Process | None = None
-        self.client = Client(str(socket), timeout=10.0)
+        self.client = Client(str(socket), timeout=10.0 * PATIENCE)
         self._outlive = outlive
 
     @property
