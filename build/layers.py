@@ -20,6 +20,7 @@ import time
 import tomllib
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ import evidence
 from toolchain import OUT, ROOT, tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # Cheapest first, but for the programs of the clusters: they are built before the layers that need them.
 DEFAULT = (
@@ -46,6 +47,8 @@ LONG = {
 }
 # Pure layers use every processor; the others share the kernel of this machine.
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})
+# Each file has namespaces, pins and groups of its own, and most of its time is waiting.
+BY_FILE = frozenset({"netns"})
 EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
 LOGS = OUT / "test"
 SHOWN_LINES = 60
@@ -103,13 +106,32 @@ def skip_problem(test: str, reason: str, expected: list[ExpectedSkip]) -> str | 
     return None
 
 
-def cluster_tools() -> Result:
-    """Build what clusters are made of; minutes at first, nothing later."""
-    result = Result()
-    command = [sys.executable, ROOT / "build" / "k8s_tools.py"]
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
-        result.fail("the programs of test clusters cannot be built")
-    return result
+class ClusterTools:
+    """
+    What clusters are made of, built beside the layers that do without: minutes at first, nothing later.
+
+    It takes only the processor time that tests leave, of which those in namespaces leave most.
+    """
+
+    def __init__(self) -> None:
+        command = [tool("nice"), "-n", "19", sys.executable, ROOT / "build" / "k8s_tools.py"]
+        self._log = LOGS / "cluster-tools.log"
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+
+    def result(self) -> Result:
+        """Wait until they are built."""
+        result = Result()
+        code = self._process.wait()
+        result.notes = [f"  {line}" for line in self._log.read_text(errors="replace").splitlines()]
+        if code:
+            result.fail("the programs of test clusters cannot be built")
+        return result
+
+    def stop(self) -> None:
+        """Nobody needs them any more."""
+        self._process.terminate()
+        self._process.wait()
 
 
 def pytest_layer(layer: str, *, is_long: bool) -> Result:
@@ -136,6 +158,8 @@ def pytest_layer(layer: str, *, is_long: bool) -> Result:
     ]
     if layer in PARALLEL:
         words += ["-n", "auto"]
+    elif layer in BY_FILE:
+        words += ["-n", "2", "--dist", "loadfile"]
     if is_long and layer in HAVE_LONG:
         words.append("--long")
     environment = os.environ | (LONG if is_long else {})
@@ -252,22 +276,22 @@ def lint_layer() -> Result:
 
 def run_layer(layer: str, *, is_long: bool) -> Result:
     """Run one layer."""
-    match layer:
-        case "lint":
-            return lint_layer()
-        case "cluster-tools":
-            return cluster_tools()
-    return pytest_layer(layer, is_long=is_long)
+    return lint_layer() if layer == "lint" else pytest_layer(layer, is_long=is_long)
 
 
-def with_tools(layers: Sequence[str]) -> Iterator[str]:
-    """*layers*, with what the first of them needs that no other brings."""
-    built = False
-    for layer in layers:
-        if layer in NEED_CLUSTER_TOOLS and not built:
-            yield "cluster-tools"
-            built = True
-        yield layer
+def runs(layers: Sequence[str], *, is_long: bool) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """*layers* by name, with the tools before the first that needs them; they are begun at once."""
+    tools = ClusterTools() if NEED_CLUSTER_TOOLS.intersection(layers) else None
+    try:
+        awaited = tools
+        for layer in layers:
+            if awaited is not None and layer in NEED_CLUSTER_TOOLS:
+                yield "cluster-tools", awaited.result
+                awaited = None
+            yield layer, partial(run_layer, layer, is_long=is_long)
+    finally:
+        if tools is not None:
+            tools.stop()
 
 
 def main() -> int:
@@ -278,9 +302,9 @@ def main() -> int:
     arguments = parser.parse_args()
     LOGS.mkdir(parents=True, exist_ok=True)
     total = Result()
-    for layer in with_tools(arguments.layers or DEFAULT):
+    for layer, work in runs(arguments.layers or DEFAULT, is_long=arguments.long):
         started = time.monotonic()
-        result = run_layer(layer, is_long=arguments.long)
+        result = work()
         seconds = time.monotonic() - started
         if arguments.long and result.measured:
             path = evidence.write(

@@ -28,6 +28,8 @@ SEED = 6
 SERVED_BY_NODE = 8081
 # What packets write, and rows nobody can tell from theirs.
 NOT_FLIPPED = maps.LIVELY | {"cilium_layout_v1"} | set(maps.INNER)
+# Each of the probers is under a policy of its own.
+PODS = 3
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +67,18 @@ def ids(node: Node) -> dict[str, int]:
     return found
 
 
+def versions(node: Node) -> set[str]:
+    """Policy versions that have maps."""
+    return {pin.name.partition("_")[0] for pin in (node.bpf_root / "policies").iterdir()}
+
+
 def test_removed_and_replaced_pins_lead_back(
     node: Node, probers: Probers, record_property: Callable[[str, object], None]
 ) -> None:
     """A pin that is gone, or leads to a map of another type and size, is the agent's own map's again."""
     figures = Figures("F6-pins removed or replaced")
+    # One that nobody uses any more goes after a while, and then its pins come back for nobody.
+    eventually(lambda: len(versions(node)) == PODS, "a version for each pod and no other", seconds=30.0)
     before = ids(node)
     with probers:
         for number, name in enumerate(sorted(before)):
