@@ -20,7 +20,6 @@ from lab.k8s.people import HOST_PORT_POD, NAMESPACE, SERVER, People, serve_host_
 from lab.waiting import eventually
 
 PORT, NODE_PORT, HOST_PORT = 8000, 30081, 8089
-INSTALL = "helm install cilium charts/ciliumd --namespace kube-system --set kubeProxyReplacement=false"
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +43,7 @@ def before(installed: Installed) -> Iterator[dict[str, dict[str, str]]]:
 def beside(installed: Installed, before: dict[str, dict[str, str]]) -> Ciliumd:
     """ciliumd beside it, by the command that the page shows."""
     ciliumd = installed.ciliumd
-    pages.follow(ciliumd, pages.the("docs/install.md", INSTALL))
+    pages.follow(ciliumd, pages.the("docs/install.md", pages.BESIDE_KUBE_PROXY))
     ciliumd.wait()
     ciliumd.kubectl("scale", "deploy/coredns", "-n", SYSTEM, "--replicas=1")
     ciliumd.kubectl.rollout("deploy/coredns", SYSTEM)
@@ -134,7 +133,7 @@ def test_who_comes_by_a_local_node_port_is_seen(people: People) -> None:
 @pytest.mark.parametrize("verb", ["tcp_connect", "udp_exchange"])
 def test_host_port_by_portmap(people: People, verb: str) -> None:
     """Its turning of addresses is undone for the answer."""
-    if people.cluster.kubectl.exists("pod", HOST_PORT_POD, NAMESPACE) is False:
+    if not people.cluster.kubectl.exists("pod", HOST_PORT_POD, NAMESPACE):
         serve_host_port(people, HOST_PORT)
     address = people.cluster.node("node1").address
     for who in ("world", "node2", "client2"):

@@ -18,15 +18,24 @@ from lab.k8s.kubectl import Kubectl, Object
 from unit.docs.pages import Block, blocks
 from unit.docs.pages import pages as all_pages
 
-LOOK = "kubectl get nodes"
-STATUS = "kubectl -n kube-system exec daemonset/cilium"
+# What a reader of a block looks for, in each of its commands' words.
+SOUGHT = {
+    "kubectl get nodes": ("node1", "Cluster health:", "node2", "ciliumendpoint"),
+    "kubectl -n kube-system exec daemonset/cilium -c cilium-agent -- cilium status --verbose": (
+        "KubeProxyReplacement",
+    ),
+}
 UPGRADE = "helm upgrade cilium charts/ciliumd --namespace kube-system --reset-then-reuse-values"
 ROLL_BACK = "helm rollback cilium"
-INSTALL, BESIDE = "helm install cilium charts/ciliumd", "--set kubeProxyReplacement=false"
-# Blocks that other files of the layer follow: how the layer installs and how it takes away.
-FOLLOWED_ELSEWHERE = (INSTALL, "cleanup.enabled=true")
-# Nothing is there for them: the commands say what becomes of parts that this cluster never had.
-ABSENT: tuple[str, ...] = ("delete daemonset kube-proxy",)
+# Blocks that change what is installed, each followed by the part of the layer that says so.
+CHANGING = (
+    ("README.md", "helm install"),  # conftest: how the layer installs
+    ("docs/install.md", pages.BESIDE_KUBE_PROXY),
+    ("docs/operations.md", UPGRADE),  # test_upgrade_and_roll_back
+    ("docs/operations.md", ROLL_BACK),
+    ("docs/operations.md", pages.CLEAN_UP),  # test_uninstall
+)
+LOOKING = [one for one in pages.shown() if all(words[0] == "kubectl" for words in one.commands)]
 
 
 def objects() -> list[tuple[Block, Object]]:
@@ -47,36 +56,27 @@ def values() -> list[Block]:
     return [block for block in found if "kind" not in yaml.safe_load(block.text)]
 
 
-def test_every_block_is_followed_somewhere() -> None:
-    """A new block of commands in the pages needs a place here."""
-    here = (LOOK, STATUS, UPGRADE, ROLL_BACK)
-    lost = [
-        str(block)
-        for block in pages.shown()
-        if not any(
-            any(mark in " ".join(words) for words in block.commands)
-            for mark in (*here, *FOLLOWED_ELSEWHERE, *ABSENT)
-        )
-    ]
-
-    assert lost == []
+def test_readers_look_at_what_the_pages_show() -> None:
+    """No block is sought in that is gone."""
+    assert SOUGHT.keys() <= {block.first for block in LOOKING}
 
 
-def test_what_to_look_at(ciliumd: Ciliumd) -> None:
-    """README: nodes, status, health, objects, drops."""
-    said = pages.follow(ciliumd, pages.the("README.md", LOOK))
+def test_every_command_is_followed_somewhere() -> None:
+    """A command of a page that is in no block which the layer follows needs a place here."""
+    followed = {words for page, begins in CHANGING for words in pages.the(page, begins).commands}
+    followed |= {words for block in LOOKING for words in block.commands}
 
-    assert "node1" in said[0]
-    assert "Cluster health:" in said[1]
-    assert "node2" in said[2]
-    assert "ciliumendpoint" in said[3]
+    assert {words for block in pages.shown() for words in block.commands} <= followed
 
 
-def test_status(ciliumd: Ciliumd) -> None:
-    """Operations: the first thing to ask."""
-    (said,) = pages.follow(ciliumd, pages.the("docs/operations.md", STATUS))
+@pytest.mark.parametrize("block", LOOKING, ids=str)
+def test_looking(ciliumd: Ciliumd, block: pages.Shown) -> None:
+    """Every command of a block that only looks ends well, and says what a reader looks for."""
+    said = pages.follow(ciliumd, block)
 
-    assert "KubeProxyReplacement" in said
+    assert all(text or pages.FOLLOWS in words for text, words in zip(said, block.commands, strict=True))
+    for text, sought in zip(said, SOUGHT.get(block.first, ()), strict=False):
+        assert sought in text
 
 
 def test_upgrade_and_roll_back(ciliumd: Ciliumd, cluster: Cluster) -> None:

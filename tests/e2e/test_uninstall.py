@@ -20,8 +20,6 @@ CONFLIST = {
     "name": "other",
     "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}],
 }
-# The page has another upgrade, which removes nothing.
-CLEAN_UP = "helm upgrade cilium charts/ciliumd --namespace kube-system --reuse-values"
 MARKS = ("cilium.io/", "ciliumd")
 
 
@@ -46,7 +44,7 @@ def gone(installed: Installed) -> Cluster:
     )
     pages.follow(
         installed.ciliumd,
-        pages.the("docs/operations.md", CLEAN_UP),
+        pages.the("docs/operations.md", pages.CLEAN_UP),
     )
     cluster.kubectl.wait("--for=delete", "pod", "-l", PARTS, namespace="kube-system")
     return cluster

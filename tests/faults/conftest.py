@@ -1,20 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the fault suite: a world, a node of its own for each file, and how long to go on."""
-
-from collections.abc import Iterator
-from typing import Any
+"""Fixtures of the fault suite: those of the laboratory, who is watched, what is done, how long to go on."""
 
 import pytest
 
+from lab.fixtures import node, pytest_runtest_makereport, swept, world
 from lab.node import Node
-from lab.sweep import sweep
-from lab.world import World
+from lab.probers import Probers
+from lab.workload import Workload
 
-
-@pytest.fixture(scope="session", autouse=True)
-def _swept() -> None:
-    """What killed runs left behind is gone before the first test."""
-    sweep()
+__all__ = ["node", "pytest_runtest_makereport", "swept", "world"]
 
 
 @pytest.fixture(scope="session")
@@ -24,24 +18,15 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    """The world outside."""
-    with World() as world:
-        yield world
+def probers(node: Node) -> Probers:
+    """Who must get through all the while, and who must not."""
+    return Probers(node)
 
 
 @pytest.fixture(scope="module")
-def node(world: World) -> Iterator[Node]:
-    """A node with a running agent, shared by the tests of a module."""
-    with Node(world) as node:
-        yield node.start()
-
-
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """A failure shows the end of the log of the node's agent."""
-    outcome: Any = yield
-    report = outcome.get_result()
-    node = getattr(item, "funcargs", {}).get("node")
-    if report.failed and isinstance(node, Node):
-        report.sections.append(("agent", node.agent.log_tail()))
+def workload(node: Node, probers: Probers) -> Workload:
+    """The script, done once undisturbed."""
+    del probers  # they are there before it
+    workload = Workload(node)
+    workload.rehearse()
+    return workload

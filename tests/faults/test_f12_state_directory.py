@@ -46,12 +46,6 @@ def node(world: World) -> Iterator[Node]:
             run(["/bin/umount", "--lazy", state], check=False)
 
 
-@pytest.fixture(scope="module")
-def probers(node: Node) -> Probers:
-    """Who must get through all the while, and who must not."""
-    return Probers(node)
-
-
 @contextmanager
 def full(node: Node) -> Iterator[None]:
     """No byte fits into the state directory."""

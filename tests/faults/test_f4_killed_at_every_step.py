@@ -28,20 +28,6 @@ SAMPLE: Final = 6
 SEED: Final = 4
 
 
-@pytest.fixture(scope="module")
-def probers(node: Node) -> Probers:
-    """Who must get through all the while, and who must not."""
-    return Probers(node)
-
-
-@pytest.fixture(scope="module")
-def workload(node: Node, probers: Probers) -> Workload:
-    """The script, done once undisturbed."""
-    workload = Workload(node)
-    workload.rehearse()
-    return workload
-
-
 def half_done(before: Meaning, after: Meaning, left: Meaning) -> list[str]:
     """What is wrong with the maps a dead agent left between two states."""
     problems = list(left.broken)

@@ -53,20 +53,6 @@ def node(world: World) -> Iterator[Node]:
         yield node.start()
 
 
-@pytest.fixture(scope="module")
-def probers(node: Node) -> Probers:
-    """Who must get through all the while, and who must not."""
-    return Probers(node)
-
-
-@pytest.fixture(scope="module")
-def workload(node: Node, probers: Probers) -> Workload:
-    """The script, done once undisturbed."""
-    workload = Workload(node)
-    workload.rehearse()
-    return workload
-
-
 def sessions(count: int, steps: int) -> list[Session]:
     """Every error at least once, most of them in calls on maps; chosen by a fixed seed."""
     chance = random.Random(SEED)

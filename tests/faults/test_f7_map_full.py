@@ -39,12 +39,6 @@ def node(world: World) -> Iterator[Node]:
         yield node.start()
 
 
-@pytest.fixture(scope="module")
-def probers(node: Node) -> Probers:
-    """Who must get through all the while, and who must not."""
-    return Probers(node)
-
-
 @pytest.fixture
 def figures(probers: Probers, request: pytest.FixtureRequest) -> Iterator[Figures]:
     """Figures of one test, with packets all the while."""

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from typing import Any, Final, Self
 
 from lab.pod import Pod
+from lab.probers import BEHIND_SERVICE, DENIED, DIRECT, STRANGE
 from lab.traffic import Flood, Flow
 from lab.world import World
 
-DIRECT, BEHIND_SERVICE, DENIED, STRANGE, OUT_THERE = 9000, 9001, 9002, 9003, 9004
-"""UDP ports: of the receiver, behind 9100 of its service, denied to the sender, of the stranger, far away."""
+OUT_THERE: Final = 9004
+"""A UDP port far away."""
 PACKETS_BETWEEN: Final = 1000
 
 

@@ -21,6 +21,7 @@ import pytest
 from lab import manifests, maps
 from lab.node import Node
 from lab.pod import Pod
+from lab.probers import BEHIND_SERVICE, DENIED, DIRECT, STRANGE, receiver_policy
 from lab.process import REPOSITORY
 from lab.traffic import Fate, Flood, Flow
 from lab.waiting import eventually
@@ -31,7 +32,7 @@ RESTARTS: Final = int(os.environ.get("CILIUMD_TEST_RESTARTS", "20"))
 PACKETS_BETWEEN: Final = 1000
 CONTROL_PACKETS: Final = 5000
 VIP: Final = "10.96.0.20"
-DIRECT, BEHIND_SERVICE, DENIED, STRANGE, BY_SOCKET = 9000, 9001, 9002, 9003, 9004
+BY_SOCKET: Final = 9004
 RESULT: Final = REPOSITORY / "build" / "out" / "restart.json"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGKILL)
 
@@ -53,22 +54,7 @@ def pods(node: Node) -> tuple[Pod, Pod, Pod]:
     )
     node.wait_service(f"{VIP}:9100", 1)
     node.wait_service(f"{VIP}:80", 1)
-    node.apply_policy(
-        "receiver",
-        manifests.cilium_policy(
-            "receiver",
-            {
-                "endpointSelector": {"matchLabels": {"app": "receiver"}},
-                "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "sender"}}]}],
-                "ingressDeny": [
-                    {
-                        "fromEndpoints": [{"matchLabels": {"app": "sender"}}],
-                        "toPorts": manifests.to_ports((DENIED, "UDP")),
-                    }
-                ],
-            },
-        ),
-    )
+    node.apply_policy("receiver", receiver_policy())
     return receiver, sender, stranger
 
 

@@ -23,9 +23,10 @@ from ciliumd import abi
 from ciliumd.bpf.map import Map
 from ciliumd.reconcile import gc
 from lab import manifests, nextversion
-from lab.load import BEHIND_SERVICE, DENIED, Connections, Load
+from lab.load import Connections, Load
 from lab.node import Node
 from lab.pod import Pod
+from lab.probers import BEHIND_SERVICE, receiver_policy
 from lab.waiting import eventually
 from lab.world import World
 
@@ -81,22 +82,7 @@ def pods(node: Node, world: World) -> tuple[Pod, Pod, Pod]:
     node.apply("service", manifests.service("receiver", VIP, {"app": "receiver"}, ports=ports))
     node.wait_service(f"{VIP}:9100", 1)
     node.wait_service(f"{VIP}:80", 1)
-    node.apply_policy(
-        "receiver",
-        manifests.cilium_policy(
-            "receiver",
-            {
-                "endpointSelector": {"matchLabels": {"app": "receiver"}},
-                "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "sender"}}]}],
-                "ingressDeny": [
-                    {
-                        "fromEndpoints": [{"matchLabels": {"app": "sender"}}],
-                        "toPorts": manifests.to_ports((DENIED, "UDP")),
-                    }
-                ],
-            },
-        ),
-    )
+    node.apply_policy("receiver", receiver_policy())
     return receiver, sender, stranger
 
 

@@ -227,14 +227,13 @@ class Cluster:
         self, *words: str, check: bool = True, seconds: float = 180.0
     ) -> "subprocess.CompletedProcess[str]":
         """Run ``helm WORDS``."""
-        # Its caches belong to the cluster, not to the user's home.
-        home = {
-            name: str(self.plan.directory / "helm")
-            for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
-        }
-        return run(
-            [self.programs / "helm", *words], env={**self.kubectl.env, **home}, check=check, seconds=seconds
-        )
+        return run([self.programs / "helm", *words], env=self.env, check=check, seconds=seconds)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What kubectl and helm need; helm's caches belong to the cluster, not to the user's home."""
+        homes = ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
+        return {**self.kubectl.env, **dict.fromkeys(homes, str(self.plan.directory / "helm"))}
 
 
 def sweep() -> list[str]:

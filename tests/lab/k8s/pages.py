@@ -12,7 +12,13 @@ from lab.k8s.node import ClusterNode
 from lab.process import REPOSITORY, CommandFailed, Process, run
 from unit.docs.pages import Block, blocks, lines, words_of
 
+CHART_PAGE: Final = REPOSITORY / "charts" / "ciliumd" / "README.md"
 PROGRAMS: Final = ("kubectl", "helm")
+# How blocks begin that more than one file of the layer needs.
+CLEAN_UP: Final = "helm upgrade cilium charts/ciliumd --namespace kube-system --reuse-values"
+BESIDE_KUBE_PROXY: Final = (
+    "helm install cilium charts/ciliumd --namespace kube-system --set kubeProxyReplacement=false"
+)
 # What a reader has to put in: the address of the API server, without a service.
 API_SERVER: Final = "API_SERVER"
 SECONDS: Final = 180.0
@@ -43,9 +49,6 @@ def shown() -> list[Shown]:
                 one = Shown(str(page.relative_to(REPOSITORY)), " ".join(commands[0]), commands)
                 found.setdefault(commands, one)
     return list(found.values())
-
-
-CHART_PAGE: Final = REPOSITORY / "charts" / "ciliumd" / "README.md"
 
 
 def _commands(block: Block) -> tuple[tuple[str, ...], ...]:
@@ -85,16 +88,11 @@ def _run(ciliumd: Ciliumd, words: tuple[str, ...]) -> str:
     cluster = ciliumd.cluster
     address = str(cluster.plan.node(1))
     command = [cluster.programs / words[0], *(word.replace(API_SERVER, address) for word in words[1:])]
-    home = {
-        name: str(cluster.plan.directory / "helm")
-        for name in ("HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME")
-    }
-    env = {**cluster.kubectl.env, **home}
     if FOLLOWS in words:
-        return _follow(command, env)
+        return _follow(command, cluster.env)
     # Paths in the pages begin at the top of the checkout.
     inside = ["/usr/bin/env", "-C", REPOSITORY, *command]
-    return run(inside, env=env, seconds=SECONDS).stdout
+    return run(inside, env=cluster.env, seconds=SECONDS).stdout
 
 
 def _follow(command: list[str | Path], env: dict[str, str]) -> str:
