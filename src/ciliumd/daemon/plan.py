@@ -222,14 +222,7 @@ class NodePlan:
             if old in tables.identities and number in labels and self._number_of(labels[number]) is None
         }
         self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
-        self.labels = {
-            number: before[number]
-            if number in before
-            and self._number_of(new) is None
-            and self._number_of(before[number]) is not None
-            else new
-            for number, new in labels.items()
-        }
+        self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
         self._prefixes = cidrs(tables.policies.values())
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), self._prefixes)
         for prefix, number in prefixes.assigned.items():
@@ -264,6 +257,12 @@ class NodePlan:
         if (self.unallocated, self.unclaimed) != (adoption.missing, unclaimed):
             self.unallocated, self.unclaimed = adoption.missing, unclaimed
             self.on_unallocated()
+
+    def _shown(self, new: Labels, before: Labels | None) -> Labels:
+        """The *new* labels of an endpoint, or those *before* as long as only they have a number."""
+        if before is None or self._number_of(new) is not None or self._number_of(before) is None:
+            return new
+        return before
 
     def _number_of(self, labels: Labels) -> int | None:
         return identity_stage.identity_of(labels, self._tables.identities.view())
