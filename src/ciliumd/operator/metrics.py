@@ -36,6 +36,11 @@ class Metrics:
         self.leader = Level("cilium_operator_leader", "Whether this operator leads", ())
         self.unmanaged_pods.set(to=0)
         self.leader.set(to=0)
+        # Rates and alerts need the zero before the first event.
+        for outcome in ("success", "fail"):
+            self.identity_gc_runs.declare(outcome)
+        for outcome in ("success", "failed"):
+            self.endpoint_gc_objects.declare(outcome)
         self._registry = CollectorRegistry()
         for family in vars(self).values():
             if isinstance(family, Tally):

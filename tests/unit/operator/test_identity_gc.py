@@ -91,3 +91,11 @@ def test_identity_that_somebody_writes_waits_anew(lab):
     for _ in range(5):
         assert lab.look() == []
         lab.api.put(CILIUM_IDENTITY, lab.api.of(CILIUM_IDENTITY)["", "300"])
+
+
+def test_outcomes_are_shown_before_the_first_look():
+    """A rate needs the zero that comes before the first event."""
+    shown = Metrics().exposition().decode()
+
+    assert 'cilium_operator_identity_gc_runs_total{outcome="success"} 0.0' in shown
+    assert 'cilium_operator_identity_gc_runs_total{outcome="fail"} 0.0' in shown
