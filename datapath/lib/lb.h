@@ -12,6 +12,7 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include "lib/addr.h"
+#include "lib/affinity.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -42,11 +43,12 @@ enum {
 	LB_F_OUTSIDE = LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER | LB_F_HOST_PORT,
 };
 
-/* The first word of struct lb_service. */
+/* What is read of struct lb_service. */
 struct lb_slot {
 	__u32 target;
 	__u16 rev_nat;
 	__u16 flags;
+	__u32 affinity_timeout;
 };
 
 static __always_inline int lb_read_slot(const struct lb_service_key *key, struct lb_slot *slot)
@@ -60,6 +62,7 @@ static __always_inline int lb_read_slot(const struct lb_service_key *key, struct
 	slot->target = (__u32)word;
 	slot->rev_nat = (__u16)(word >> 32);
 	slot->flags = word >> 48;
+	slot->affinity_timeout = row->affinity_timeout;
 	return 1;
 }
 
@@ -104,7 +107,7 @@ static __always_inline const struct lb_backend *lb_backend(__u32 id, __u8 protoc
 
 /* A backend chosen at random among the frontend's slots; NULL only when rows are in flux. */
 static __always_inline const struct lb_backend *
-lb_choose(struct lb_service_key *key, const struct lb_slot *service, __u8 protocol)
+lb_draw(struct lb_service_key *key, const struct lb_slot *service, __u8 protocol)
 {
 	/* Slots may shrink while we choose: the second try reads the count again. */
 	struct lb_slot frontend = *service;
@@ -127,6 +130,27 @@ lb_choose(struct lb_service_key *key, const struct lb_slot *service, __u8 protoc
 			return NULL;
 	}
 	return NULL;
+}
+
+/* The backend for a new connection of *client*, which only a frontend with affinity looks at. */
+static __always_inline const struct lb_backend *lb_choose(struct lb_service_key *key,
+							  const struct lb_slot *service,
+							  __u8 protocol,
+							  const struct lb_client *client)
+{
+	const struct lb_backend *backend = NULL;
+	__u32 id;
+
+	if (!(service->flags & LB_F_AFFINITY))
+		return lb_draw(key, service, protocol);
+	id = affinity_recall(client, service->rev_nat, service->affinity_timeout);
+	if (id)
+		backend = lb_backend(id, protocol);
+	if (!backend)
+		backend = lb_draw(key, service, protocol);
+	if (backend)
+		affinity_remember(client, service->rev_nat, backend->id);
+	return backend;
 }
 
 static __always_inline const struct lb_revnat *lb_revnat(__u16 rev_nat)

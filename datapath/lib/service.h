@@ -17,13 +17,17 @@ static __always_inline const struct lb_backend *
 service_backend(struct packet *p, struct lb_service_key *key, const struct lb_slot *service)
 {
 	const struct lb_backend *backend = NULL;
+	struct lb_client client = {};
 	int advanced;
 
 	p->key.kind = CT_KIND_SERVICE;
 	if (ct_lookup(p) && p->ct.rev_nat == service->rev_nat && !ct_starts_anew(p, &p->ct, 0))
 		backend = lb_backend(p->ct.backend_id, p->protocol);
 	if (!backend) {
-		backend = lb_choose(key, service, p->protocol);
+		client.id = p->src;
+		client.kind = LB_CLIENT_ADDRESS;
+		client.now = packet_now(p);
+		backend = lb_choose(key, service, p->protocol, &client);
 		if (!backend)
 			return NULL;
 		__builtin_memset(&p->ct, 0, sizeof(p->ct));

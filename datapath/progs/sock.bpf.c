@@ -16,6 +16,8 @@
 #include <bpf/bpf_helpers.h>
 
 #include "lib/addr.h"
+#include "lib/affinity.h"
+#include "lib/endpoint.h"
 #include "lib/lb.h"
 
 enum {
@@ -30,6 +32,14 @@ struct {
 	__type(key, struct sock_revnat_key);
 	__type(value, struct sock_revnat);
 } cilium_lb_sock_v1 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u32);
+} cilium_netns_v1 SEC(".maps");
 
 /* Helper ids of the running kernel: bpf_set_retval came with 5.18, before it the errno is EPERM. */
 enum bpf_func_id___kernel {
@@ -61,6 +71,31 @@ static __always_inline void sock_key(struct sock_revnat_key *key, __u64 cookie,
 	key->protocol = peer->protocol;
 }
 
+/*
+ * Who connects: the pod, by the address that its packets would have, else the network namespace.
+ * A socket has no address before it connects.
+ */
+static __always_inline void client_of_socket(struct bpf_sock_addr *ctx, const struct sock_peer *peer,
+					     struct lb_client *client)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	const __u32 *slot = bpf_map_lookup_elem(&cilium_netns_v1, &cookie);
+	const struct endpoint *pod = NULL;
+	__u32 version;
+
+	__builtin_memset(client, 0, sizeof(*client));
+	client->now = bpf_ktime_get_ns() / 1000000000ULL;
+	if (slot)
+		pod = endpoint_in_slot(*slot, &version);
+	client->kind = pod ? LB_CLIENT_ADDRESS : LB_CLIENT_NETNS;
+	if (!pod)
+		__builtin_memcpy(client->id.w, &cookie, sizeof(cookie));
+	else if (addr_is_v4(&peer->addr))
+		addr_set_v4(&client->id, pod->ipv4);
+	else
+		client->id = pod->ipv6;
+}
+
 /* Frontend to backend.  SOCK_REFUSE when the service has nobody behind it. */
 static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct sock_peer *peer)
 {
@@ -68,6 +103,7 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 	struct sock_revnat frontend = {};
 	struct lb_service_key key;
 	struct sock_revnat_key sock;
+	struct lb_client client = {};
 	struct lb_slot service;
 
 	peer->translated = 0;
@@ -75,7 +111,9 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 		return SOCK_PROCEED;
 	if (!lb_find(&peer->addr, peer->port, peer->protocol, LB_SCOPE_INTERNAL, &key, &service))
 		return lb_is_cluster_ip(&peer->addr) ? refuse_connection() : SOCK_PROCEED;
-	backend = lb_choose(&key, &service, peer->protocol);
+	if (service.flags & LB_F_AFFINITY)
+		client_of_socket(ctx, peer, &client);
+	backend = lb_choose(&key, &service, peer->protocol, &client);
 	if (!backend)
 		return refuse_connection();
 	frontend.addr = peer->addr;

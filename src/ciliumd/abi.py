@@ -238,6 +238,13 @@ class LbBackendState(IntEnum):
     BACKEND_MAINTENANCE = 3
 
 
+class LbClient(IntEnum):
+    """enum cil_lb_client."""
+
+    LB_CLIENT_ADDRESS = 0
+    LB_CLIENT_NETNS = 1
+
+
 class NatDir(IntEnum):
     """enum cil_nat_dir."""
 
@@ -862,6 +869,74 @@ class LbRevnat:
         return cls(id, int.from_bytes(port, "big"), addr)
 
 
+_LB_AFFINITY_KEY = Struct("<16sHB1x")
+
+
+@dataclass(frozen=True, slots=True)
+class LbAffinityKey:
+    """struct lb_affinity_key."""
+
+    SIZE: ClassVar[int] = 20
+    client: bytes
+    rev_nat: int
+    kind: int
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _LB_AFFINITY_KEY.pack(_exact(self.client, 16), self.rev_nat, self.kind)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (client, rev_nat, kind) = _LB_AFFINITY_KEY.unpack(data)
+        return cls(client, rev_nat, kind)
+
+
+_LB_AFFINITY = Struct("<III4x")
+
+
+@dataclass(frozen=True, slots=True)
+class LbAffinity:
+    """struct lb_affinity."""
+
+    SIZE: ClassVar[int] = 16
+    check: int
+    backend_id: int
+    last_used: int
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _LB_AFFINITY.pack(self.check, self.backend_id, self.last_used)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (check, backend_id, last_used) = _LB_AFFINITY.unpack(data)
+        return cls(check, backend_id, last_used)
+
+
+_LB_AFFINITY_MATCH = Struct("<IH2x")
+
+
+@dataclass(frozen=True, slots=True)
+class LbAffinityMatch:
+    """struct lb_affinity_match."""
+
+    SIZE: ClassVar[int] = 8
+    backend_id: int
+    rev_nat: int
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _LB_AFFINITY_MATCH.pack(self.backend_id, self.rev_nat)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (backend_id, rev_nat) = _LB_AFFINITY_MATCH.unpack(data)
+        return cls(backend_id, rev_nat)
+
+
 _SOCK_REVNAT_KEY = Struct("<Q16s2sB5x")
 
 
@@ -1389,6 +1464,35 @@ MAPS: dict[str, MapSpec] = {
         LayoutValue,
         ("HASH flags=0x0 key=layout_key:32{name@0:32:text} value=layout_value:1024{text@0:1024:text}"),
     ),
+    "cilium_lb_affinity_match_v1": MapSpec(
+        "cilium_lb_affinity_match_v1",
+        MapType.HASH,
+        8,
+        4,
+        65536,
+        0x1,
+        LbAffinityMatch,
+        None,
+        (
+            "HASH flags=0x1 key=lb_affinity_match:8{backend_id@0:4:u32,rev_nat@4:2:u16,"
+            "pad0@6:2:u16} value=u32:4"
+        ),
+    ),
+    "cilium_lb_affinity_v1": MapSpec(
+        "cilium_lb_affinity_v1",
+        MapType.LRU_HASH,
+        20,
+        16,
+        65536,
+        0x0,
+        LbAffinityKey,
+        LbAffinity,
+        (
+            "LRU_HASH flags=0x0 key=lb_affinity_key:20{client@0:16:bytes,rev_nat@16:2:u16,"
+            "kind@18:1:u8,pad0@19:1:u8} value=lb_affinity:16{check@0:4:u32,"
+            "backend_id@4:4:u32,last_used@8:4:u32,pad0@12:4:u32}"
+        ),
+    ),
     "cilium_lb_backends_v1": MapSpec(
         "cilium_lb_backends_v1",
         MapType.HASH,
@@ -1470,6 +1574,9 @@ MAPS: dict[str, MapSpec] = {
         None,
         Metric,
         "PERCPU_ARRAY flags=0x0 key=u32:4 value=metric:16{packets@0:8:u64,bytes@8:8:u64}",
+    ),
+    "cilium_netns_v1": MapSpec(
+        "cilium_netns_v1", MapType.HASH, 8, 4, 65536, 0x1, None, None, "HASH flags=0x1 key=u64:8 value=u32:4"
     ),
     "cilium_node_state_v1": MapSpec(
         "cilium_node_state_v1",
@@ -1648,4 +1755,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "1260d7bafd52e096d362c634a3bce800e7dfa9d0acf2156bc735f5081cb4dcf1"
+ABI_HASH = "f5c1c2526cb07b47e8fbbc0f0eb1337c4f3854cfe7d92aeb23f3c2e192f7d2fd"

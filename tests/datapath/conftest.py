@@ -15,6 +15,7 @@ from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tunnel import Tunnel, tunnel_node
 from datapath.wire import expose
 from fixtures.packets import node_one, pod_two, svc_one
+from lab.cgroup import Cgroup
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,3 +116,15 @@ def world(two_pods: Datapath) -> Datapath:
     two_pods.native_device("net0", node_one.ip)
     two_pods.host_address(node_one.ip)
     return two_pods
+
+
+@pytest.fixture
+def group(outside: Datapath) -> Iterator[Cgroup]:
+    """A control group whose sockets are translated."""
+    with Cgroup("sock") as made:
+        outside.generation.attach_cgroup(made.path)
+        try:
+            yield made
+        finally:
+            for pin in outside.generation.pins.links.glob("cgroup_*"):
+                pin.unlink()

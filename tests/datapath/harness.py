@@ -29,7 +29,7 @@ from datapath.rows import Pod, Rule, a16, u32
 from fixtures.packets import node_one
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from ciliumd.bpf import Program
 
@@ -273,15 +273,27 @@ class Datapath:
         *,
         flags: int = abi.LbServiceFlags.LB_F_CLUSTER_IP,
         scope: int = abi.LbScope.LB_SCOPE_EXTERNAL,
+        affinity: int = 0,
     ) -> None:
-        """A frontend, its revNAT row, and its backends by id."""
+        """A frontend, its revNAT row, and its backends by id; *affinity*: seconds a client keeps one."""
+        flags |= abi.LbServiceFlags.LB_F_AFFINITY if affinity else 0
         for backend_id, (addr, backend_port) in backends.items():
             row = abi.LbBackend(backend_id, backend_port, protocol, 0, a16(addr))
             self.map("lb_backends").update(u32(backend_id), row.pack())
         self.map("lb_revnat").update(u32(number), abi.LbRevnat(number, port, a16(ip)).pack())
         for slot, target in [*enumerate(backends, 1), (0, len(backends))]:
             key = abi.LbServiceKey(a16(ip), port, protocol, scope, slot)
-            self.map("lb_services").update(key.pack(), abi.LbService(target, number, flags, 0).pack())
+            row = abi.LbService(target, number, flags, affinity)
+            self.map("lb_services").update(key.pack(), row.pack())
+        self._match(number, backends if affinity else ())
+
+    def _match(self, number: int, backends: Collection[int]) -> None:
+        """Which backends of frontend *number* a client may keep."""
+        matches = self.map("lb_affinity_match")
+        for key in [key for key, _ in matches.items() if abi.LbAffinityMatch.unpack(key).rev_nat == number]:
+            matches.delete(key)
+        for backend_id in backends:
+            matches.update(abi.LbAffinityMatch(backend_id, number).pack(), u32(1))
 
     def cluster_ip(self, ip: str) -> None:
         """Say that a service has this address for itself."""

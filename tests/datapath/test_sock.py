@@ -4,67 +4,22 @@
 from __future__ import annotations
 
 import errno
-import json
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ciliumd.abi import LbServiceFlags
+from datapath.sockets import connect
 from datapath.wire import NODE_PORT
 from fixtures.packets import node_one, pod_away, pod_one, svc_one
-from lab.cgroup import Cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from datapath.harness import Datapath
+    from lab.cgroup import Cgroup
 
 pytestmark = pytest.mark.datapath
 
 UDP, DNS = 17, 30153
-# Enters the group, connects a datagram socket, and says to whom: by its own account, and the kernel's.
-CLIENT = """
-import json, os, socket, sys
-group, address, port = sys.argv[1:]
-with open(group + "/cgroup.procs", "w") as procs:
-    procs.write(str(os.getpid()))
-client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-refused = client.connect_ex((address, int(port)))
-inode = str(os.fstat(client.fileno()).st_ino)
-with open("/proc/self/net/udp") as table:
-    (remote,) = [words[2] for words in map(str.split, table) if words[9] == inode] if not refused else [None]
-if remote:
-    host, port = remote.split(":")
-    remote = [socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)]
-print(json.dumps([refused, None if refused else client.getpeername(), remote]))
-"""
-
-
-@pytest.fixture
-def group(outside: Datapath) -> Iterator[Cgroup]:
-    """A control group whose sockets are translated."""
-    with Cgroup("sock") as made:
-        outside.generation.attach_cgroup(made.path)
-        try:
-            yield made
-        finally:
-            for pin in outside.generation.pins.links.glob("cgroup_*"):
-                pin.unlink()
-
-
-def connect(group: Cgroup, address: str, port: int) -> list[object]:
-    """Errno, the peer the application sees, the peer the kernel has."""
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, group.path, address, str(port)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, list)
-    return answer
 
 
 def test_process_of_the_node_reaches_a_node_port(outside: Datapath, group: Cgroup) -> None:

@@ -43,8 +43,13 @@ def service(
     *,
     ports: Sequence[tuple[str, int, int | str]] = (("TCP", 80, 80),),
     namespace: str = "default",
+    affinity_seconds: int = 0,
 ) -> Object:
     """A ClusterIP Service; *ports* are (protocol, port, target port)."""
+    affinity = {
+        "sessionAffinity": "ClientIP",
+        "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": affinity_seconds}},
+    }
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -62,6 +67,7 @@ def service(
                 }
                 for protocol, port, target in ports
             ],
+            **(affinity if affinity_seconds else {}),
         },
     }
 

@@ -20,6 +20,7 @@ LIVELY = frozenset(
         "cilium_ct_v1",
         "cilium_snat_v1",
         "cilium_lb_sock_v1",
+        "cilium_lb_affinity_v1",
         "cilium_frags_v1",
         "cilium_metrics_v1",
         "cilium_events_v1",

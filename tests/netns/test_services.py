@@ -21,6 +21,7 @@ VIP = "10.96.0.10"
 EMPTY = "10.96.0.11"
 LONELY = "10.96.0.12"
 ABROAD = "10.96.0.13"
+STICKY = "10.96.0.14"
 REFUSED_WITHIN = 1.0
 SIDES = ["inside", "outside"]
 
@@ -77,6 +78,22 @@ def test_every_backend_gets_its_share(client: Pod, side: str) -> None:
     names = [people.call("tcp_connect", address=VIP, port=80)["answer"]["server"] for _ in range(40)]
 
     assert set(names) == {"web-one", "web-two"}
+
+
+def test_client_keeps_its_backend_where_the_service_says_so(node: Node, client: Pod) -> None:
+    """By socket and per packet alike: all connections of a pod go to one of the two."""
+    node.apply(
+        "service-sticky",
+        manifests.service("sticky", STICKY, {"app": "web"}, ports=[("TCP", 80, 8080)], affinity_seconds=60),
+    )
+    node.wait_service(f"{STICKY}:80", 2)
+    replies = [
+        getattr(client, side).call("tcp_connect", address=STICKY, port=80)
+        for side in SIDES
+        for _ in range(20)
+    ]
+    assert [one["outcome"] for one in replies] == ["answered"] * 40
+    assert len({one["answer"]["server"] for one in replies}) == 1
 
 
 def test_node_reaches_a_service(node: Node, client: Pod) -> None:

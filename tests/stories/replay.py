@@ -87,10 +87,12 @@ class Node:
             "cilium_ipcache_lpm_v1": dict(plan.ipcache_rows.prefixes),
             "cilium_lb_backends_v1": dict(plan.lb_rows.backends),
             "cilium_lb_revnat_v1": dict(plan.lb_rows.revnat),
+            "cilium_lb_affinity_match_v1": dict(plan.lb_rows.matches),
             "cilium_lb_services_v1": dict(plan.lb_rows.services),
             "cilium_endpoints_v1": dict(plan.endpoint_rows.facts),
             "cilium_lxc_v1": dict(plan.endpoint_rows.addresses),
             "cilium_ifindex_v1": dict(plan.endpoint_rows.devices),
+            "cilium_netns_v1": dict(plan.endpoint_rows.namespaces),
             "cilium_endpoint_state_v1": dict(plan.endpoint_rows.states),
         }
 

@@ -331,6 +331,38 @@ struct lb_revnat {
 	struct cil_addr addr;
 };
 
+/*
+ * cilium_lb_affinity_v1: LRU_HASH, which backend a client had last (frontends with LB_F_AFFINITY).
+ * A pod is known by its address, whether its sockets or its packets are translated.
+ */
+enum cil_lb_client {
+	LB_CLIENT_ADDRESS = 0,
+	LB_CLIENT_NETNS = 1, /* a network namespace that is no pod's: client.w[0..1] is its cookie */
+};
+
+struct lb_affinity_key {
+	struct cil_addr client;
+	__u16 rev_nat;
+	__u8 kind; /* enum cil_lb_client */
+	__u8 pad0;
+};
+
+struct lb_affinity {
+	__u32 check; /* fold of the key */
+	__u32 backend_id;
+	__u32 last_used; /* by a new connection; seconds, CLOCK_MONOTONIC */
+	__u32 pad0;
+};
+
+/* cilium_lb_affinity_match_v1: HASH -> 1: the backend is one that this frontend may choose. */
+struct lb_affinity_match {
+	__u32 backend_id;
+	__u16 rev_nat;
+	__u16 pad0;
+};
+
+/* cilium_netns_v1: HASH u64 cookie of a pod's network namespace -> u32 slot of its endpoint. */
+
 /* cilium_lb_sock_v1: LRU_HASH, what a socket's peer was before translation. */
 struct sock_revnat_key {
 	__u64 cookie;

@@ -65,6 +65,8 @@ PRESSURE_MAPS = (
     "cilium_lb_services_v1",
     "cilium_lb_backends_v1",
     "cilium_lb_revnat_v1",
+    "cilium_lb_affinity_v1",
+    "cilium_lb_affinity_match_v1",
     "cilium_lxc_v1",
     "cilium_ifindex_v1",
 )

@@ -138,6 +138,7 @@ class EndpointWirer:
                 ipv4=address,
                 ipv6=None,
                 ifname_in_pod=request.ifname,
+                netns_cookie=sandbox.cookie,
             )
             self.tables.endpoints.set(number, endpoint)
             await self._program(endpoint)

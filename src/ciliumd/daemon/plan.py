@@ -90,7 +90,7 @@ class NodePlan:
         self.labels: dict[int, Labels] = {}
         self.identities: dict[int, int] = {}
         self.served: list[ServedFrontend] = []
-        self.endpoint_rows = EndpointRows({}, {}, {}, {})
+        self.endpoint_rows = EndpointRows()
         self.ipcache_rows = IpcacheRows({}, {})
         self.lb_rows = LbRows()
         self.node_rows: Mapping[bytes, bytes] = {}

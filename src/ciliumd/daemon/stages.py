@@ -24,11 +24,12 @@ ENDPOINT_FILE, IDENTITY_FILE, PREFIX_FILE = "endpoints.json", "identities.json",
 POLICY = PolicyMaps.name
 FACTS, STATES = "cilium_endpoints_v1", "cilium_endpoint_state_v1"
 IPCACHE, IPCACHE_LPM = "cilium_ipcache_v1", "cilium_ipcache_lpm_v1"
-LXC, IFINDEX = "cilium_lxc_v1", "cilium_ifindex_v1"
+LXC, IFINDEX, NETNS = "cilium_lxc_v1", "cilium_ifindex_v1", "cilium_netns_v1"
 BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "cilium_lb_services_v1"
 # Slots of cilium_lb_services_v1 are a stage of their own: a frontend that counts slots which did not fit
 # into the map would lose the packets sent to them.
 SERVICE_SLOTS = "cilium_lb_services_v1.slots"
+AFFINITY_MATCH = "cilium_lb_affinity_match_v1"
 DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
 ROUTES = RemoteRoutes.name
 
@@ -130,12 +131,24 @@ def stages(
             needs=(FACTS,),
         ),
         Stage(
+            name=NETNS,
+            target=targets[NETNS],
+            compute=whole(lambda: plan.endpoint_rows.namespaces, part="rows"),
+            needs=(FACTS,),
+        ),
+        Stage(
             name=BACKENDS,
             target=targets[BACKENDS],
             compute=whole(lambda: plan.lb_rows.backends, part="services"),
         ),
         Stage(
             name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat, part="services")
+        ),
+        # Before the slots: what is chosen from them is to be kept from the first time on.
+        Stage(
+            name=AFFINITY_MATCH,
+            target=targets[AFFINITY_MATCH],
+            compute=whole(lambda: plan.lb_rows.matches, part="services"),
         ),
         Stage(
             name=SERVICE_SLOTS,

@@ -7,7 +7,7 @@ and packets from and to it find nothing that would let them pass.
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from struct import Struct
 
 from ciliumd import abi
@@ -24,13 +24,15 @@ _NO_IPV6 = bytes(16)
 class EndpointRows:
     """
     Rows by map: ``cilium_endpoints_v1`` (*facts*), ``cilium_lxc_v1`` (*addresses*),
-    ``cilium_ifindex_v1`` (*devices*), ``cilium_endpoint_state_v1`` (*states*).
+    ``cilium_ifindex_v1`` (*devices*), ``cilium_endpoint_state_v1`` (*states*), ``cilium_netns_v1``
+    (*namespaces*).
     """
 
-    facts: dict[bytes, bytes]
-    addresses: dict[bytes, bytes]
-    devices: dict[bytes, bytes]
-    states: dict[bytes, bytes]
+    facts: dict[bytes, bytes] = field(default_factory=dict)
+    addresses: dict[bytes, bytes] = field(default_factory=dict)
+    devices: dict[bytes, bytes] = field(default_factory=dict)
+    states: dict[bytes, bytes] = field(default_factory=dict)
+    namespaces: dict[bytes, bytes] = field(default_factory=dict)
 
 
 def state_word(slot_gen: int, policy_version: int) -> int:
@@ -52,7 +54,7 @@ def endpoint_rows(
     *identities* and *versions* give identity and policy version by endpoint id; *audited* are the ids
     of endpoints whose policy drops are only reported.
     """
-    rows = EndpointRows({}, {}, {}, {})
+    rows = EndpointRows()
     for endpoint in endpoints:
         if endpoint.id not in identities or endpoint.id not in versions:
             continue
@@ -62,6 +64,8 @@ def endpoint_rows(
         ).pack()
         rows.states[slot] = _U64.pack(state_word(endpoint.slot_gen, versions[endpoint.id]))
         rows.devices[_U32.pack(endpoint.ifindex)] = slot
+        if endpoint.netns_cookie:
+            rows.namespaces[_U64.pack(endpoint.netns_cookie)] = slot
         rows.addresses.update(address_row(addr, endpoint.slot) for addr in endpoint.addresses)
     # Last, so that an address of the node stays the node's whatever a pod claims.
     rows.addresses.update(address_row(addr, int(abi.Slot.SLOT_HOST)) for addr in host_addresses)

@@ -35,6 +35,7 @@ from ciliumd.model.service import (
 
 _SLOT_MAX = 65535
 _U32 = Struct("<I")
+_MATCHES = _U32.pack(1)
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _FLAGS = {
     ServiceKind.CLUSTER_IP: abi.LbServiceFlags.LB_F_CLUSTER_IP,
@@ -52,7 +53,8 @@ class DanglingRowError(ValueError):
 @dataclass(slots=True)
 class LbRows:
     """
-    Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1`` and ``cilium_lb_services_v1``.
+    Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1``, ``cilium_lb_affinity_match_v1`` (*matches*)
+    and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
     written after all of them.
@@ -60,6 +62,7 @@ class LbRows:
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
     revnat: dict[bytes, bytes] = field(default_factory=dict)
+    matches: dict[bytes, bytes] = field(default_factory=dict)
     slots: dict[bytes, bytes] = field(default_factory=dict)
     frontends: dict[bytes, bytes] = field(default_factory=dict)
     problems: list[ServiceProblem] = field(default_factory=list)
@@ -103,6 +106,8 @@ def lb_rows(
         if one.frontend.kind is ServiceKind.CLUSTER_IP:
             rows.frontends.update([_cluster_ip_row(one.frontend.key)])
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
+        if one.service.affinity_timeout:
+            rows.matches.update((_match_key(backend, service_id), _MATCHES) for backend in chosen)
     rows.backends.update(
         _backend_row(key, backend_ids[key], state)
         for key, state in sorted(states.items(), key=lambda item: backend_ids[item[0]])
@@ -240,6 +245,11 @@ def _service_key(frontend: FrontendKey, slot: int) -> bytes:
 def _backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple[bytes, bytes]:
     row = abi.LbBackend(backend_id, key.port, PROTOCOL_NUMBERS[key.protocol], int(state), addr16(key.addr))
     return _U32.pack(backend_id), row.pack()
+
+
+def _match_key(backend_id: int, service_id: int) -> bytes:
+    """Says that a client may keep this backend of the frontend."""
+    return abi.LbAffinityMatch(backend_id, rev_nat=service_id).pack()
 
 
 def _revnat_row(key: FrontendKey, service_id: int) -> tuple[bytes, bytes]:

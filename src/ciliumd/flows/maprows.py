@@ -29,6 +29,7 @@ _PREFIXES: Final = {
     abi.CtFlags: "CT_F_",
     abi.LbScope: "LB_SCOPE_",
     abi.LbServiceFlags: "LB_F_",
+    abi.LbClient: "LB_CLIENT_",
     abi.LbBackendState: "BACKEND_",
     abi.NatDir: "NAT_",
     abi.EndpointFlags: "ENDPOINT_F_",
@@ -41,6 +42,7 @@ _ENUMS: Final[dict[tuple[str, str], type[IntEnum]]] = {
     ("PolicyEntry", "verdict"): abi.PolicyVerdict,
     ("CtKey", "kind"): abi.CtKind,
     ("LbServiceKey", "scope"): abi.LbScope,
+    ("LbAffinityKey", "kind"): abi.LbClient,
     ("LbBackend", "state"): abi.LbBackendState,
     ("NatKey", "dir"): abi.NatDir,
 }
@@ -56,8 +58,13 @@ _PLAIN_KEYS: Final = {
     "cilium_lb_backends_v1": "id",
     "cilium_lb_revnat_v1": "id",
     "cilium_devices_v1": "ifindex",
+    "cilium_netns_v1": "cookie",
 }
-_PLAIN_VALUES: Final = {"cilium_ifindex_v1": "slot", "cilium_event_losses_v1": "lost"}
+_PLAIN_VALUES: Final = {
+    "cilium_ifindex_v1": "slot",
+    "cilium_netns_v1": "slot",
+    "cilium_event_losses_v1": "lost",
+}
 
 
 class UnknownMapError(KeyError):

@@ -22,6 +22,7 @@ class EndpointSpec:
     One pod's wiring.  *ifname* and *ifindex* are the host side of its veth, *mac* is the pod's.
 
     A runtime knows it by *container_id* and *ifname_in_pod*; without a runtime the first is empty.
+    *netns_cookie* is the kernel's number of its network namespace, 0 when it is not known.
     """
 
     id: int
@@ -38,6 +39,7 @@ class EndpointSpec:
     ipv4: IPv4Address | None
     ipv6: IPv6Address | None
     ifname_in_pod: str = "eth0"
+    netns_cookie: int = 0
 
     @property
     def addresses(self) -> tuple[Addr, ...]:

@@ -22,6 +22,7 @@ class FakeSandbox:
 
     def __init__(self, path):
         self.path = path
+        self.cookie = 4000 + len(path)
         self.closed = False
 
     def close(self):

@@ -31,8 +31,10 @@ NAMES = (
     stages.IPCACHE_LPM,
     stages.LXC,
     stages.IFINDEX,
+    stages.NETNS,
     stages.BACKENDS,
     stages.REVNAT,
+    stages.AFFINITY_MATCH,
     stages.SERVICE_SLOTS,
     stages.SERVICES,
 )

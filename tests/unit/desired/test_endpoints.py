@@ -36,6 +36,7 @@ def test_endpoint_has_facts_addresses_device_and_state() -> None:
     )
     assert rows.states == {slot: U64.pack(10 << 32 | 9)}
     assert rows.devices == {U32.pack(1003): slot}
+    assert rows.namespaces == {U64.pack(4003): slot}
     assert {
         abi.LxcKey.unpack(key).addr: abi.LxcValue.unpack(value) for key, value in rows.addresses.items()
     } == {

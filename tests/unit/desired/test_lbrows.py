@@ -62,6 +62,20 @@ def test_rows_of_a_service_with_two_backends() -> None:
     assert rows.problems == []
 
 
+def test_clients_may_keep_what_new_connections_may_choose() -> None:
+    """A backend that is shutting down is kept by nobody; without affinity there are no such rows."""
+    leaving = backend("10.0.0.3", state=BackendState.TERMINATING)
+    slices = [endpoint_slice("web", backend("10.0.0.1"), backend("10.0.0.2"), leaving)]
+    found, rows = served([service("web", "10.96.0.1", affinity_timeout=60)], slices)
+
+    ids = allocate_backend_ids({}, found).assigned
+    assert {abi.LbAffinityMatch.unpack(key) for key in rows.matches} == {
+        abi.LbAffinityMatch(ids[one.key], 1) for one in found[0].chosen
+    }
+    assert abi.LbService.unpack(rows.services[key(0)]).affinity_timeout == 60
+    assert served([service("web", "10.96.0.1")], slices)[1].matches == {}
+
+
 def test_count_is_written_after_the_slots_it_counts() -> None:
     """Slot 0 is the last row of its frontend, so no reader counts a slot that is not there yet."""
     _, rows = served([service("web", "10.96.0.1")], [endpoint_slice("web", backend("10.0.0.1"))])

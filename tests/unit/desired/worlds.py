@@ -34,6 +34,7 @@ def endpoint(number: int, *, pod: str | None = None, ipv6: str | None = None) ->
         node_mac=f"02:00:00:00:01:{number:02x}",
         ipv4=IPv4Address(f"10.0.0.{number}"),
         ipv6=IPv6Address(ipv6) if ipv6 else None,
+        netns_cookie=number + 4000,
     )
 
 

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that connects a socket, and says to whom."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.cgroup import Cgroup
+
+# Enters the group, connects a datagram socket, and says to whom: by its own account, and the kernel's.
+CLIENT = """
+import json, os, socket, sys
+group, address, port = sys.argv[1:]
+with open(group + "/cgroup.procs", "w") as procs:
+    procs.write(str(os.getpid()))
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+refused = client.connect_ex((address, int(port)))
+inode = str(os.fstat(client.fileno()).st_ino)
+with open("/proc/self/net/udp") as table:
+    (remote,) = [words[2] for words in map(str.split, table) if words[9] == inode] if not refused else [None]
+if remote:
+    host, port = remote.split(":")
+    remote = [socket.inet_ntoa(bytes.fromhex(host)[::-1]), int(port, 16)]
+print(json.dumps([refused, None if refused else client.getpeername(), remote]))
+"""
+
+
+def connect(group: Cgroup, address: str, port: int) -> list[object]:
+    """Errno, the peer the application sees, the peer the kernel has."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, group.path, address, str(port)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, list)
+    return answer
