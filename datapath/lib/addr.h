@@ -26,6 +26,14 @@ static __always_inline int addr_is_v4(const struct cil_addr *addr)
 	return !addr->w[0] && !addr->w[1] && addr->w[2] == bpf_htonl(0xffff);
 }
 
+/* 127.0.0.0/8 or ::1. */
+static __always_inline int addr_is_loopback(const struct cil_addr *addr)
+{
+	if (addr_is_v4(addr))
+		return (addr->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !addr->w[0] && !addr->w[1] && !addr->w[2] && addr->w[3] == bpf_htonl(1);
+}
+
 static __always_inline int addr_equal(const struct cil_addr *a, const struct cil_addr *b)
 {
 	return a->w[3] == b->w[3] && a->w[2] == b->w[2] && a->w[1] == b->w[1] && a->w[0] == b->w[0];

@@ -66,6 +66,16 @@ static __always_inline int lb_read_slot(const struct lb_service_key *key, struct
 	return 1;
 }
 
+static __always_inline void lb_key(struct lb_service_key *key, const struct cil_addr *addr,
+				   __be16 port, __u8 protocol, enum cil_lb_scope scope)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->addr = *addr;
+	key->port = port;
+	key->protocol = protocol;
+	key->scope = scope;
+}
+
 /*
  * 1 and the frontend's row 0 when *addr*:*port* is a service.  Who is inside the cluster may have
  * backends of its own there (LB_F_TWO_SCOPES).
@@ -74,10 +84,7 @@ static __always_inline int lb_find(const struct cil_addr *addr, __be16 port, __u
 				   enum cil_lb_scope scope, struct lb_service_key *key,
 				   struct lb_slot *service)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->addr = *addr;
-	key->port = port;
-	key->protocol = protocol;
+	lb_key(key, addr, port, protocol, LB_SCOPE_EXTERNAL);
 	if (!lb_read_slot(key, service))
 		return 0;
 	if (scope == LB_SCOPE_EXTERNAL || !(service->flags & LB_F_TWO_SCOPES))

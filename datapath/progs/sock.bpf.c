@@ -8,6 +8,7 @@
  * the key form of our maps anyway.
  */
 #include <ciliumd/abi.h>
+#include <ciliumd/config.h>
 
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -25,6 +26,9 @@ enum {
 	SOCK_PROCEED = 1,
 	CONNECTION_REFUSED = -111, /* -ECONNREFUSED */
 };
+
+CONFIG(__u64, node_netns_cookie, 0,
+       "cookie of the node's network namespace; 0: the one that the kernel started with");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -71,6 +75,26 @@ static __always_inline void sock_key(struct sock_revnat_key *key, __u64 cookie,
 	key->protocol = peer->protocol;
 }
 
+static __always_inline int is_socket_of_node(struct bpf_sock_addr *ctx)
+{
+	__u64 node = cfg_node_netns_cookie ?: bpf_get_netns_cookie(NULL);
+
+	return bpf_get_netns_cookie(ctx) == node;
+}
+
+/* The frontend that a socket means.  127.0.0.1 is another one in every network namespace. */
+static __always_inline int sock_find(struct bpf_sock_addr *ctx, const struct sock_peer *peer,
+				     struct lb_service_key *key, struct lb_slot *service)
+{
+	if (!addr_is_loopback(&peer->addr))
+		return lb_find(&peer->addr, peer->port, peer->protocol, LB_SCOPE_INTERNAL, key,
+			       service);
+	if (!is_socket_of_node(ctx))
+		return 0;
+	lb_key(key, &peer->addr, peer->port, peer->protocol, LB_SCOPE_NODE);
+	return lb_read_slot(key, service);
+}
+
 /*
  * Who connects: the pod, by the address that its packets would have, else the network namespace.
  * A socket has no address before it connects.
@@ -109,7 +133,7 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 	peer->translated = 0;
 	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
 		return SOCK_PROCEED;
-	if (!lb_find(&peer->addr, peer->port, peer->protocol, LB_SCOPE_INTERNAL, &key, &service))
+	if (!sock_find(ctx, peer, &key, &service))
 		return lb_is_cluster_ip(&peer->addr) ? refuse_connection() : SOCK_PROCEED;
 	if (service.flags & LB_F_AFFINITY)
 		client_of_socket(ctx, peer, &client);

@@ -215,6 +215,7 @@ class LbScope(IntEnum):
 
     LB_SCOPE_EXTERNAL = 0
     LB_SCOPE_INTERNAL = 1
+    LB_SCOPE_NODE = 2
 
 
 class LbServiceFlags(IntEnum):
@@ -1722,6 +1723,12 @@ CONFIG: dict[str, ConfigSpec] = {
         "native_cidr_ipv4", "be32", 4, "network that pods reach with their own address"
     ),
     "native_cidr_mask": ConfigSpec("native_cidr_mask", "be32", 4, "netmask of that network"),
+    "node_netns_cookie": ConfigSpec(
+        "node_netns_cookie",
+        "u64",
+        8,
+        "cookie of the node's network namespace; 0: the one that the kernel started with",
+    ),
     "node_port": ConfigSpec(
         "node_port",
         "u8",
@@ -1755,4 +1762,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "f5c1c2526cb07b47e8fbbc0f0eb1337c4f3854cfe7d92aeb23f3c2e192f7d2fd"
+ABI_HASH = "e9bfe051722982b623e0089ddb5a95fbb1b35e5955ed798a3cf19642f6293b2e"

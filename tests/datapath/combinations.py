@@ -34,6 +34,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "tunnel": (0, 1),
     "node_port": (0, 1),
     "host_legacy_routing": (0, 1),
+    "node_netns_cookie": (0, 7),
     "drop_events": (0, 1),
     "trace_events": (0, 1),
     "policy_verdict_events": (0, 1),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciliumd.model.net import mac_bytes
+from ciliumd.net.namespace import own_cookie
 from fixtures.packets import loopback, node_one, pod_one, pod_three, pod_two, router
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def private_node() -> Iterator[None]:
 def node_config() -> dict[str, bool | int]:
     """Options of the tests' node; only valid inside private_node()."""
     return {
+        "node_netns_cookie": own_cookie(),
         "cilium_host_ifindex": socket.if_nametoindex("cilium_host"),
         "cilium_host_mac": int.from_bytes(mac_bytes(router.mac), "little"),
         "router_ipv4": int(router.address),

@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import socket
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ciliumd import abi
+from ciliumd.net.namespace import own_cookie
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_THREE, POD_TWO, a16, u32
 from datapath.sockets import connect
 from datapath.wire import NODE_PORT, asks
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.datapath
 
 TCP, UDP, WEB, DNS = 6, 17, 80, 53
 HOURS, MINUTE = 10800, 60
-SO_NETNS_COOKIE = 71
 TWO, THREE = (pod_two.ip, 8080), (pod_three.ip, 8081)
 BOTH = {101: TWO, 103: THREE}
 
@@ -145,11 +144,9 @@ def test_sockets_of_a_process_keep_their_backend(outside: Datapath, group: Cgrou
 
 def test_sockets_and_packets_of_a_pod_agree(outside: Datapath, group: Cgroup) -> None:
     """The namespace that a socket is in leads to the pod, whose address packets have."""
-    with socket.socket() as own:
-        cookie = own.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     for pod in (POD_ONE, POD_TWO, POD_THREE):
         outside.add_endpoint(pod, *ALLOW_ALL)
-    outside.map("netns").update(cookie, u32(POD_ONE.slot))
+    outside.map("netns").update(own_cookie().to_bytes(8, "little"), u32(POD_ONE.slot))
     places = {122: (pod_two.ip, 53), 123: (pod_three.ip, 53)}
     outside.add_service(21, svc_one.ip, DNS, UDP, places, affinity=HOURS)
     (peer,) = {connect(group, svc_one.ip, DNS)[2][0] for _ in range(8)}

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ciliumd.abi import LbServiceFlags
+from ciliumd.abi import CtKind, LbScope, LbServiceFlags
+from datapath.harness import PASS
+from datapath.rows import POD_ONE
 from datapath.sockets import connect
-from datapath.wire import NODE_PORT
-from fixtures.packets import node_one, pod_away, pod_one, svc_one
+from datapath.wire import NODE_PORT, asks
+from fixtures.packets import IP, Ether, from_pod, node_one, pod_away, pod_one, svc_one, udp, world_one
 
 if TYPE_CHECKING:
     from datapath.harness import Datapath
@@ -43,3 +45,26 @@ def test_port_that_no_service_has_is_refused_on_its_address(outside: Datapath, g
     assert connect(group, svc_one.ip, 53) == [0, [svc_one.ip, 53], [pod_one.ip, 53]]
     assert connect(group, svc_one.ip, 54) == [errno.ECONNREFUSED, None, None]
     assert connect(group, pod_one.ip, 54) == [0, [pod_one.ip, 54], [pod_one.ip, 54]]
+
+
+def test_port_of_the_loopback_address_is_of_the_node_alone(outside: Datapath, group: Cgroup) -> None:
+    """127.0.0.1 of a pod is the pod's: its sockets in the same control group are left as they are."""
+    flags = LbServiceFlags.LB_F_HOST_PORT
+    scope = LbScope.LB_SCOPE_NODE
+    outside.add_service(23, "127.0.0.1", 8053, UDP, {121: (pod_one.ip, 53)}, flags=flags, scope=scope)
+    assert connect(group, "127.0.0.1", 8053) == [0, ["127.0.0.1", 8053], [pod_one.ip, 53]]
+    assert connect(group, "127.0.0.1", 8054) == [0, ["127.0.0.1", 8054], ["127.0.0.1", 8054]]
+    elsewhere = connect(group, "127.0.0.1", 8053, alone=True)
+    assert elsewhere == [0, ["127.0.0.1", 8053], ["127.0.0.1", 8053]]
+
+
+def test_packet_to_the_loopback_address_reaches_no_service(outside: Datapath) -> None:
+    """Neither from a pod nor from outside: no packet means what sockets of the node mean."""
+    flags = LbServiceFlags.LB_F_HOST_PORT
+    scope = LbScope.LB_SCOPE_NODE
+    outside.add_service(23, "127.0.0.1", 8053, UDP, {121: (pod_one.ip, 53)}, flags=flags, scope=scope)
+    sent = outside.send(POD_ONE, from_pod(pod_one, "127.0.0.1", udp(5000, 8053)))
+    assert outside.ct(CtKind.CT_KIND_SERVICE) == {}
+    assert Ether(sent.packet)[IP].dst == "127.0.0.1"
+    asked = outside.run("from_netdev", asks(world_one.ip, udp(5000, 8053), dst="127.0.0.1"), "net0")
+    assert (asked.action, outside.ct(CtKind.CT_KIND_SERVICE)) == (PASS, {})

@@ -273,6 +273,7 @@ struct ct_entry {
 enum cil_lb_scope {
 	LB_SCOPE_EXTERNAL = 0,
 	LB_SCOPE_INTERNAL = 1,
+	LB_SCOPE_NODE = 2, /* loopback addresses: for sockets of the node's own network namespace */
 };
 
 /*

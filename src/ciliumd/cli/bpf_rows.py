@@ -29,6 +29,7 @@ _SERVICE_FLAGS: Final = {
     "host-port": "HostPort",
     "affinity": "sessionAffinity",
 }
+_SCOPES: Final = {"external": "", "internal": "/i", "node": "/n"}
 _POLICY_TITLES: Final = (
     "POLICY",
     "DIRECTION",
@@ -133,7 +134,7 @@ def tunnel_lines(rows: Iterable[Json]) -> Lines:
 
 
 def _frontend(key: Json) -> str:
-    scope = "/i" if key["scope"] == "internal" else ""
+    scope = _SCOPES[key["scope"]]
     return f"{host_port(key['addr'], key['port'])}/{key['protocol']}{scope}"
 
 

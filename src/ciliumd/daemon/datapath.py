@@ -25,6 +25,7 @@ from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.desired.lbrows import is_slot
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.devices import NativeDevice
+from ciliumd.net.namespace import own_cookie
 from ciliumd.net.overlay import RemoteRoutes
 from ciliumd.reconcile.target import Target
 
@@ -149,6 +150,7 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
         "masquerade": settings.enable_ipv4_masquerade,
         "node_port": settings.kube_proxy_replacement,
+        "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,
         **_network("pod_cidr", wiring.pod_cidr),
     }

@@ -3,17 +3,21 @@
 Host ports: containers that are to be reached at a port of their node, as services of one backend each.
 
 A host port belongs to addresses of the node and to nothing else: ``hostIP`` cannot take an address that is
-somebody else's.  Of two pods that want the same port the one that stays has it.
+somebody else's.  At 127.0.0.1 it is there for the node's own sockets.  Of two pods that want the same port
+the one that stays has it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 
 from ciliumd.desired.services import ServiceProblem
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.net import Addr
 from ciliumd.model.objects import EndpointSliceRow, HostPort, NamespacedName, PodRow
 from ciliumd.model.service import (
+    EXTERNAL,
+    NODE,
     Backend,
     BackendState,
     Frontend,
@@ -23,6 +27,7 @@ from ciliumd.model.service import (
     ServicePort,
 )
 
+LOOPBACK: tuple[Addr, ...] = (IPv4Address("127.0.0.1"),)
 MARK = "/host-port/"
 """In the name of each such service, behind the pod's; no object's name has a slash."""
 
@@ -44,7 +49,9 @@ def host_ports(
     node: str | None = None,
 ) -> HostPorts:
     """Those of all pods that have an endpoint here, on a node that is reached at *addresses*."""
-    own = tuple(addresses)
+    reached = tuple(addresses)
+    # At 127.0.0.1 too, but not at that alone: without addresses host ports are not ours to serve.
+    own = (*reached, *LOOPBACK) if reached else ()
     found = HostPorts()
     taken: dict[FrontendKey, NamespacedName] = {}
     local = [(pods[one.pod_key], one) for one in endpoints if one.pod_key in pods]
@@ -75,15 +82,15 @@ def _add(
     families = {addr.version: addr for addr in endpoint.addresses}
     frontends = []
     for addr in own if wanted.addr is None else (wanted.addr,):
-        key = FrontendKey(addr, wanted.port, wanted.protocol)
-        if addr not in own:
+        key = FrontendKey(addr, wanted.port, wanted.protocol, NODE if addr.is_loopback else EXTERNAL)
+        if addr not in own and not addr.is_loopback:
             message = f"hostIP {addr} is no address at which this node is reached"
             found.problems.append(ServiceProblem((pod.namespace, name), key, message))
         elif (owner := taken.setdefault(key, endpoint.pod_key)) != endpoint.pod_key:
             message = f"{key} is a host port of pod {'/'.join(owner)}"
             found.problems.append(ServiceProblem((pod.namespace, name), key, message))
         elif addr.version in families:
-            frontends.append(Frontend(addr, wanted.port, wanted.protocol, ServiceKind.HOST_PORT))
+            frontends.append(Frontend(*key[:3], ServiceKind.HOST_PORT, key.scope))
     if not frontends:
         return
     state = BackendState.TERMINATING if pod.terminating else BackendState.ACTIVE

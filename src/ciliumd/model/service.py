@@ -14,8 +14,11 @@ from ciliumd.model.net import Addr
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
 
-EXTERNAL, INTERNAL = 0, 1
-"""Scopes of a frontend: for clients outside the cluster (or for all of them), and inside."""
+EXTERNAL, INTERNAL, NODE = 0, 1, 2
+"""
+Scopes of a frontend: for clients outside the cluster (or for all of them), inside, and at a loopback
+address, where only the node's own sockets mean it.
+"""
 
 
 class ServiceKind(Enum):

@@ -77,15 +77,8 @@ class Sandbox:
 
     @property
     def cookie(self) -> int:
-        """The kernel's number of the namespace, never used twice; 0 before Linux 5.14, which tells nobody."""
-        try:
-            return int.from_bytes(
-                self.netlink.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder
-            )
-        except OSError as error:
-            if error.errno != errno.ENOPROTOOPT:
-                raise
-            return 0
+        """See :func:`cookie_of`."""
+        return cookie_of(self.netlink)
 
     def close(self) -> None:
         """Let the namespace go."""
@@ -97,6 +90,26 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def cookie_of(inside: socket.socket) -> int:
+    """
+    The kernel's number of the network namespace that a socket is in, never used twice (SO_NETNS_COOKIE).
+
+    0 before Linux 5.14, which tells nobody.
+    """
+    try:
+        return int.from_bytes(inside.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            raise
+        return 0
+
+
+def own_cookie() -> int:
+    """The number of the namespace that this thread is in."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, socket.NETLINK_ROUTE) as here:
+        return cookie_of(here)
 
 
 def open_sandbox(ipr: IPRoute, path: str) -> Sandbox:

@@ -9,11 +9,12 @@ from ciliumd.desired.hostports import host_ports, pod_of
 from ciliumd.desired.services import served_frontends
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.objects import HostPort, PodRow
-from ciliumd.model.service import Backend, BackendState, Frontend, ServiceKind
+from ciliumd.model.service import EXTERNAL, NODE, Backend, BackendState, Frontend, ServiceKind
 
 pytestmark = pytest.mark.unit
 
 ONE, TWO, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2"), ip_address("198.51.100.1")
+LOOPBACK = ip_address("127.0.0.1")
 POD = ip_address("10.0.1.7")
 
 
@@ -52,7 +53,8 @@ def test_port_is_served_at_every_address_of_the_node() -> None:
     served, refused = served_frontends(found.services, found.slices)
 
     assert [one.frontend for one in served] == [
-        Frontend(addr, 80, "TCP", ServiceKind.HOST_PORT) for addr in (ONE, TWO)
+        Frontend(LOOPBACK, 80, "TCP", ServiceKind.HOST_PORT, NODE),
+        *(Frontend(addr, 80, "TCP", ServiceKind.HOST_PORT) for addr in (ONE, TWO)),
     ]
     assert {one.chosen for one in served} == {(Backend(POD, 8080, "TCP", "n1"),)}
     assert refused == found.problems == []
@@ -74,7 +76,19 @@ def test_address_and_protocol_belong_to_the_key() -> None:
         (TWO, "UDP"): 5302,
         (ONE, "TCP"): 5303,
         (TWO, "TCP"): 5303,
+        (LOOPBACK, "TCP"): 5303,
     }
+
+
+def test_loopback_address_is_the_nodes_too() -> None:
+    """One of several may be there alone; without an address that is ours to serve, none is."""
+    ports = (HostPort(LOOPBACK, 80, "TCP", 8080), HostPort(ONE, 80, "TCP", 8081))
+    found = of([pod("web", *ports)], [endpoint("web")])
+    served, _ = served_frontends(found.services, found.slices)
+
+    assert {one.frontend.addr: one.chosen[0].port for one in served} == {LOOPBACK: 8080, ONE: 8081}
+    assert {one.frontend.addr: one.frontend.scope for one in served} == {LOOPBACK: NODE, ONE: EXTERNAL}
+    assert of([pod("web", *ports)], [endpoint("web")], ()).services == []
 
 
 def test_address_of_somebody_else_is_refused_by_name() -> None:
@@ -94,12 +108,13 @@ def test_pod_that_stays_has_the_port() -> None:
     found = of(pods, [endpoint("a"), endpoint("b", 2, "10.0.1.8")], (ONE,))
     served, _ = served_frontends(found.services, found.slices)
 
-    assert [one.chosen[0].addr for one in served] == [ip_address("10.0.1.8")]
+    assert [one.chosen[0].addr for one in served] == [ip_address("10.0.1.8")] * 2
     assert [problem.message for problem in found.problems] == [
-        "192.0.2.1:80/TCP is a host port of pod shop/b"
+        "192.0.2.1:80/TCP is a host port of pod shop/b",
+        "127.0.0.1:80/TCP is a host port of pod shop/b",
     ]
     found = of(pods[:1], [endpoint("a")], (ONE,))
-    (one,) = served_frontends(found.services, found.slices)[0]
+    one, _ = served_frontends(found.services, found.slices)[0]
     assert one.chosen[0].state is BackendState.TERMINATING
 
 
