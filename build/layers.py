@@ -41,7 +41,9 @@ BY_NAME = ("kernels",)
 NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
-HAVE_LONG = frozenset({"faults", "kernels", "api", "e2e"})
+HAVE_LONG = frozenset(
+    {"unit", "stories", "property", "datapath", "netns", "faults", "kernels", "api", "e2e"},
+)
 LONG = {
     "CILIUMD_CNI_OPERATIONS": "1000",
     "CILIUMD_PROPERTY_PROFILE": "long",
@@ -185,14 +187,14 @@ def count(report: ET.Element, result: Result) -> None:
     for case in report.iter("testcase"):
         name = f"{case.get('file')}::{case.get('name')}"
         skipped = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
+        failed = case.find("failure") is not None or case.find("error") is not None
+        if measured := measurement(case):
+            result.measured[name] = measured | ({"failed": True} if failed else {})
+        if failed:
             result.failed += 1
         elif skipped is None:
             result.passed += 1
-            measured = measurement(case)
             result.notes += [f"  {line}" for line in measured.get("figure", ())]
-            if measured:
-                result.measured[name] = measured
         elif (problem := skip_problem(name, skipped.get("message") or "no reason", expected)) is None:
             result.skipped += 1
         else:
@@ -203,7 +205,8 @@ def measurement(case: ET.Element) -> dict[str, Any]:
     """
     What a test measured and is worth to be kept.
 
-    record_property("figure", text): lines for people; record_property("data", text): JSON, for evidence.
+    record_property("figure", text): lines for people; record_property("data", text): JSON, for evidence, an
+    object with the id of its case ("case" or "fault"), or several, of several cases.
     """
     measured: dict[str, Any] = {}
     for one in case.iterfind("properties/property"):
@@ -211,7 +214,8 @@ def measurement(case: ET.Element) -> dict[str, Any]:
         if one.get("name") == "figure":
             measured.setdefault("figure", []).extend(value.splitlines())
         elif one.get("name") == "data":
-            measured["data"] = json.loads(value)
+            data = json.loads(value)
+            measured.setdefault("data", []).extend(data if isinstance(data, list) else [data])
     return measured
 
 
@@ -305,12 +309,13 @@ def main() -> int:
     LOGS.mkdir(parents=True, exist_ok=True)
     total = Result()
     for layer, work in runs(arguments.layers or DEFAULT, is_long=arguments.long):
-        started = time.monotonic()
+        started, checkout = time.monotonic(), evidence.checkout()
         result = work()
         seconds = time.monotonic() - started
         if arguments.long and result.measured:
             path = evidence.write(
                 layer,
+                checkout,
                 seconds=seconds,
                 passed=result.passed,
                 failed=result.failed,

@@ -2,6 +2,8 @@
 """
 ``build/dev bench core|cni|cluster [--quick]``: measure, print, and write build/out/bench/SUITE.json.
 
+What was not quick and is written there is also kept under docs/evidence/, without samples.
+
 Ends with 1 when something could not be measured, never because a goal was missed.
 """
 
@@ -10,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -112,7 +115,10 @@ def main() -> int:
             print(f"\n{section}", flush=True)
             done.append(section)
     write_json(options.output, about, done)
-    print(f"\n{options.output}")
+    print(f"\n{options.output}", flush=True)
+    if options.output.parent == OUTPUT:
+        keep = [sys.executable, str(REPOSITORY / "build" / "evidence.py"), str(options.output)]
+        subprocess.run(keep, check=True)
     return any(section.problem for section in done)
 
 

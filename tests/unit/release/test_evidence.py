@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests and benchmarks recorded becomes rows; what is missing, failed or of no commit is told."""
+
+import json
+import re
+import tomllib
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import evidence
+import evidence_tables
+import layers
+from evidence_tables import CASES, main
+
+COMMIT = "0123456789abcdef"
+ABOUT = {"commit": COMMIT, "uncommitted_changes": False, "date": "2026-11-28T18:20:43Z"}
+LAYER = {**ABOUT, "failed": 0}
+
+
+def keep(directory, name, *recorded, **more):
+    """A layer's file: a test for each thing recorded."""
+    tests = {f"tests/{name}/test_x.py::test_{at}": {"data": data} for at, data in enumerate(recorded)}
+    (directory / f"{name}.json").write_text(json.dumps(LAYER | {"tests": tests} | more))
+
+
+def fault(name, **more):
+    """What a fault is reported with."""
+    return {"fault": name, "injected": 10, "survived": 10, "lost": 0, "wrongly_allowed": 0, **more}
+
+
+def whole(directory):
+    """Everything the bullet `upgrade` asks for."""
+    keep(directory, "netns", fault("F3-upgrade", packets=5, more={"flows": {}, "rows": 7}), [fault("F3")])
+
+
+def test_tests_of_a_case_are_one_row(tmp_path, capsys):
+    """Counts add up; objects within are left out."""
+    whole(tmp_path)
+
+    assert main(["upgrade"], tmp_path) == 0
+    head, row = capsys.readouterr().out.splitlines()[1:3]
+    assert re.split(r"  +", head) == [
+        *("case", "injected", "survived", "lost", "wrongly allowed", "commit", "date", "figures")
+    ]
+    assert re.split(r"  +", row) == [
+        *("F3", "20", "20", "0", "0", "passed", "012345678", "2026-11-28", "2 tests, packets 5, rows 7")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (lambda path: (path / "netns.json").unlink(), "no evidence at all"),
+        (lambda path: keep(path, "netns", fault("F4")), "no evidence at all; cases: F3"),
+        (lambda path: keep(path, "netns", fault("F3"), uncommitted_changes=True), "uncommitted changes"),
+        (lambda path: keep(path, "netns", fault("F3"), failed=2), "2 tests of netns failed"),
+        (
+            lambda path: keep(path, "netns", tests={"a::b": {"data": fault("F3"), "failed": True}}),
+            "F3 did not pass: a::b",
+        ),
+    ],
+)
+def test_what_is_missing_is_told(tmp_path, capsys, spoil, told):
+    """And ends with 1."""
+    whole(tmp_path)
+    spoil(tmp_path)
+
+    assert main(["upgrade"], tmp_path) == 1
+    assert told in capsys.readouterr().out
+
+
+def test_one_case_without_a_row_is_named(tmp_path, capsys):
+    """Beside those that have one; nothing is said of cases this version has nothing for but why."""
+    cases = tomllib.loads(CASES.read_text())["faults"]
+    keep(tmp_path, "faults", *(fault(case) for case in cases if case != "F6"))
+
+    assert main(["faults"], tmp_path) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "MISSING" in line] == [f"  MISSING: F6 has no evidence: {cases['F6']}"]
+    assert "  not in this version: F18, no cluster mesh" in lines
+
+
+def test_on_other_kernels_a_case_is_the_kernel(tmp_path, capsys):
+    """Whatever the suite calls it."""
+    names = tomllib.loads(CASES.read_text())["kernels"]
+    keep(tmp_path, "kernels", *({"case": "S9", "kernel": name, "tests": 3} for name in names))
+
+    assert main(["kernels"], tmp_path) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + len(names) + 2
+
+
+def section(**more):
+    """What a benchmark measured."""
+    figure = {"name": "ADD", "value": 78.4, "unit": "ms", "goal": "<= 60", "met": False}
+    return {"title": "P10  CNI", "problem": "", "figures": [figure], "data": {"samples": [1]}, **more}
+
+
+def test_benchmarks_are_kept_by_section(tmp_path, monkeypatch, capsys):
+    """Without samples; what is measured later leaves the others; a missed goal is told; no quick run."""
+    monkeypatch.setattr(evidence, "DIRECTORY", tmp_path / "evidence")
+    monkeypatch.setattr(evidence, "_git", lambda *words: f"{words[-1]}-in-full")
+    report = tmp_path / "cni.json"
+    about = {"effort": "full", "commit": "abc", "uncommitted": 0, "date": "2026-11-28T00:00:00+00:00"}
+    for effort, name in (("full", "one"), ("full", "two"), ("quick", "three")):
+        report.write_text(json.dumps({"machine": about | {"effort": effort}, "sections": {name: section()}}))
+        evidence.write_bench(report)
+    kept = json.loads((tmp_path / "evidence" / "bench-cni.json").read_text())["sections"]
+    rows, problems = evidence_tables.read(tmp_path / "evidence")
+
+    assert list(kept) == ["one", "two"]
+    assert kept["one"]["commit"] == "abc-in-full"
+    assert "data" not in kept["one"]
+    assert ([row.verdict for row in rows["P10"]], problems) == (["missed 1", "missed 1"], [])
+    main(["bench"], tmp_path / "evidence")
+    assert "goal missed: P10 ADD" in capsys.readouterr().out
+
+
+def test_layers_keep_what_failed_too():
+    """With what it had recorded, all of it."""
+    text = """<testsuite><testcase file="a.py" name="test_b"><properties>
+      <property name="data" value='{"case": "F1"}'/><property name="data" value='[{"case": "F2"}]'/>
+      </properties><failure message="no"/></testcase></testsuite>"""
+    result = layers.Result()
+    layers.count(ET.fromstring(text), result)  # noqa: S314  # written here
+
+    assert result.failed == 1
+    assert result.measured == {"a.py::test_b": {"data": [{"case": "F1"}, {"case": "F2"}], "failed": True}}
