@@ -9,6 +9,7 @@ made, must be the wheel's.  Files carry the time of the commit.  Nothing is uplo
     python build/release.py             a release; the checkout must be a commit and nothing else
     python build/release.py --trial     of the commit, whatever else is here: to look at, not to publish
     python build/release.py --trial --once      what is here now, compiled once
+    python build/release.py --sign KEY          with SHA256SUMS.sig, made by ssh-keygen with the key in a file
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 RELEASE = OUT / "release"
 SUMS = "SHA256SUMS"
+# What a signature is for: one that the same key gave to anything else does not verify.
+NAMESPACE = "ciliumd-release"
 TEXTS = ("LICENSE", "THIRD_PARTY.md")
 SITE = "ciliumd/bpf/objects/"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -154,12 +157,36 @@ def image_layout() -> archives.Layout:
         return archives.Layout.read(image.push(Path(scratch) / "layout"))
 
 
-def write(files: Mapping[str, bytes], target: Path) -> None:
-    """Replace the directory whole."""
+def sign(sums_file: Path, key: Path) -> Path:
+    """
+    Sign the sums with an SSH key; the signature beside them.
+
+    *key* is a private key, or the public half of one that an agent or a hardware token holds.  Nothing is
+    asked of the network; a passphrase is asked of who sits there.
+    """
+    words = [tool("ssh-keygen"), "-Y", "sign", "-q", "-n", NAMESPACE, "-f", key, sums_file]
+    if subprocess.run(words, stdin=None, check=False).returncode:
+        fail(f"{key} did not sign {sums_file.name}")
+    signature = sums_file.with_name(f"{sums_file.name}.sig")
+    check = [tool("ssh-keygen"), "-Y", "check-novalidate", "-n", NAMESPACE, "-s", signature]
+    done = subprocess.run(check, input=sums_file.read_bytes(), capture_output=True, check=False)
+    if done.returncode:
+        fail(f"the signature by {key} is not good: {done.stderr.decode().strip()}")
+    return signature
+
+
+def write(files: Mapping[str, bytes], target: Path, key: Path | None = None) -> None:
+    """Replace the directory whole; with *key* its sums are signed before anybody sees it."""
     aside = target.with_name(f".{target.name}.{os.getpid()}")
     aside.mkdir(parents=True)
-    for name, content in files.items():
-        (aside / name).write_bytes(content)
+    try:
+        for name, content in files.items():
+            (aside / name).write_bytes(content)
+        if key is not None:
+            sign(aside / SUMS, key)
+    except BaseException:
+        shutil.rmtree(aside)
+        raise
     shutil.rmtree(target, ignore_errors=True)
     aside.rename(target)
 
@@ -170,17 +197,20 @@ def main() -> int:
     parser.add_argument("--trial", action="store_true", help="although this checkout is not just a commit")
     parser.add_argument("--once", action="store_true", help="compile once, what is here; only with --trial")
     parser.add_argument("--output", type=Path, default=RELEASE, metavar="DIRECTORY")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="an SSH key to sign the checksums with")
     options = parser.parse_args()
     if options.once and not options.trial:
         parser.error("--once is for trials")
+    if options.sign and not options.sign.is_file():
+        parser.error(f"there is no key {options.sign}")
     if not options.trial and (changed := git("status", "--porcelain")):
         fail(f"not in the commit, so it cannot be released (--trial):\n{changed}")
     name, epoch = commit()
     run([sys.executable, ROOT / "build" / "locked.py", "--check"])
     files = assemble(name, epoch, wheel(ROOT, epoch) if options.once else wheel_of_two_builds(epoch))
-    write(files, options.output)
-    for file, content in sorted(files.items()):
-        print(f"{file:50}{len(content) / 1e6:9.2f} MB")
+    write(files, options.output, options.sign)
+    for path in sorted(options.output.iterdir()):
+        print(f"{path.name:50}{path.stat().st_size / 1e6:9.2f} MB")
     return 0
 
 

@@ -7,6 +7,7 @@ Each is a real layout with one thing changed that the kernel cannot see: sizes s
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from typing import TYPE_CHECKING
@@ -85,7 +86,9 @@ def load(pins: Pins) -> None:
         generation.activate()
 
 
-def test_mutated_layouts_refuse_the_start_30_of_30(tmp_path: Path) -> None:
+def test_mutated_layouts_refuse_the_start_30_of_30(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The error names map and field, what runs goes on running, and the layout put right starts again."""
     refused = []
     with own_directory() as directory, Pins(directory / "ciliumd", state_dir=tmp_path) as pins:
@@ -105,5 +108,7 @@ def test_mutated_layouts_refuse_the_start_30_of_30(tmp_path: Path) -> None:
         load(pins)
         assert pins.generations() != before
 
+    data = {"case": "S8", "mutated layouts": MUTATIONS, "refused": len(refused), "maps": len(set(refused))}
+    record_property("data", json.dumps(data))
     assert len(refused) == MUTATIONS
     assert len(set(refused)) > MUTATIONS // 3

@@ -146,7 +146,10 @@ def test_a_release_is_whole(release: Path) -> None:
 
 
 def test_the_bill_of_materials_is_what_is_in_the_image(
-    image: Path, files: dict[str, tarfile.TarInfo], release: Path
+    image: Path,
+    files: dict[str, tarfile.TarInfo],
+    release: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Every Debian and Python package, every object with its digest, and nothing else."""
     (path,) = release.glob("*.cdx.json")
@@ -164,6 +167,13 @@ def test_the_bill_of_materials_is_what_is_in_the_image(
         if (found := re.search(r"/opt/ciliumd/.*/([^/]+?)-[^/-]+\.dist-info/METADATA$", name))
     }
     objects = {name for name in files if name.endswith(".bpf.o")}
+    data = {
+        "case": "R2",
+        "Debian packages": len(debian),
+        "Python packages": len(python),
+        "objects": len(objects),
+    }
+    record_property("data", json.dumps(data))
 
     assert {ref.split(":")[1] for ref in listed if ref.startswith("deb:")} == debian
     assert {ref.removeprefix("pypi:") for ref in listed if ref.startswith("pypi:")} == python - {"ciliumd"}

@@ -5,6 +5,7 @@ Operations in no order, agents and executables killed in the middle: nothing lea
 CILIUMD_CNI_OPERATIONS says how many (150 unless told, 1000 for a long run), CILIUMD_CNI_SEED which.
 """
 
+import json
 import os
 import random
 import signal
@@ -159,6 +160,13 @@ def test_random_operations_leak_nothing(
         f"{OPERATIONS} random CNI operations ({counts}), {len(sandboxes)} pods at the end: "
         f"{len(left)} left behind, {duplicates} addresses had twice",
     )
+    data = {
+        "case": "F13",
+        "operations": OPERATIONS,
+        "pods at the end": len(sandboxes),
+        "left behind": len(left),
+    }
+    record_property("data", json.dumps(data | {"addresses had twice": duplicates} | machine.counts))
     assert (left, duplicates) == ([], 0)
     for sandbox in sandboxes:
         machine.cni.delete(sandbox)

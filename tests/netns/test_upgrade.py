@@ -9,6 +9,7 @@ version that cannot carry a row, or cannot make its map, changes nothing.
 """
 
 import importlib.util
+import json
 import os
 import signal
 import sys
@@ -242,6 +243,14 @@ def test_upgrades_and_rollbacks_lose_nothing(
         f"{len(broken)} of {2 * (TALKING + SILENT)}, rows not carried {len(missing)} of {carried}, missed "
         f"tail calls {missed}; seconds {seconds}",
     )
+    data = {
+        **{"case": "F3", "injected": 2 * CYCLES, "survived": survived},
+        **{name: value for name, value in figures.items() if isinstance(value, int)},
+        **{"connections": 2 * (TALKING + SILENT), "connections broken": len(broken)},
+        **{"rows carried": carried, "rows not carried": len(missing), "rows changed": len(changed)},
+        **{"missed tail calls": missed, "most seconds to ready": max(seconds)},
+    }
+    record_property("data", json.dumps(data))
 
     assert figures["lost"] == 0, "\n".join(figures["told"])
     assert figures["unanswered"] == 0, "\n".join(figures["told"])

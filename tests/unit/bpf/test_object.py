@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import shutil
 from itertools import cycle
@@ -16,7 +17,7 @@ from ciliumd.bpf import object as objects
 from ciliumd.bpf.errors import ObjectRejected
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 LXC = objects.embedded()["lxc"]
@@ -33,7 +34,9 @@ def damages() -> Iterator[tuple[objects.Embedded, bytes]]:
         yield original, bytes(damaged)
 
 
-def test_one_flipped_bit_in_the_extension_is_refused_50_of_50() -> None:
+def test_one_flipped_bit_in_the_extension_is_refused_50_of_50(
+    record_property: Callable[[str, object], None],
+) -> None:
     """Wherever the damage is, nothing is handed to the kernel, and the error says what to do."""
     refused = 0
     for original, data in damages():
@@ -42,10 +45,13 @@ def test_one_flipped_bit_in_the_extension_is_refused_50_of_50() -> None:
         assert str(caught.value).startswith(f"open object {original.name}: ")
         assert "its bytes are damaged (SHA-256 differs); reinstall the package" in str(caught.value)
         refused += 1
+    record_property("data", json.dumps({"case": "S6", "flipped bits": FLIPS, "refused": refused}))
     assert refused == FLIPS
 
 
-def test_one_flipped_bit_in_the_object_file_is_refused_50_of_50(tmp_path: Path) -> None:
+def test_one_flipped_bit_in_the_object_file_is_refused_50_of_50(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     """The file for inspection must be the object that would be loaded."""
     shutil.copytree(objects.FILES, tmp_path, dirs_exist_ok=True)
     refused = 0
@@ -57,6 +63,7 @@ def test_one_flipped_bit_in_the_object_file_is_refused_50_of_50(tmp_path: Path) 
             objects.Object(original, files=tmp_path)
         path.write_bytes(original.data)
         refused += 1
+    record_property("data", json.dumps({"case": "S6", "flipped bits": FLIPS, "refused": refused}))
     assert refused == FLIPS
 
 

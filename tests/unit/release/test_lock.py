@@ -2,6 +2,7 @@
 """Python packages come by hash: the lock is whole, names the public index only, and pip holds to it."""
 
 import hashlib
+import json
 import shutil
 import sys
 import zipfile
@@ -46,12 +47,17 @@ def test_a_file_without_a_digest_is_refused():
     assert locked.unhashed(text.replace("sha256:", "md5:", 1)) == [name]
 
 
-def test_all_groups_are_exported_with_hashes():
+def test_all_groups_are_exported_with_hashes(record_property):
     """What is not locked by hash would be refused by pip's --require-hashes."""
+    packages = 0
     for group in locked.EXPORT:
         lines = locked.requirements(group).replace("\\\n", "").splitlines()
         assert len(lines) > 5
         assert [line for line in lines if "--hash=sha256:" not in line] == []
+        packages += len(lines)
+    groups = len(locked.EXPORT)
+    data = {"case": "R3", "groups": groups, "packages locked by hash": packages, "without": 0}
+    record_property("data", json.dumps(data))
 
 
 def wheel(path, text):
@@ -64,7 +70,7 @@ def wheel(path, text):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_pip_takes_the_locked_file_and_no_other(tmp_path, monkeypatch):
+def test_pip_takes_the_locked_file_and_no_other(tmp_path, monkeypatch, record_property):
     """The same name and version with other bytes is refused."""
     served, target = tmp_path / "served", tmp_path / "target"
     served.mkdir()
@@ -80,3 +86,4 @@ def test_pip_takes_the_locked_file_and_no_other(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         locked.pip_install(f"example==1 --hash=sha256:{digest}\n", python=None)
     assert (target / "example.py").read_text() == "value = 1\n"
+    record_property("data", json.dumps({"case": "R3", "other bytes refused": 1}))

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import tarfile
 import pytest
 
 import archives
+import compile_bpf
 import release
 import sbom
 import third_party
@@ -121,6 +123,25 @@ def test_the_charts_archive_is_the_same_twice_and_knows_nobody():
     }
 
 
+def test_two_builds_are_the_same_bytes(request, tmp_path, record_property):
+    """In two directories: with --long the whole wheel of the commit, else an object."""
+    data = {"case": "R1", "builds": 2}
+    if request.config.getoption("--long"):
+        name, content = release.wheel_of_two_builds(release.commit()[1])
+        data |= {"files alike": len(release.members(content)), "wheel": name}
+    else:
+        made = []
+        for place in ("a", "deeper/b"):
+            root = tmp_path / place
+            shutil.copytree(release.ROOT / "datapath", root / "datapath")
+            path = compile_bpf.sources(root)["sock"]
+            compile_bpf.compile_object(path, root / "sock.o", root=root)
+            made.append((root / "sock.o").read_bytes())
+        assert made[0] == made[1]
+        data["files alike"] = 1
+    record_property("data", json.dumps(data))
+
+
 def layer(**files):
     """A layer; a name beginning with wh_ is a whiteout."""
     names = {name.replace("wh_", ".wh."): content for name, content in files.items()}
@@ -215,3 +236,60 @@ def test_the_sums_are_what_sha256sum_checks(tmp_path):
     assert subprocess.run(words, cwd=tmp_path / "release", capture_output=True, check=False).returncode == 0
     (tmp_path / "release" / "b.tgz").write_bytes(b"3")
     assert subprocess.run(words, cwd=tmp_path / "release", capture_output=True, check=False).returncode == 1
+
+
+SIGNER = "releases@example.org"
+
+
+def verified(directory, signers):
+    """What one who got the release does, as SECURITY says."""
+    words = ["/usr/bin/ssh-keygen", "-Y", "verify", "-n", "ciliumd-release", "-I", SIGNER, "-f", signers]
+    with (directory / release.SUMS).open() as sums:
+        done = subprocess.run(
+            [*words, "-s", directory / "SHA256SUMS.sig"], stdin=sums, capture_output=True, check=False
+        )
+    return done.returncode == 0
+
+
+def key(directory, name):
+    """A throw-away key, and the file that says whose it is."""
+    path = directory / name
+    words = ["/usr/bin/ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", path]
+    subprocess.run(words, check=True)
+    signers = directory / f"{name}.signers"
+    signers.write_text(f"{SIGNER} {path.with_suffix('.pub').read_text()}")
+    return path, signers
+
+
+def test_signed_sums_are_the_signers_and_nobody_elses(tmp_path, record_property):
+    """A changed line, another's key and a signature for another purpose are refused."""
+    place = tmp_path / "release"
+    files = {"a.whl": b"1"}
+    (mine, signers), (_, others) = key(tmp_path, "mine"), key(tmp_path, "other")
+    release.write(files | {release.SUMS: release.sums(files)}, place, mine)
+
+    assert {path.name for path in place.iterdir()} == {"a.whl", "SHA256SUMS", "SHA256SUMS.sig"}
+    assert verified(place, signers)
+    refused = [not verified(place, others)]
+    sums = (place / release.SUMS).read_text()
+    (place / release.SUMS).write_text(sums.replace("a.whl", "b.whl"))
+    refused.append(not verified(place, signers))
+    (place / release.SUMS).write_text(sums)
+    (place / "SHA256SUMS.sig").unlink()
+    words = ["/usr/bin/ssh-keygen", "-Y", "sign", "-q", "-n", "file", "-f", mine, place / release.SUMS]
+    subprocess.run(words, check=True)
+    refused.append(not verified(place, signers))
+    record_property("data", json.dumps({"case": "R4", "forged": len(refused), "refused": sum(refused)}))
+    assert refused == [True] * 3
+
+
+def test_a_key_that_cannot_sign_leaves_the_release_before_it(tmp_path, capfd):
+    """Nothing is replaced by a release without the signature that was asked for."""
+    place = tmp_path / "release"
+    release.write({"before": b"", release.SUMS: b""}, place)
+    (tmp_path / "key").write_text("no key\n")
+    with pytest.raises(SystemExit):
+        release.write({"after": b"", release.SUMS: b""}, place, tmp_path / "key")
+    assert {path.name for path in place.iterdir()} == {"before", release.SUMS}
+    assert {path.name for path in tmp_path.iterdir()} == {"release", "key"}
+    assert "did not sign SHA256SUMS" in capfd.readouterr().err
