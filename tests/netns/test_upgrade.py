@@ -244,11 +244,17 @@ def test_upgrades_and_rollbacks_lose_nothing(
         f"tail calls {missed}; seconds {seconds}",
     )
     data = {
-        **{"case": "F3", "injected": 2 * CYCLES, "survived": survived},
+        "case": "F3",
+        "injected": 2 * CYCLES,
+        "survived": survived,
         **{name: value for name, value in figures.items() if isinstance(value, int)},
-        **{"connections": 2 * (TALKING + SILENT), "connections broken": len(broken)},
-        **{"rows carried": carried, "rows not carried": len(missing), "rows changed": len(changed)},
-        **{"missed tail calls": missed, "most seconds to ready": max(seconds)},
+        "connections": 2 * (TALKING + SILENT),
+        "connections broken": len(broken),
+        "rows carried": carried,
+        "rows not carried": len(missing),
+        "rows changed": len(changed),
+        "missed tail calls": missed,
+        "most seconds to ready": max(seconds),
     }
     record_property("data", json.dumps(data))
 
