@@ -8,7 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import uvloop
 
@@ -22,6 +22,7 @@ from ciliumd.resources.crd.kinds import definitions
 from ciliumd.resources.node import KubernetesNode
 from ciliumd.tables import Tables
 from lab.apiserver import ApiServer
+from lab.confined import Confinement
 from lab.waiting import eventually
 
 T = TypeVar("T")
@@ -58,7 +59,13 @@ def prepare(server: ApiServer) -> None:
 
 
 class Follower:
-    """A source and its tables, followed in a thread; a context manager."""
+    """
+    A source and its tables, followed in a thread; a context manager.
+
+    With a :attr:`confinement` that thread, and all that it starts, are under the chart's profile.
+    """
+
+    confinement: ClassVar[Confinement | None] = None
 
     def __init__(
         self, kubeconfig: Path, *, node: str = "n1", period: float = 300.0, state: Path | None = None
@@ -67,7 +74,6 @@ class Follower:
         self.tables = Tables()
         self.nodes: list[KubernetesNode | None] = []
         self.events: list[tuple[str, str, bool, bool]] = []
-        self.loop = uvloop.new_event_loop()
         self.pace = Pace()
         self._config = load(kubeconfig)
         self._node = node
@@ -75,9 +81,11 @@ class Follower:
         self._own_state = tempfile.TemporaryDirectory()
         self._state = state or Path(self._own_state.name)
         self._thread = threading.Thread(target=self._run, daemon=True)
+        self._has_loop = threading.Event()
 
     def __enter__(self) -> Self:
         self._thread.start()
+        assert self._has_loop.wait(10)
         self.call(self._start())
         return self
 
@@ -117,7 +125,12 @@ class Follower:
         )
 
     def _run(self) -> None:
+        if self.confinement is not None:
+            self.confinement.enter()
+        # Here and not before: what a loop may use of the kernel is found out when it is made.
+        self.loop = uvloop.new_event_loop()
         asyncio.set_event_loop(self.loop)
+        self._has_loop.set()
         self.loop.run_forever()
 
     async def _start(self) -> None:

@@ -7,6 +7,7 @@ With ``--long`` as often as a release is asked for.
 """
 
 import contextlib
+import json
 import random
 import time
 import urllib.error
@@ -16,6 +17,7 @@ import pytest
 from api.agents import USER, Follower, prepare
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY, NETWORK_POLICY, SERVICE
 from lab.apiserver import ApiServer
+from lab.confined import Confinement
 from lab.faultproxy import FAULTS, FaultProxy
 from lab.gate import Gate
 from lab.waiting import eventually
@@ -90,6 +92,15 @@ def nothing_lost(follower):
     follower.look(look)
     follower.look(lambda: [end() for end in ends])
     assert lost == []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def confinement(tmp_path_factory):
+    """All agents of this module are under the chart's profile of system calls."""
+    one = Confinement(tmp_path_factory.mktemp("confined") / "blocked")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Follower, "confinement", one)
+        yield one
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +262,13 @@ def test_cluster_put_back_changes_only_what_differs(tmp_path, many):
                 follower.wait(
                     lambda tables, turn=turn: ("default", f"next-{turn}") in tables.services, "what is next"
                 )
+
+
+def test_no_call_was_refused(confinement, record_property):
+    """Nothing that agents of this module did is outside of the chart's profile of system calls."""
+    blocked = confinement.blocked()
+    data = {"case": "S4", "agents of F8": confinement.entered, "refused calls in F8": blocked.total()}
+    record_property("data", json.dumps(data))
+
+    assert confinement.entered > 0
+    assert blocked == {}

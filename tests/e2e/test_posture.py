@@ -7,45 +7,19 @@ import stat
 
 import pytest
 
+from lab.confined import FORBIDDEN, MISSING, mask
 from lab.k8s.ciliumd import AGENT, NAMESPACE, Ciliumd
 from lab.k8s.cluster import Cluster
 from lab.k8s.kubectl import Kubectl
 
 NODES = ["node1", "node2"]
-CAPABILITIES = {"NET_ADMIN": 12, "NET_RAW": 13, "PERFMON": 38, "BPF": 39}
+CAPABILITIES = ("NET_ADMIN", "NET_RAW", "PERFMON", "BPF")
 SECCOMP_FILTER = "2"
 HEALTH_PORT = 4240
 # Directories of the host that everybody may look into; what is in them is judged by itself.
 OPEN_DIRECTORIES = {"/var/run/cilium", "/host/etc/cni/net.d", "/sys/fs/bpf"}
 OURS = "/var/run/cilium /sys/fs/bpf/ciliumd /host/etc/cni/net.d/05-cilium.conflist"
 READ_ONLY = ("/", "/opt/ciliumd", "/usr/bin", "/etc", "/var/lib")
-# Calls that a process may make by its rights, each with arguments that succeed where nobody filters.
-FORBIDDEN = """
-import ctypes, errno, json
-libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.restype = ctypes.c_long
-calls = {
-    "keyctl": (250, 0, -3, 0),
-    "personality": (135, 0xFFFFFFFF),
-    "process_vm_readv": (310, 1, 0, 0, 0, 0, 0),
-    "userfaultfd": (323, 0),
-    "unshare(NEWUSER|NEWUTS)": (272, 0x14000000),
-    "unshare(NEWUSER|NEWNS)": (272, 0x10020000),
-    "ptrace(TRACEME)": (101, 0, 0, 0, 0),
-    "perf_event_open": (298, 0, 0, -1, -1, 0),
-    "mount": (165, 0, 0, 0, 0, 0),
-    "init_module": (175, 0, 0, 0),
-    "kexec_load": (246, 0, 0, 0, 0),
-    "add_key": (248, 0, 0, 0, 0, 0),
-    "io_uring_setup": (425, 0, 0),
-}
-said = {}
-for name, (number, *arguments) in calls.items():
-    ctypes.set_errno(0)
-    result = libc.syscall(number, *(ctypes.c_long(one) for one in arguments))
-    said[name] = errno.errorcode.get(ctypes.get_errno(), "") if result < 0 else "done"
-print(json.dumps(said))
-"""
 USER_NAMESPACES = """
 import os
 for number in filter(str.isdigit, os.listdir("/proc")):
@@ -124,7 +98,7 @@ def test_the_agent_has_four_capabilities_and_can_get_no_more(ciliumd: Ciliumd, n
     """Effective, permitted and bounding set; no-new-privileges; a filter of system calls."""
     processes = statuses(ciliumd, node)
     agent = processes[1]
-    wanted = sum(1 << bit for bit in CAPABILITIES.values())
+    wanted = mask(CAPABILITIES)
 
     assert agent["Name"] == "ciliumd"
     assert {int(agent[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {wanted}
@@ -137,7 +111,7 @@ def test_the_agent_has_four_capabilities_and_can_get_no_more(ciliumd: Ciliumd, n
 def test_whoever_else_runs_there_has_no_more(ciliumd: Ciliumd, node: str) -> None:
     """The health endpoint's process has rights in a user namespace of its own, over its own network only."""
     names = dict(line.split() for line in python(ciliumd, node, USER_NAMESPACES).splitlines())
-    wanted = sum(1 << bit for bit in CAPABILITIES.values())
+    wanted = mask(CAPABILITIES)
 
     for number, fields in statuses(ciliumd, node).items():
         own = names.get(str(number), names["1"]) != names["1"]
@@ -159,7 +133,7 @@ def test_calls_that_an_agent_never_makes_are_refused(ciliumd: Ciliumd, node: str
     """By the profile, also where the agent's rights would do; what C libraries try first is "not there"."""
     said = json.loads(python(ciliumd, node, FORBIDDEN))
 
-    assert said.pop("io_uring_setup") == "ENOSYS"
+    assert said.pop(MISSING) == "ENOSYS"
     assert said == dict.fromkeys(said, "EPERM")
     assert len(said) == 12
 

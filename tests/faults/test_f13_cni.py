@@ -6,6 +6,7 @@ After each of them nothing of the pod is left, and the next pod is made as if no
 operations, repeated and missing DELs and tampering are in ``netns/test_cni_random.py`` and its neighbours.
 """
 
+import json
 import random
 import shlex
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from ciliumd.cni.install import EXECUTABLE
 from lab.cni import SECONDS, CniRefused, Runtime, Sandbox, finished, runtime_of
+from lab.confined import Confinement, capabilities, mask, status_of
 from lab.figures import Figures
 from lab.injection import STRACE, Injection
 from lab.netns import Namespace
@@ -31,9 +33,16 @@ SEED = 13
 
 
 @pytest.fixture(scope="module")
-def runtime(world: World) -> Iterator[tuple[Node, Runtime]]:
+def confinement(tmp_path_factory: pytest.TempPathFactory) -> Confinement:
+    """What the agents of this module may do: what they may in their container."""
+    return Confinement(tmp_path_factory.mktemp("confined") / "blocked")
+
+
+@pytest.fixture(scope="module")
+def runtime(world: World, confinement: Confinement) -> Iterator[tuple[Node, Runtime]]:
     """A node and its container runtime."""
     with Node(world, options={"drift-interval": "3600"}) as node:
+        node.agent.wrapper = confinement.wrapper
         cni = runtime_of(node)
         yield node.start(), cni
 
@@ -154,3 +163,19 @@ def test_agent_killed_at_each_call(
     assert left == {}
     assert works(node, cni) == []
     figures.assert_harmless()
+
+
+def test_no_call_was_refused(
+    runtime: tuple[Node, Runtime], confinement: Confinement, record_property: Callable[[str, object], None]
+) -> None:
+    """All of the above was done under the chart's profile of system calls and with its capabilities."""
+    node, _ = runtime
+    assert node.agent.process is not None
+    held = status_of(node.agent.process.pid)
+    blocked = confinement.blocked()
+    data = {"case": "S4", "refused calls in F13": blocked.total()}
+    record_property("data", json.dumps(data))
+
+    assert blocked == {}
+    assert (held["NoNewPrivs"], held["Seccomp"]) == ("1", "2")
+    assert {int(held[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {mask(capabilities())}

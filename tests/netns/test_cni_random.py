@@ -12,11 +12,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from lab.cni import CniRefused, Runtime, Sandbox, finished, runtime_of
+from lab.confined import Confinement
 from lab.netns import Namespace
 from lab.node import Node
 from lab.world import World
@@ -127,9 +129,16 @@ class Machine:
 
 
 @pytest.fixture
-def machine(world: World) -> Iterator[Machine]:
+def confinement(tmp_path: Path) -> Confinement:
+    """Agents are under the chart's profile of system calls, with its capabilities."""
+    return Confinement(tmp_path / "blocked")
+
+
+@pytest.fixture
+def machine(world: World, confinement: Confinement) -> Iterator[Machine]:
     """A node of its own."""
     with Node(world, options={"drift-interval": "3600"}) as node:
+        node.agent.wrapper = confinement.wrapper
         cni = runtime_of(node)
         made = Machine(node, cni)
         node.start()
@@ -139,7 +148,7 @@ def machine(world: World) -> Iterator[Machine]:
 
 
 def test_random_operations_leak_nothing(
-    machine: Machine, record_property: Callable[[str, object], None]
+    machine: Machine, confinement: Confinement, record_property: Callable[[str, object], None]
 ) -> None:
     """Pods alive are as they were made, each with an address of its own; all others left nothing."""
     for _ in range(OPERATIONS):
@@ -167,7 +176,10 @@ def test_random_operations_leak_nothing(
         "left behind": len(left),
     }
     record_property("data", json.dumps(data | {"addresses had twice": duplicates} | machine.counts))
+    blocked = confinement.blocked()
+    record_property("data", json.dumps({"case": "S4", "refused calls in F13": blocked.total()}))
     assert (left, duplicates) == ([], 0)
+    assert blocked == {}
     for sandbox in sandboxes:
         machine.cni.delete(sandbox)
     assert_empty(machine.node)

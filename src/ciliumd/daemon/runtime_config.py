@@ -2,6 +2,7 @@
 """``agent-runtime-config.json`` below the state directory: what clients of Cilium gate their questions by."""
 
 import json
+import os
 from typing import Any, Final
 
 from ciliumd.daemon.settings import Settings
@@ -15,8 +16,12 @@ def write_runtime_config(settings: Settings) -> None:
     """Replace the file.  Raises OSError."""
     path = settings.state_dir / FILE
     aside = path.with_name(path.name + ".new")
-    aside.touch(mode=0o640)
-    aside.write_text(json.dumps(runtime_config(settings), indent=2) + "\n")
+    # What a write that was cut short had left could have another mode.
+    aside.unlink(missing_ok=True)
+    # Not Path.touch: it calls utimensat(2), which the agent's profile of system calls does not have.
+    descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(json.dumps(runtime_config(settings), indent=2) + "\n")
     aside.replace(path)
 
 
