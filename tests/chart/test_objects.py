@@ -297,7 +297,7 @@ def test_the_node_waits_for_nothing_else(default):
     assert pod["terminationGracePeriodSeconds"] == 1
     assert "lifecycle" not in default.container("cilium-agent")
     update = default.of("DaemonSet", "cilium")["spec"]["updateStrategy"]
-    assert update == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}}
+    assert update == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}
 
 
 def test_probes(render):

@@ -3,8 +3,7 @@
 
 import hashlib
 import json
-
-import pytest
+import re
 
 from chart.conftest import CHART
 
@@ -16,14 +15,12 @@ NEVER = {
     *("pivot_root", "process_vm_readv", "process_vm_writev", "ptrace", "reboot", "request_key", "seccomp"),
     *("setgid", "sethostname", "settimeofday", "setuid", "swapon", "umount2", "userfaultfd", "mknodat"),
 }
-# Every exception from Pod Security "baseline", with the reason; there is no other.
-EXCEPTIONS = {
-    "hostNetwork": "it configures the node's network",
-    "hostPath": "maps, state, sockets and the CNI of the node",
-    "capabilities": "values.yaml says what each is for",
-    "hostPorts": "metrics, where they are asked for",
-    "seccomp Unconfined": "containers that mount; the agent has its own profile, all others the runtime's",
-    "appArmor Unconfined": "the default profile refuses mount(2)",
+# Of README: what Pod Security "baseline" would refuse, in which container, and why; there is no other.
+ROW = re.compile(r"^\| ([^|]+) \| `?([^|`]+)`? \| ([^|]+) \|$", re.MULTILINE)
+OPTIONS = ({"prometheus.enabled": "true", "cgroup.autoMount.enabled": "true"}, {"cleanup.enabled": "true"})
+PODS = {
+    ("DaemonSet", "cilium"): "the agent's pod",
+    ("Deployment", "cilium-operator"): "the operator's pod",
 }
 BASELINE_CAPABILITIES = {
     *("AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE"),
@@ -36,13 +33,14 @@ def profile():
     return json.loads(PROFILE.read_text())
 
 
-def test_the_profile_is_an_allow_list_of_at_most_120_calls():
+def test_the_profile_is_an_allow_list_of_at_most_120_calls(record_property):
     """Everything else is refused; namespaces and threads by their flags only."""
     rules = profile()["syscalls"]
     allowed = [rule for rule in rules if rule["action"] == "SCMP_ACT_ALLOW"]
     names = {name for rule in allowed for name in rule["names"]}
     by_flags = {name for rule in allowed if "args" in rule for name in rule["names"]}
 
+    record_property("data", json.dumps({"case": "S4", "calls allowed": len(names)}))
     assert profile()["defaultAction"] == "SCMP_ACT_ERRNO"
     assert len(names) <= MOST_CALLS
     assert names & NEVER == set()
@@ -80,40 +78,47 @@ def test_the_profile_can_be_elsewhere_or_not_at_all(render):
     assert "seccompProfile" not in without.container("cilium-agent")["securityContext"]
 
 
-def exceptions(pod):
-    """What Pod Security "baseline" would refuse of a pod."""
-    contexts = [
-        one.get("securityContext", {}) for one in (*pod.get("initContainers", ()), *pod["containers"])
-    ]
-    added = {name for one in contexts for name in one.get("capabilities", {}).get("add", ())}
-    found = {f"host{kind}" for kind in ("Network", "PID", "IPC") if pod.get(f"host{kind}")}
-    found |= {"hostPath" for volume in pod["volumes"] if "hostPath" in volume}
-    found |= {"capabilities" for _ in added - BASELINE_CAPABILITIES}
-    found |= {"privileged" for one in contexts if one.get("privileged")}
-    found |= {
-        "hostPorts" for one in pod["containers"] for port in one.get("ports", ()) if port.get("hostPort")
-    }
-    for name in ("seccomp", "appArmor"):
-        profiles = [one.get(f"{name}Profile", {}) for one in (pod["securityContext"], *contexts)]
-        found |= {f"{name} Unconfined" for one in profiles if one.get("type") == "Unconfined"}
-    return found
+def of_container(one, pod):
+    """What "baseline" would refuse of a container."""
+    context = one["securityContext"]
+    paths = {volume["name"]: volume["hostPath"]["path"] for volume in pod["volumes"] if "hostPath" in volume}
+    yield from set(context["capabilities"].get("add", ())) - BASELINE_CAPABILITIES
+    yield from (f"hostPath {paths[on['name']]}" for on in one.get("volumeMounts", ()) if on["name"] in paths)
+    yield from (f"hostPort {port['hostPort']}" for port in one.get("ports", ()) if "hostPort" in port)
+    if context.get("privileged"):
+        yield "privileged"
+    if context.get("seccompProfile", pod["securityContext"].get("seccompProfile"))["type"] == "Unconfined":
+        yield "seccomp Unconfined"
 
 
-@pytest.mark.parametrize(
-    ("kind", "name", "expected"),
-    [
-        ("DaemonSet", "cilium", set(EXCEPTIONS)),
-        ("Deployment", "cilium-operator", {"hostNetwork", "hostPorts"}),
-    ],
-)
-def test_exceptions_from_baseline_are_listed(render, kind, name, expected):
-    """One by one; the operator has what its place in the node's network brings."""
-    values = {"prometheus.enabled": "true", "operator.prometheus.enabled": "true"}
-    assert exceptions(render(values).of(kind, name)["spec"]["template"]["spec"]) == expected
+def exceptions(pod, name):
+    """What "baseline" would refuse of a pod and its containers."""
+    for one in (*pod.get("initContainers", ()), *pod["containers"]):
+        yield from ((what, one["name"]) for what in of_container(one, pod))
+    yield from ((f"host{kind}", name) for kind in ("Network", "PID", "IPC") if pod.get(f"host{kind}"))
+    if pod["securityContext"].get("appArmorProfile", {}).get("type") == "Unconfined":
+        yield "AppArmor Unconfined", name
 
 
-def test_pods_are_limited_and_go_first(default):
-    """Memory has a limit, processor time has none; they are scheduled first and evicted last."""
+def test_exceptions_from_baseline_are_listed_one_by_one(render, record_property):
+    """With a reason, by container, whatever is switched on; and none is listed that is not there."""
+    found = set()
+    for values in OPTIONS:
+        rendered = render(values)
+        for (kind, name), pod in PODS.items():
+            if (kind, name) in rendered.names():
+                found |= set(exceptions(rendered.of(kind, name)["spec"]["template"]["spec"], pod))
+    rows = ROW.findall((CHART / "README.md").read_text())
+    listed = [(what, container) for what, container, why in rows if (what, why) != ("exception", "why")]
+    data = {"case": "S5", "exceptions": len(found), "listed": len(listed)}
+    record_property("data", json.dumps(data))
+
+    assert sorted(listed) == sorted(found)
+    assert "privileged" not in {what for what, _ in found}
+
+
+def test_pods_are_limited_and_go_first(default, record_property):
+    """Memory has a limit, processor time has none; scheduled first, evicted last, replaced one by one."""
     for kind, name, priority in (
         ("DaemonSet", "cilium", "system-node-critical"),
         ("Deployment", "cilium-operator", "system-cluster-critical"),
@@ -123,3 +128,8 @@ def test_pods_are_limited_and_go_first(default):
         assert pod["priorityClassName"] == priority
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
         assert set(container["resources"]["limits"]) == {"memory"}
+    update = default.of("DaemonSet", "cilium")["spec"]["updateStrategy"]
+    record_property(
+        "data", json.dumps({"case": "S5", "pods with limits and priority": 2, **update["rollingUpdate"]})
+    )
+    assert update == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}}

@@ -69,10 +69,10 @@ print(json.dumps(said))
 MISSING: Final = "io_uring_setup"
 
 
-def capabilities() -> list[str]:
-    """Those that the chart gives to the agent's container."""
+def capabilities(container: str = "ciliumAgent") -> list[str]:
+    """Those that the chart gives to a container, by its name in values.yaml."""
     values = yaml.safe_load((CHART / "values.yaml").read_text())
-    return list(values["securityContext"]["capabilities"]["ciliumAgent"])
+    return list(values["securityContext"]["capabilities"][container])
 
 
 def mask(names: Iterable[str]) -> int:
@@ -86,6 +86,12 @@ def status_of(pid: int) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
+def limited(*names: str) -> list[str]:
+    """Words before a command that keep these capabilities for it and no other, for good."""
+    kept = ",".join(["-all", *(f"+{name.lower()}" for name in names)])
+    return [SETPRIV, "--bounding-set", kept, "--inh-caps", "-all", "--"]
+
+
 class Confinement:
     """What confined programs were refused is in one file; any number of them, one after the other."""
 
@@ -97,9 +103,7 @@ class Confinement:
     @property
     def wrapper(self) -> list[str]:
         """Words before a command: no capability but the chart's, none to be had, and the profile."""
-        kept = ",".join(["-all", *(f"+{name.lower()}" for name in capabilities())])
-        drop = [SETPRIV, "--bounding-set", kept, "--inh-caps", "-all", "--"]
-        return [*drop, sys.executable, "-m", "lab.confined", str(self.report)]
+        return [*limited(*capabilities()), sys.executable, "-m", "lab.confined", str(self.report)]
 
     def blocked(self) -> Counter[str]:
         """Calls that were refused by default, by name."""

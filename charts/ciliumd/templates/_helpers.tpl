@@ -89,9 +89,21 @@ capabilities:
 {{- $profile := dig "appArmorProfile" "type" "" .root.Values.podSecurityContext -}}
 {{- if and (eq $profile "Unconfined") (semverCompare "<1.30.0-0" .root.Capabilities.KubeVersion.Version) }}
 {{- range .containers }}
+{{- if not (and (eq . "cilium-agent") (include "cilium.appArmorName" $.root)) }}
 container.apparmor.security.beta.kubernetes.io/{{ . }}: unconfined
 {{- end }}
 {{- end }}
+{{- end }}
+{{- with include "cilium.appArmorName" .root }}
+{{- if semverCompare "<1.30.0-0" $.root.Capabilities.KubeVersion.Version }}
+container.apparmor.security.beta.kubernetes.io/cilium-agent: localhost/{{ . }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The agent's own profile; what waits after a cleanup has none. */}}
+{{- define "cilium.appArmorName" -}}
+{{- if not .Values.cleanup.enabled }}{{ .Values.securityContext.appArmor.profile }}{{ end -}}
 {{- end -}}
 
 {{- define "cilium.podSecurityContext" -}}
