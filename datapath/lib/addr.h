@@ -51,6 +51,20 @@ static __always_inline __u32 fold32(const void *key, __u32 size)
 	return fold;
 }
 
+/*
+ * The "check" of rows that must not be believed once a bit of them changed; user space computes the
+ * same (desired/policy/maprows.py seal).  Both rounds are needed: after one a change of the highest
+ * bits shows in the highest bits only.
+ */
+static __always_inline __u32 seal(__u64 content, __u32 key)
+{
+	const __u64 odd = 0x9e3779b97f4a7c15;
+	__u64 mixed = (content ^ (__u64)key << 32 ^ key) * odd;
+
+	mixed = (mixed ^ mixed >> 32) * odd;
+	return mixed >> 32;
+}
+
 /* The first word of a recyclable row: one access, so "check" and its neighbour belong together. */
 static __always_inline __u64 read_row_word(const void *row)
 {

@@ -45,12 +45,11 @@ struct {
 	__array(values, struct policy_rules);
 } cilium_policy_rules_v1 SEC(".maps");
 
-/* 1 and the identity's class; 0 when its row would not hold still, which must not be a verdict. */
+/* 1 and the identity's class; 0 when its row is damaged or would not hold still: no verdict then. */
 static __always_inline int policy_class_of(void *classes, __u32 identity,
 					   enum cil_direction direction, __u16 *class_id)
 {
 	struct policy_class_key key = { .identity = identity, .direction = direction };
-	__u32 check = identity ^ (__u32)direction << 24;
 
 	*class_id = 0;
 #pragma unroll
@@ -61,12 +60,31 @@ static __always_inline int policy_class_of(void *classes, __u32 identity,
 		if (!row)
 			return 1;
 		word = read_row_word(row);
-		if ((__u32)word == check) {
+		if ((__u32)word == seal((word >> 32) << 32 | identity, direction)) {
 			*class_id = word >> 32;
 			return 1;
 		}
 	}
 	return 0;
+}
+
+/*
+ * What a row of rules says, if it is as the agent wrote it.  LPM tries of some kernels reuse rows at
+ * once, so what is checked is what was read: a copy.
+ */
+static __always_inline enum cil_policy_verdict policy_of_row(const struct policy_entry *row,
+							     __u32 place, __u32 *rule_cookie)
+{
+	struct policy_entry entry;
+	__u32 said;
+
+	__builtin_memcpy(&entry, row, sizeof(entry));
+	barrier();
+	said = entry.verdict | entry.flags << 8 | (__u32)entry.proxy_slot << 16;
+	if (entry.check != seal((__u64)entry.rule_cookie << 32 | said, place))
+		return POLICY_VERDICT_DAMAGED;
+	*rule_cookie = entry.rule_cookie;
+	return entry.verdict;
 }
 
 /* POLICY_VERDICT_NONE: this version does not exist, which the caller must treat as a drop. */
@@ -86,13 +104,14 @@ static __always_inline enum cil_policy_verdict policy_lookup(__u32 version, __u3
 
 	classes = bpf_map_lookup_elem(&cilium_policy_classes_v1, &version);
 	rules = bpf_map_lookup_elem(&cilium_policy_rules_v1, &version);
-	if (!classes || !rules || !policy_class_of(classes, identity, direction, &key.class_id))
+	if (!classes || !rules)
 		return POLICY_VERDICT_NONE;
+	if (!policy_class_of(classes, identity, direction, &key.class_id))
+		return POLICY_VERDICT_DAMAGED;
 	entry = bpf_map_lookup_elem(rules, &key);
 	if (!entry)
 		return POLICY_VERDICT_NONE;
-	*rule_cookie = entry->rule_cookie;
-	return entry->verdict;
+	return policy_of_row(entry, (__u32)direction << 16 | key.class_id, rule_cookie);
 }
 
 static __always_inline int policy_drop_reason(enum cil_policy_verdict verdict)
@@ -104,6 +123,8 @@ static __always_inline int policy_drop_reason(enum cil_policy_verdict verdict)
 		return DROP_POLICY_DENY;
 	case POLICY_VERDICT_DEFAULT_DENY:
 		return DROP_POLICY;
+	case POLICY_VERDICT_DAMAGED:
+		return DROP_POLICY_DAMAGED;
 	default:
 		return DROP_POLICY_NO_CONFIG;
 	}

@@ -187,6 +187,7 @@ class PolicyVerdict(IntEnum):
     POLICY_VERDICT_ALLOW = 1
     POLICY_VERDICT_DENY = 2
     POLICY_VERDICT_DEFAULT_DENY = 3
+    POLICY_VERDICT_DAMAGED = 4
 
 
 class CtKind(IntEnum):
@@ -291,6 +292,7 @@ class DropReason(IntEnum):
     DROP_POLICY_DENY = 181
     DROP_TTL_EXCEEDED = 196
     DROP_HOST_NOT_READY = 202
+    DROP_POLICY_DAMAGED = 250
 
 
 class Metrics(IntEnum):
@@ -631,28 +633,29 @@ class PolicyKey:
         return cls(prefixlen, class_id, direction, protocol, int.from_bytes(dport, "big"))
 
 
-_POLICY_ENTRY = Struct("<BBHI")
+_POLICY_ENTRY = Struct("<BBHII")
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
     """struct policy_entry."""
 
-    SIZE: ClassVar[int] = 8
+    SIZE: ClassVar[int] = 12
     verdict: int
     flags: int
     proxy_slot: int
     rule_cookie: int
+    check: int
 
     def pack(self) -> bytes:
         """The bytes the kernel holds."""
-        return _POLICY_ENTRY.pack(self.verdict, self.flags, self.proxy_slot, self.rule_cookie)
+        return _POLICY_ENTRY.pack(self.verdict, self.flags, self.proxy_slot, self.rule_cookie, self.check)
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
-        (verdict, flags, proxy_slot, rule_cookie) = _POLICY_ENTRY.unpack(data)
-        return cls(verdict, flags, proxy_slot, rule_cookie)
+        (verdict, flags, proxy_slot, rule_cookie, check) = _POLICY_ENTRY.unpack(data)
+        return cls(verdict, flags, proxy_slot, rule_cookie, check)
 
 
 _CT_KEY = Struct("<16s16s2s2sBBH")
@@ -1643,14 +1646,14 @@ MAPS: dict[str, MapSpec] = {
             "HASH_OF_MAPS flags=0x0 key=u32:4 value=u32:4 inner=(LPM_TRIE flags=0x1 "
             "key=policy_key:12{prefixlen@0:4:u32,class_id@4:2:u16,direction@6:1:u8,"
             "protocol@7:1:u8,dport@8:2:be16,pad@10:2:bytes} "
-            "value=policy_entry:8{verdict@0:1:u8,flags@1:1:u8,proxy_slot@2:2:u16,"
-            "rule_cookie@4:4:u32})"
+            "value=policy_entry:12{verdict@0:1:u8,flags@1:1:u8,proxy_slot@2:2:u16,"
+            "rule_cookie@4:4:u32,check@8:4:u32})"
         ),
         MapSpec(
             "cilium_policy_rules_v1",
             MapType.LPM_TRIE,
             12,
-            8,
+            12,
             16384,
             0x1,
             PolicyKey,
@@ -1658,8 +1661,8 @@ MAPS: dict[str, MapSpec] = {
             (
                 "LPM_TRIE flags=0x1 key=policy_key:12{prefixlen@0:4:u32,class_id@4:2:u16,"
                 "direction@6:1:u8,protocol@7:1:u8,dport@8:2:be16,pad@10:2:bytes} "
-                "value=policy_entry:8{verdict@0:1:u8,flags@1:1:u8,proxy_slot@2:2:u16,"
-                "rule_cookie@4:4:u32}"
+                "value=policy_entry:12{verdict@0:1:u8,flags@1:1:u8,proxy_slot@2:2:u16,"
+                "rule_cookie@4:4:u32,check@8:4:u32}"
             ),
         ),
     ),
@@ -1762,4 +1765,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "e9bfe051722982b623e0089ddb5a95fbb1b35e5955ed798a3cf19642f6293b2e"
+ABI_HASH = "fcd92b57a523dda83cd273d0d85ca35441c3a080dde26358e68ff18263a45786"

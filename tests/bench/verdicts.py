@@ -20,6 +20,7 @@ from bench.result import Figure, Goal, Section
 from bench.samples import ratio
 from ciliumd import abi
 from ciliumd.bpf import Map
+from ciliumd.desired.policy.maprows import class_check
 from datapath.harness import REDIRECT, Datapath
 from datapath.rows import ALLOW, ALLOW_ALL, INGRESS, POD_ONE, POD_TWO, Rule, u32
 from fixtures.packets import from_pod, pod_one, pod_two, udp
@@ -89,7 +90,7 @@ def versions(datapath: Datapath) -> Iterator[dict[tuple[str, int], int]]:
 
 def _class_row(identity: int, number: int) -> tuple[bytes, bytes]:
     key = abi.PolicyClassKey(identity, INGRESS)
-    return key.pack(), abi.PolicyClass(identity ^ INGRESS << 24, number).pack()
+    return key.pack(), abi.PolicyClass(class_check(identity, INGRESS, number), number).pack()
 
 
 def take(datapath: Datapath, *, rounds: int) -> dict[tuple[str, int], list[float]]:

@@ -23,6 +23,7 @@ from ciliumd import abi
 from ciliumd.abi import CtEntry, CtKey, Direction, DropReason, Event, EventType
 from ciliumd.bpf import Generation, Map, Pins, RingBuffer, U64Array
 from ciliumd.bpf.pins import remove_tree
+from ciliumd.desired.policy.maprows import class_check
 from ciliumd.model.net import fold32, mac_bytes
 from datapath.node import node_config
 from datapath.rows import Pod, Rule, a16, u32
@@ -195,7 +196,7 @@ class Datapath:
         inner = self._policy_maps(rules)
         for spoil, rows in ((0, classes), (1, recycled)):
             for (identity, direction), number in (rows or {}).items():
-                value = abi.PolicyClass(identity ^ direction << 24 ^ spoil, number)
+                value = abi.PolicyClass(class_check(identity, direction, number) ^ spoil, number)
                 inner["policy_classes"].update(abi.PolicyClassKey(identity, direction).pack(), value.pack())
         self._hang({version: inner})
 

@@ -9,6 +9,7 @@ from ipaddress import ip_network
 
 from ciliumd import abi
 from ciliumd.abi import Direction, PolicyVerdict
+from ciliumd.desired.policy.maprows import sealed
 from ciliumd.model.net import addr16
 from fixtures.packets import Place, pod_one, pod_three, pod_two
 
@@ -47,7 +48,7 @@ class Rule:
     @property
     def entry(self) -> abi.PolicyEntry:
         """What a packet finds under it."""
-        return abi.PolicyEntry(self.verdict, 0, 0, self.cookie)
+        return sealed(self.key, abi.PolicyEntry(self.verdict, 0, 0, self.cookie, 0))
 
 
 INGRESS, EGRESS = Direction.DIR_INGRESS, Direction.DIR_EGRESS

@@ -153,7 +153,7 @@ def test_lpm_finds_the_longest_prefix() -> None:
     with Map.create(inner, max_entries=32) as made:
         wide = abi.PolicyKey(prefix.POLICY_PREFIX_CLASS, 1, 1, 0, 0)
         narrow = abi.PolicyKey(prefix.POLICY_PREFIX_PORT, 1, 1, 6, 80)
-        deny, allow = abi.PolicyEntry(2, 0, 0, 1), abi.PolicyEntry(1, 0, 0, 2)
+        deny, allow = abi.PolicyEntry(2, 0, 0, 1, 0), abi.PolicyEntry(1, 0, 0, 2, 0)
         assert made.update_batch({wide.pack(): deny.pack(), narrow.pack(): allow.pack()}) == {}
         assert made.lookup(replace(narrow, dport=81).pack()) == deny.pack()
         assert made.lookup(narrow.pack()) == allow.pack()
@@ -172,7 +172,7 @@ def test_inner_maps_are_hung_in_and_opened_again() -> None:
             assert inner_spec is not None
             key = abi.PolicyKey(abi.PolicyPrefix.POLICY_PREFIX_CLASS, 0, 1, 0, 0).pack()
             with Map.create(inner_spec, max_entries=16) as one, Map.create(inner_spec, max_entries=99) as two:
-                one.update(key, abi.PolicyEntry(1, 0, 0, 11).pack())
+                one.update(key, abi.PolicyEntry(1, 0, 0, 11, 0).pack())
                 assert outer.update_inner({U32.pack(1): one, U32.pack(2): two}) == {}
             with outer.open_inner(U32.pack(1)) as again:
                 assert abi.PolicyEntry.unpack(again.lookup(key) or b"").rule_cookie == 11

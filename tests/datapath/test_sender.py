@@ -192,7 +192,7 @@ def test_recycled_class_row_is_no_verdict(datapath: Datapath) -> None:
     datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
     datapath.add_endpoint(POD_TWO, *rules)
     datapath.policy(POD_TWO.version, *rules, recycled={(POD_ONE.identity, INGRESS): 1})
-    assert datapath.send(POD_ONE, QUERY).drop.reason == DropReason.DROP_POLICY_NO_CONFIG
+    assert datapath.send(POD_ONE, QUERY).drop.reason == DropReason.DROP_POLICY_DAMAGED
 
 
 def test_recycled_conntrack_row_is_no_row(two_pods: Datapath) -> None:

@@ -2,8 +2,8 @@
 """
 F6: pinned state is damaged by somebody else: pins go or lead elsewhere, values flip, links are detached.
 
-All of it is noticed and repaired within 30 s; nobody gets through who must not, but for the values of policy
-rows themselves, which packets believe until they are compared.
+All of it is noticed and repaired within 30 s, and nobody gets through who must not.  A packet that meets a
+changed policy row is dropped (docs/decisions/0014).
 """
 
 import random
@@ -222,7 +222,9 @@ def test_a_start_over_flipped_values_ends_as_written(
     assert figures.injected >= 20
 
 
-def test_a_map_of_another_kind_is_refused_at_a_start(node: Node, probers: Probers) -> None:
+def test_a_map_of_another_kind_is_refused_at_a_start(
+    node: Node, probers: Probers, record_property: Callable[[str, object], None]
+) -> None:
     """A start does not read it as what it is not: it says which pin, and packets go on as they were."""
     node.agent.stop()
     pin = node.bpf_root / "maps" / "cilium_lxc_v1"
@@ -242,8 +244,11 @@ def test_a_map_of_another_kind_is_refused_at_a_start(node: Node, probers: Prober
     with Map.from_pin(aside) as real:
         real.pin(pin)
     aside.unlink()
+    named = "cilium_lxc_v1" in str(node.agent.log_text().splitlines()[-40:])
     node.agent.start()
+    figures.survived = int(code == 1 and named)
+    figures.record(record_property)
 
     assert code == 1
-    assert "cilium_lxc_v1" in node.agent.log_text().splitlines()[-40:].__str__()
-    assert (figures.lost, figures.wrongly_allowed) == (0, 0)
+    assert named
+    figures.assert_harmless()

@@ -1,16 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a fault did, in the words every fault is reported with; kept as JSON under build/out/faults."""
+"""What a fault did, in the words every fault is reported with; a long run keeps it in docs/evidence."""
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Final
-
-from lab.process import REPOSITORY
-
-RESULTS: Final = REPOSITORY / "build" / "out" / "faults"
+from typing import Any
 
 
 @dataclass
@@ -30,11 +24,9 @@ class Figures:
     more: dict[str, Any] = field(default_factory=dict)
 
     def record(self, record_property: Callable[[str, object], None]) -> None:
-        """Write the line of the report, and the file."""
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        path: Path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', self.fault.lower())}.json"
-        path.write_text(json.dumps(asdict(self), indent=2, default=str) + "\n")
+        """Give the line of the report, and what evidence keeps."""
         record_property("figure", str(self))
+        record_property("data", json.dumps(asdict(self), default=str))
 
     def assert_harmless(self) -> None:
         """Everything survived, nothing lost, nothing wrongly allowed; and something was injected."""

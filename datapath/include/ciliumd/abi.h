@@ -183,7 +183,7 @@ struct policy_class_key {
 };
 
 struct policy_class {
-	__u32 check; /* identity ^ direction << 24 */
+	__u32 check; /* seal of the class and the key */
 	__u32 class_id;
 };
 
@@ -207,6 +207,7 @@ enum cil_policy_verdict {
 	POLICY_VERDICT_ALLOW = 1,
 	POLICY_VERDICT_DENY = 2,	 /* by a deny rule */
 	POLICY_VERDICT_DEFAULT_DENY = 3, /* no rule allows it; cookie names whose default deny */
+	POLICY_VERDICT_DAMAGED = 4,	 /* the row is not as the agent wrote it; never in a row */
 };
 
 struct policy_entry {
@@ -214,6 +215,7 @@ struct policy_entry {
 	__u8 flags;
 	__u16 proxy_slot; /* 0: no L7 redirect */
 	__u32 rule_cookie;
+	__u32 check; /* seal of all above, the key's class_id and direction */
 };
 
 /* ---- conntrack --------------------------------------------------------------------------- */
@@ -469,6 +471,8 @@ enum cil_drop_reason {
 	DROP_POLICY_DENY = 181,
 	DROP_TTL_EXCEEDED = 196,
 	DROP_HOST_NOT_READY = 202,
+	/* Not one of Cilium's. */
+	DROP_POLICY_DAMAGED = 250,
 };
 
 /* cilium_metrics_v1: PERCPU_ARRAY[reason * DIR_MAX + direction]. */

@@ -3,7 +3,8 @@
 Drop reasons as Cilium users know them: number, name in Hubble's ``flow.proto``, text.
 
 The texts are matched literally by scripts, dashboards and the connectivity test, so they are a
-contract.  The datapath uses a subset (``ciliumd.abi.DropReason``); this table is the whole list.
+contract.  The datapath uses a subset (``ciliumd.abi.DropReason``); this table is the whole list, and
+:data:`OWN` those that Cilium does not have: ``flow.proto`` knows no name for them.
 """
 
 from typing import Final, NamedTuple
@@ -102,12 +103,16 @@ REASONS: Final[dict[int, Reason]] = {
     205: Reason("DROP_PUNT_PROXY", "Punt to proxy"),
 }
 
+OWN: Final[dict[int, Reason]] = {
+    250: Reason("DROP_REASON_UNKNOWN", "Policy row damaged"),
+}
+
 
 def reason_text(reason: int) -> str:
     """Text of *reason*; ``Success`` for a forwarded packet, the bare number for what has no text."""
     if reason == FORWARDED:
         return "Success"
-    row = REASONS.get(reason)
+    row = REASONS.get(reason) or OWN.get(reason)
     return row.text if row is not None else str(reason)
 
 

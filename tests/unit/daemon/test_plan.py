@@ -52,8 +52,8 @@ def test_nothing_is_planned_before_every_source_is_in_sync():
 
     nodes.mark_in_sync(node.tables)
     node.refresh()
-    assert node.plan.policy.versions == {1: 1}
-    assert node.reserved == [1, 2]
+    assert node.plan.policy.versions == {1: 3}
+    assert node.reserved == [1, 4]
 
 
 def test_a_new_identity_joins_the_version_in_place():

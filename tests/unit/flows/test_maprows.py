@@ -84,7 +84,7 @@ ROWS = [
     (
         "cilium_policy_rules_v1",
         u32(9) + abi.PolicyKey(prefixlen=48, class_id=1, direction=1, protocol=6, dport=80).pack(),
-        abi.PolicyEntry(verdict=3, flags=0, proxy_slot=0, rule_cookie=77).pack(),
+        abi.PolicyEntry(verdict=3, flags=0, proxy_slot=0, rule_cookie=77, check=0).pack(),
         {
             "version": 9,
             "prefixlen": 48,
@@ -224,7 +224,9 @@ def test_numbers_without_a_name_stay_numbers():
     """A newer datapath's protocol, verdict or reason is shown, not hidden."""
     key = u32(1) + abi.PolicyKey(prefixlen=32, class_id=0, direction=9, protocol=200, dport=0).pack()
     row = decode_row(
-        "cilium_policy_rules_v1", key, abi.PolicyEntry(verdict=8, flags=0, proxy_slot=0, rule_cookie=0).pack()
+        "cilium_policy_rules_v1",
+        key,
+        abi.PolicyEntry(verdict=8, flags=0, proxy_slot=0, rule_cookie=0, check=0).pack(),
     )
 
     assert (row["key"]["direction"], row["key"]["protocol"], row["value"]["verdict"]) == ("9", "200", "8")

@@ -4,7 +4,7 @@
 import pytest
 
 from ciliumd.abi import DropReason
-from ciliumd.flows.reasons import DROP_MIN, REASONS, reason_name, reason_text
+from ciliumd.flows.reasons import DROP_MIN, OWN, REASONS, reason_name, reason_text
 
 LISTING = """
 130 Invalid source mac
@@ -89,7 +89,7 @@ LISTING = """
 def test_every_reason_of_the_datapath_has_a_text(reason):
     """A drop the datapath can count is never shown as a bare number."""
     assert reason_text(reason) != str(int(reason))
-    assert reason_name(reason) != "DROP_REASON_UNKNOWN"
+    assert (reason_name(reason) == "DROP_REASON_UNKNOWN") == (reason in OWN)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,8 @@ def test_texts_are_a_contract():
 
 def test_names_and_texts_are_unique_and_numbers_are_drops():
     """A text leads back to one number, and every number is in Cilium's range of drops."""
-    assert len({row.text for row in REASONS.values()}) == len(REASONS)
+    assert OWN.keys().isdisjoint(REASONS)
+    assert len({row.text for row in (REASONS | OWN).values()}) == len(REASONS) + len(OWN)
     assert len({row.name for row in REASONS.values()}) == len(REASONS)
     assert min(REASONS) == DROP_MIN
 
@@ -125,5 +126,5 @@ def test_names_and_texts_are_unique_and_numbers_are_drops():
 def test_forwarded_is_success_and_the_unknown_keeps_its_number():
     """What has no text is still told apart."""
     assert reason_text(0) == "Success"
-    assert reason_text(250) == "250"
+    assert reason_text(249) == "249"
     assert reason_name(250) == "DROP_REASON_UNKNOWN"

@@ -406,7 +406,7 @@ def test_direction_nobody_writes_is_refused() -> None:
     key = abi.PolicyKey(prefixlen=24, class_id=0, direction=3, protocol=0, dport=0).pack()
 
     with pytest.raises(CorruptRowsError, match="direction 3"):
-        unpacked({}, {key: abi.PolicyEntry(verdict=1, flags=0, proxy_slot=0, rule_cookie=0).pack()})
+        unpacked({}, {key: abi.PolicyEntry(verdict=1, flags=0, proxy_slot=0, rule_cookie=0, check=0).pack()})
 
 
 def test_lookup_without_any_row_is_no_verdict() -> None:

@@ -19,7 +19,7 @@ from ciliumd.desired.policy import (
 )
 from ciliumd.desired.policy.ruling import Ruling
 from ciliumd.model.labels import Labels
-from ciliumd.model.policy import Enforcement, Policy, Selector
+from ciliumd.model.policy import Enforcement, Policy, PortRule, Selector
 from unit.policy.builders import DB, WEB, app, identities, pod, policy, rule, rules_of, verdicts
 
 pytestmark = pytest.mark.unit
@@ -57,9 +57,9 @@ def test_equal_content_shares_one_new_version() -> None:
     versions = Versions(next_version=7)
     todo = planned(versions, subjects={**SUBJECTS, 3: Subject(pod("other"), frozenset())})
 
-    assert versions.versions == {1: 7, 2: 8, 3: 8}
-    assert versions.states == todo.added == {7: CLOSED, 8: OPEN}
-    assert versions.next_version == 9
+    assert versions.versions == {1: 9, 2: 12, 3: 12}
+    assert versions.states == todo.added == {9: CLOSED, 12: OPEN}
+    assert versions.next_version == 13
     assert versions.problems == {}
 
 
@@ -71,7 +71,7 @@ def test_nothing_changes_before_the_commit() -> None:
     assert (versions.versions, versions.states, versions.next_version) == ({}, {}, 1)
     again = planned(versions)
     assert again.added == dropped.added
-    assert versions.versions == {1: 1, 2: 2}
+    assert versions.versions == {1: 3, 2: 6}
 
 
 def test_identities_of_a_dropped_round_are_not_remembered() -> None:
@@ -83,7 +83,7 @@ def test_identities_of_a_dropped_round_are_not_remembered() -> None:
     todo = planned(versions, known=identities())
 
     assert todo.added == {}
-    assert versions.states[1] == CLOSED
+    assert versions.states[3] == CLOSED
 
 
 def test_restart_keeps_every_version_that_still_says_the_right_thing() -> None:
@@ -143,13 +143,13 @@ def test_lowest_of_equal_versions_is_taken_unless_an_endpoint_has_another() -> N
     assert versions.versions == {1: 9}
 
 
-def test_numbers_start_at_one_and_do_not_wrap() -> None:
+def test_numbers_start_above_none_and_do_not_wrap() -> None:
     """Version 0 is no version, and after the last there is none."""
     versions = Versions(next_version=0)
     planned(versions)
-    assert versions.versions == {1: 1, 2: 2}
+    assert versions.versions == {1: 3, 2: 6}
 
-    with pytest.raises(VersionsExhaustedError, match="4294967296"):
+    with pytest.raises(VersionsExhaustedError, match="4294967298"):
         Versions(next_version=2**32).plan(POLICIES, SUBJECTS, World(identities()))
 
 
@@ -161,8 +161,8 @@ def test_unused_version_stays_for_a_while() -> None:
     assert versions.next_retirement() == 10.0 + RETIRE_AFTER
 
     assert versions.retire(10.0 + RETIRE_AFTER / 2) == []
-    assert versions.retire(10.0 + RETIRE_AFTER) == [1]
-    assert versions.states == {2: OPEN}
+    assert versions.retire(10.0 + RETIRE_AFTER) == [3]
+    assert versions.states == {6: OPEN}
     assert versions.next_retirement() is None
 
 
@@ -173,15 +173,15 @@ def test_a_new_identity_costs_one_row_in_the_versions_it_matters_to() -> None:
     todo = planned(versions, known=identities() | {3000: pod("db")})
 
     assert {version: (len(one.classes), len(one.entries)) for version, one in todo.added.items()} == {
-        1: (1, 0)
+        3: (1, 0)
     }
-    assert todo.removed == {1: []}
-    assert versions.versions == {1: 1, 2: 2}
+    assert todo.removed == {3: []}
+    assert versions.versions == {1: 3, 2: 6}
 
     todo = planned(versions)
-    assert {version: len(places) for version, places in todo.removed.items()} == {1: 1}
-    assert todo.added == {1: MapState()}
-    assert versions.states[1] == CLOSED
+    assert {version: len(places) for version, places in todo.removed.items()} == {3: 1}
+    assert todo.added == {3: MapState()}
+    assert versions.states[3] == CLOSED
 
 
 def test_an_identity_that_comes_resolves_no_rules_anew(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_an_identity_that_comes_resolves_no_rules_anew(monkeypatch: pytest.Monke
         todo = planned(versions, known=known)
         assert [(len(one.classes), len(one.entries)) for one in todo.added.values()] == [(1, 0)]
     assert resolved == []
-    assert {3000 + number for number in range(64)} < {identity for identity, _ in versions.states[1].classes}
+    assert {3000 + number for number in range(64)} < {identity for identity, _ in versions.states[3].classes}
 
 
 @pytest.mark.parametrize(
@@ -221,3 +221,14 @@ def test_enforcement_of_the_node_holds_for_every_endpoint(
     }
     assert said == expected
     assert verdicts(versions.states[versions.versions[1]], [DB], (6, 80))[DB] == ("ALLOW",)
+
+
+def test_one_flipped_bit_leads_from_no_version_to_another() -> None:
+    """The word an endpoint is judged by names one of many versions, or none."""
+    versions = Versions(next_version=1)
+    for number in range(40):
+        port = rule(app("db"), ports=(PortRule("TCP", 1 + number),))
+        planned(versions, {("CNP", "default", "p"): policy(port, subject=WEB_ONLY)})
+    known = set(versions.states)
+    assert len(known) > 40
+    assert not {one ^ 1 << bit for one in known for bit in range(32)} & known

@@ -101,7 +101,6 @@ def class_entries(
             protocol=row.protocol,
             dport=row.dport,
         )
-        entry = abi.PolicyEntry(
-            verdict=row.verdict, flags=row.flags, proxy_slot=row.proxy_slot, rule_cookie=row.rule_cookie
-        )
+        # The check is made when the row is packed.
+        entry = abi.PolicyEntry(row.verdict, row.flags, row.proxy_slot, row.rule_cookie, check=0)
         yield key, entry

@@ -28,6 +28,8 @@ RETIRE_AFTER = 2.0
 """Seconds an unused policy version stays: packets that read its number just before may still need it."""
 
 VERSION_MAX = 0xFFFFFFFF
+APART = 3
+"""Versions are multiples of this: no power of two is, so one flipped bit never leads to another version."""
 
 
 class VersionsExhaustedError(Exception):
@@ -234,10 +236,10 @@ class Versions:
         wanted = Version(state)
         version = self._same(todo, wanted, preferred)
         if version is None:
-            version = todo.next_version
+            version = -(-todo.next_version // APART) * APART
             if version > VERSION_MAX:
                 raise VersionsExhaustedError(f"policy version {version} does not fit in 32 bits")
-            todo.next_version += 1
+            todo.next_version = version + 1
             todo.contents[version] = wanted
             todo.added[version] = state
         todo.housed[rule_set] = version
