@@ -128,8 +128,10 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
         stages.NODES,
     )
     files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.ENDPOINT_FILE)
+    # Prefixes are in the maps, and endpoints in their devices' names; which labels a number means is not.
+    alone = {stages.IDENTITY_FILE}
     targets: dict[str, Target] = {name: MapTarget(maps[name]) for name in hashes}
-    targets |= {name: StateFile(settings.state_dir / name) for name in files}
+    targets |= {name: StateFile(settings.state_dir / name, twice=name in alone) for name in files}
     services = maps[stages.SERVICES]
     targets[stages.SERVICE_SLOTS] = MapTarget(services, part=is_slot)
     targets[stages.SERVICES] = MapTarget(services, part=lambda key: not is_slot(key))

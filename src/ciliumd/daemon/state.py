@@ -3,11 +3,11 @@
 State files: what a restarted agent needs and the maps do not hold.
 
 Which pod and namespace an endpoint belongs to, and the labels behind identities.  To the reconciler
-a file is a target like any map.  One that is damaged is reported and ignored.
+a file is a target like any map.  One that is damaged is reported and ignored; label sets are in two.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
@@ -24,16 +24,25 @@ log = structlog.get_logger("state")
 
 
 class StateFile:
-    """Rows of text in one file."""
+    """
+    Rows of text in one file; *twice*: in two, for what nothing else remembers.
 
-    def __init__(self, path: Path) -> None:
+    Of two the first that is whole counts, and the other is made like it when rows are loaded.
+    """
+
+    def __init__(self, path: Path, *, twice: bool = False) -> None:
         self.name = path.name
-        self._path = path
+        self._paths = (path, path.with_name(path.name + ".copy")) if twice else (path,)
         self._rows: dict[str, str] = {}
 
     def load(self) -> dict[bytes, bytes]:
         """The rows of the file; none when there is no file that can be trusted."""
-        self._rows = self._read()
+        found = [self._read(path) for path in self._paths]
+        self._rows = next((rows for rows in found if rows is not None), {})
+        if any(rows is not None for rows in found):
+            self._even_out(
+                [path for path, rows in zip(self._paths, found, strict=True) if rows != self._rows]
+            )
         return {key.encode(): value.encode() for key, value in self._rows.items()}
 
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
@@ -47,20 +56,29 @@ class StateFile:
 
     def _write(self, keys: Collection[bytes], rows: dict[str, str]) -> dict[bytes, Exception]:
         try:
-            write_rows(self._path, rows)
+            for path in self._paths:
+                write_rows(path, rows)
         except OSError as error:
             return dict.fromkeys(keys, error)
         self._rows = rows
         return {}
 
-    def _read(self) -> dict[str, str]:
+    def _read(self, path: Path) -> dict[str, str] | None:
+        """None for a file that is not there or cannot be trusted."""
         try:
-            return read_rows(self._path)
+            return read_rows(path)
         except FileNotFoundError:
-            return {}
+            return None
         except (OSError, StateFileDamaged) as error:
-            log.warning("state.file_ignored", path=str(self._path), error=str(error))
-            return {}
+            log.warning("state.file_ignored", path=str(path), error=str(error))
+            return None
+
+    def _even_out(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            try:
+                write_rows(path, self._rows)
+            except OSError as error:
+                log.warning("state.file_not_written", path=str(path), error=str(error))
 
 
 def endpoint_row(endpoint: EndpointSpec) -> tuple[bytes, bytes]:

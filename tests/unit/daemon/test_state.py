@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """State files: whole or not at all, whatever happens to the bytes, and rows that come back as they were."""
 
+import errno
 import json
 import os
 from ipaddress import ip_address, ip_network
@@ -196,3 +197,62 @@ def test_a_row_that_is_no_identity_says_so(value):
     """An identity without labels would be everybody's."""
     with pytest.raises(ValueError, match=r"."):
         state.identity_of(b"300", value)
+
+
+def in_two(path):
+    """A file of which there are two, and the second."""
+    return StateFile(path, twice=True), path.with_name(path.name + ".copy")
+
+
+@pytest.mark.parametrize("damaged", [0, 1])
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_of_two_files_one_is_enough_and_the_other_comes_back(path, damage, damaged):
+    """Whichever it is, and whatever became of it: the rows are there, and then both are as they were."""
+    file, copy = in_two(path)
+    assert file.update(ROWS) == {}
+    whole = path.read_bytes()
+    assert copy.read_bytes() == whole
+    one = (path, copy)[damaged]
+    if damage == "gone":
+        one.unlink()
+    else:
+        one.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    assert in_two(path)[0].load() == ROWS
+    assert path.read_bytes() == copy.read_bytes() == whole
+
+
+def test_of_two_files_the_first_is_the_newer(path):
+    """A write that was killed between them: what it wrote counts."""
+    file, copy = in_two(path)
+    file.update(ROWS)
+    before = copy.read_bytes()
+    file.update({b"3": b"z"})
+    copy.write_bytes(before)
+    again = in_two(path)[0]
+    assert again.load() == {**ROWS, b"3": b"z"}
+    assert copy.read_bytes() == path.read_bytes() != before
+
+
+def test_two_damaged_files_are_none(path):
+    """Nothing is believed, and nothing is written before somebody has rows."""
+    file, copy = in_two(path)
+    file.update(ROWS)
+    for one in (path, copy):
+        one.write_bytes(b"{")
+    assert in_two(path)[0].load() == {}
+    assert path.read_bytes() == copy.read_bytes() == b"{"
+
+
+def test_rows_are_there_although_the_second_file_cannot_be_mended(path, monkeypatch):
+    """A directory that takes nothing is told when something has to be written."""
+    file, _ = in_two(path)
+    file.update(ROWS)
+    path.write_bytes(b"{")
+    monkeypatch.setattr(state, "write_rows", _refuse)
+    again = in_two(path)[0]
+    assert again.load() == ROWS
+    assert again.update({b"3": b"z"}).keys() == {b"3"}
+
+
+def _refuse(path, rows):
+    raise OSError(errno.EROFS, "read-only", str(path))
