@@ -67,27 +67,25 @@ class Injection:
 
     def most_by_one_thread(self) -> int:
         """How many calls the thread made that made most."""
-        begun = Counter(match[1] for line in self.lines() if (match := _CALL.match(line)))
-        return max(begun.values(), default=0)
+        return most_by_one_thread(self._log)
 
 
-def under_strace(calls: Sequence[str], *, effect: str, when: str, log: Path) -> list[str]:
+def most_by_one_thread(log: Path) -> int:
+    """How many calls the thread made that made most, by what strace wrote."""
+    lines = log.read_bytes().splitlines() if log.exists() else []
+    begun = Counter(match[1] for line in lines if (match := _CALL.match(line)))
+    return max(begun.values(), default=0)
+
+
+def under_strace(calls: Sequence[str], *, effect: str = "", when: str = "1", log: Path) -> list[str]:
     """
-    A wrapper for a command that injects from its first call on.
+    A wrapper for a command that traces, and injects if there is an *effect*, from its first call on.
 
     The command keeps its number: strace is the one that is forked off (``--daemonize``).
     """
     names = ",".join(calls)
-    return [
-        STRACE,
-        "--daemonize",
-        "-f",
-        "-o",
-        str(log),
-        f"--trace={names}",
-        f"--inject={names}:{effect}:when={when}",
-        "--",
-    ]
+    inject = [f"--inject={names}:{effect}:when={when}"] if effect else []
+    return [STRACE, "--daemonize", "-f", "-o", str(log), f"--trace={names}", *inject, "--"]
 
 
 def strace_works() -> bool:
