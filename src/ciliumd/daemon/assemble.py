@@ -35,7 +35,7 @@ from ciliumd.daemon.plan import NodeFacts, NodePlan
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
-from ciliumd.daemon.wiring import NodeWiring, wire_node
+from ciliumd.daemon.wiring import MtuFollower, NodeWiring, wire_node
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
@@ -138,13 +138,14 @@ async def build(
         wiring=wiring,
         native=wiring.native,
     )
+    network = PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu)
     agent.reconciler = Reconciler(
         stages.stages(
             plan,
             tables,
             datapath.targets,
             devices=lambda: loader.device_rows(agent.native),
-            route_mtu=wiring.route_mtu,
+            route_mtu=lambda: network.route_mtu,
         ),
         executor=writer,
         may_delete=lambda: tables.in_sync,
@@ -156,7 +157,7 @@ async def build(
     _restore_versions(agent)
     agent.endpoints_owner = Endpoints(
         tables,
-        network=PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu),
+        network=network,
         ipam=ipam,
         netlink=netlink,
         attachments=attachments,
@@ -229,6 +230,9 @@ def _add_followers(agent: Agent) -> None:
         netlink=agent.netlink,
         attachments=agent.attachments,
         told=agent.network_is,
+        follow_mtu=MtuFollower(
+            settings, agent.wiring, agent.endpoints_owner.network, netlink=agent.netlink
+        ).look,
     )
     agent.release = Release(
         tables,

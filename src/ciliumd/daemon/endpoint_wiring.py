@@ -29,12 +29,13 @@ from ciliumd.tables.schema import Tables
 log = structlog.get_logger("endpoint")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PodNetwork:
     """
-    What every pod of this node is configured with.
+    What every pod of this node is configured with from now on.
 
-    *mtu* is the devices', *route_mtu* what may leave the node (0: the same), *slots* how many pods fit.
+    *mtu* is the devices', *route_mtu* what may leave the node (0: the same), both of which follow the
+    uplink's; *slots* how many pods fit.
     """
 
     router: IPv4Address

@@ -7,7 +7,7 @@ need them.  Pods' devices are not looked at here.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -36,12 +36,18 @@ class NodeNetwork:
         netlink: NetlinkThread,
         attachments: Attachments,
         told: Told,
+        follow_mtu: Callable[[], Awaitable[None]],
     ) -> None:
-        """*names* are the native devices asked for, *native* those that have programs already."""
+        """
+        *names* are the native devices asked for, *native* those that have programs already.
+
+        *follow_mtu* is asked each time before *told*.
+        """
         self._names = names
         self._netlink = netlink
         self._attachments = attachments
         self._told = told
+        self._follow_mtu = follow_mtu
         self._attached = {device.ifindex for device in native}
         self._changed = asyncio.Event()
         self.reads = 0
@@ -74,6 +80,7 @@ class NodeNetwork:
             if await self._netlink.call(links.link_by_index, ifindex) is None:
                 await self._attachments.detach(ifindex)
                 self._attached.discard(ifindex)
+        await self._follow_mtu()
         self._told(tuple(sorted(addresses, key=str)), native)
         for device in native:
             if device.ifindex not in self._attached:

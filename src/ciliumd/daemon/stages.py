@@ -40,7 +40,7 @@ def stages(
     targets: Mapping[str, Target],
     *,
     devices: Callable[[], Mapping[bytes, bytes]],
-    route_mtu: int,
+    route_mtu: Callable[[], int],
 ) -> list[Stage]:
     """
     Every stage; *targets* by the names above, *devices* the rows of native devices.
@@ -115,7 +115,7 @@ def stages(
         Stage(
             name=ROUTES,
             target=targets[ROUTES],
-            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu), part="beyond"),
+            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu()), part="beyond"),
             needs=(IPCACHE_LPM,),
         ),
         Stage(

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import structlog
 
+from ciliumd.daemon.endpoint_wiring import PodNetwork
 from ciliumd.daemon.settings import Settings
 from ciliumd.model.net import Addr
 from ciliumd.net import devices, links, overlay
@@ -40,15 +41,11 @@ async def wire_node(
 ) -> NodeWiring:
     """Make cilium_host and, in tunnel mode, cilium_vxlan, and look at what is there.  Raises NetError."""
     mtu = settings.mtu or await netlink.call(links.default_mtu)
-    host = await netlink.call(ensure_host, HostWiring(router=router, pod_cidr=pod_cidr, mtu=mtu))
+    host, tunnel, route_mtu = await _wire_devices(
+        netlink, settings, HostWiring(router=router, pod_cidr=pod_cidr, mtu=mtu)
+    )
     for warning in host.warnings:
         log.warning("agent.machine_setting", problem=warning)
-    tunnel, route_mtu = None, mtu
-    if settings.routing_mode == "tunnel":
-        route_mtu = mtu - overlay.VXLAN_OVERHEAD
-        tunnel = await netlink.call(overlay.ensure_overlay, port=settings.tunnel_port, mtu=route_mtu)
-    else:
-        await netlink.call(overlay.remove_overlay)
     return NodeWiring(
         router=router,
         pod_cidr=pod_cidr,
@@ -59,3 +56,45 @@ async def wire_node(
         mtu=mtu,
         route_mtu=route_mtu,
     )
+
+
+async def _wire_devices(
+    netlink: NetlinkThread, settings: Settings, wanted: HostWiring
+) -> tuple[HostLinks, Link | None, int]:
+    """The node's devices made or corrected: the pair, the tunnel, and what may leave the node."""
+    host = await netlink.call(ensure_host, wanted)
+    if settings.routing_mode != "tunnel":
+        await netlink.call(overlay.remove_overlay)
+        return host, None, wanted.mtu
+    route_mtu = wanted.mtu - overlay.VXLAN_OVERHEAD
+    tunnel = await netlink.call(overlay.ensure_overlay, port=settings.tunnel_port, mtu=route_mtu)
+    return host, tunnel, route_mtu
+
+
+class MtuFollower:
+    """
+    Follows the MTU of the uplink: the node's devices and routes, and pods that are made from now on.
+
+    Pods that are there keep theirs, for nobody may enter them.  Programs answer "fragmentation needed" by
+    the MTU of the agent's start; what no longer fits then travels in outer fragments.
+    """
+
+    def __init__(
+        self, settings: Settings, wiring: NodeWiring, network: PodNetwork, *, netlink: NetlinkThread
+    ) -> None:
+        self._settings = settings
+        self._wiring = wiring
+        self._network = network
+        self._netlink = netlink
+
+    async def look(self) -> None:
+        """Look once.  Raises NetError, and then it is to be tried again."""
+        if self._settings.mtu:
+            return
+        mtu = await self._netlink.call(links.uplink_mtu)
+        if mtu is None or mtu == self._network.mtu:
+            return
+        wanted = HostWiring(router=self._wiring.router, pod_cidr=self._wiring.pod_cidr, mtu=mtu)
+        _, _, route_mtu = await _wire_devices(self._netlink, self._settings, wanted)
+        log.info("network.mtu_changed", before=self._network.mtu, now=mtu)
+        self._network.mtu, self._network.route_mtu = mtu, route_mtu

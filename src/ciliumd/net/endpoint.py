@@ -7,7 +7,7 @@ answers for.  Who gets which address, and the maps that make packets flow, are n
 pod is unreachable until its rows are written and its program is attached.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from socket import AF_INET
 from typing import Any
@@ -143,10 +143,16 @@ def wiring_faults(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox, ifinde
         present = _routes(inside, pod.ifindex)
         faults += [
             f"the pod's route to {route.destination} is gone or changed"
-            for route in wiring.routes
+            for route in _as_made(wiring, pod).routes
             if route not in present
         ]
     return tuple(faults)
+
+
+def _as_made(wiring: EndpointWiring, pod: Link) -> EndpointWiring:
+    """The wiring of a pod made when the node had another MTU: its device has that of then."""
+    overhead = wiring.mtu - (wiring.route_mtu or wiring.mtu)
+    return replace(wiring, mtu=pod.mtu, route_mtu=pod.mtu - overhead)
 
 
 def _routes(inside: IPRoute, ifindex: int) -> tuple[Route, ...]:

@@ -115,6 +115,11 @@ def link_by_index(ipr: IPRoute, ifindex: int) -> Link | None:
 
 def default_mtu(ipr: IPRoute) -> int:
     """MTU of the device the default route leaves by; 1500 without one."""
+    return uplink_mtu(ipr) or DEFAULT_MTU
+
+
+def uplink_mtu(ipr: IPRoute) -> int | None:
+    """MTU of the device the default route leaves by; None without one."""
     with netlink_errors("list default routes"):
         routes = tuple(ipr.get_default_routes(family=2))
     for route in routes:
@@ -122,7 +127,7 @@ def default_mtu(ipr: IPRoute) -> int:
         link = link_by_index(ipr, ifindex) if ifindex else None
         if link is not None:
             return link.mtu
-    return DEFAULT_MTU
+    return None
 
 
 def create_veth(

@@ -31,6 +31,7 @@ class Machine:
         self.links = {1, 2, 3}
         self.error = None
         self.asked = 0
+        self.mtu_looks = 0
 
     async def call(self, function, *args):
         """As ``NetlinkThread.call``."""
@@ -56,12 +57,17 @@ def follow(monkeypatch):
     def run(scenario):
         async def body():
             machine, attachments, told = Machine(), FakeAttachments([]), []
+
+            async def follow_mtu():
+                machine.mtu_looks += 1
+
             network = NodeNetwork(
                 (),
                 native=machine.native,
                 netlink=machine,
                 attachments=attachments,
                 told=lambda addresses, native: told.append((addresses, native)),
+                follow_mtu=follow_mtu,
             )
             task = asyncio.ensure_future(network.run())
             try:
@@ -178,5 +184,16 @@ def test_a_device_that_refuses_programs_is_tried_again(follow):
             await until(lambda: told)
         attachments.fail.clear()
         await until(lambda: ("attach", 2) in attachments.journal)
+
+    follow(scenario)
+
+
+def test_every_look_asks_for_the_mtu(follow):
+    """Before anybody is told, so that rows are computed with what it is now."""
+
+    async def scenario(network, machine, attachments, told):
+        network.notice()
+        await until(lambda: told)
+        assert machine.mtu_looks == network.reads > 0
 
     follow(scenario)

@@ -24,7 +24,9 @@ class Node:
         self.planned = nodes.Planned(nodes.filled())
         self.clock = self.planned.clock
         self.maps = {}
-        every = stages.stages(self.planned.plan, self.tables, _Any(self.maps), devices=dict, route_mtu=1450)
+        every = stages.stages(
+            self.planned.plan, self.tables, _Any(self.maps), devices=dict, route_mtu=lambda: 1450
+        )
         self.reconciler = Reconciler(
             every, executor=Inline(), may_delete=lambda: self.tables.in_sync, clock=self.clock
         )

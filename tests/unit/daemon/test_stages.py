@@ -53,7 +53,7 @@ class Kernel:
         self.journal = []
         self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
         self.reconciler = Reconciler(
-            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=1450),
+            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
             executor=Inline(),
             may_delete=lambda: self.node.tables.in_sync,
             clock=self.node.clock,
