@@ -48,11 +48,12 @@ LONG = {
     "CILIUMD_CNI_OPERATIONS": "1000",
     "CILIUMD_PROPERTY_PROFILE": "long",
     "CILIUMD_TEST_UPGRADES": "20",
+    "CILIUMD_TEST_RESTARTS": "200",
 }
 # Pure layers use every processor; the others share the kernel of this machine.
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})
 # Each file has namespaces, pins and groups of its own, and most of its time is waiting.
-BY_FILE = frozenset({"netns"})
+BY_FILE = frozenset({"netns", "faults"})
 EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
 LOGS = OUT / "test"
 SHOWN_LINES = 60

@@ -19,6 +19,7 @@ from ciliumd.kubernetes.kinds import CILIUM_IDENTITY, NETWORK_POLICY, SERVICE
 from lab.apiserver import ApiServer
 from lab.confined import Confinement
 from lab.faultproxy import FAULTS, FaultProxy
+from lab.figures import Figures
 from lab.gate import Gate
 from lab.waiting import eventually
 
@@ -34,6 +35,13 @@ def many(request):
     """A number for every day, or the one with ``--long``."""
     long = request.config.getoption("--long", default=False)
     return lambda usual, release: release if long else usual
+
+
+def survived(record_property, fault, injected, **more):
+    """Report faults none of which took a row away: that is asserted where they happen."""
+    figures = Figures(fault, injected=injected, survived=injected)
+    figures.more = {name.replace("_", " "): value for name, value in more.items()}
+    figures.record(record_property)
 
 
 def service(name):
@@ -131,7 +139,7 @@ def services_of(server):
     return sorted((one["metadata"]["namespace"], one["metadata"]["name"]) for one in items)
 
 
-def test_spoilt_answers_take_nothing_away(server, many):
+def test_spoilt_answers_take_nothing_away(server, many, record_property):
     """Refused, cut, half an answer: tables keep what they have, and are right soon after it ends."""
     wanted, limit = many(25, 10_000), many(15, 3000)
     chance = random.Random(SEED)
@@ -156,12 +164,19 @@ def test_spoilt_answers_take_nothing_away(server, many):
                 time.sleep(max(0.0, SECONDS - took))
                 asked = proxy.requests_since(back)
     injected = proxy.injected
-    print(f"injected {injected.total()} {dict(injected)}; right after {took:.1f} s, {asked} requests since")
+    survived(
+        record_property,
+        "F8-spoilt answers",
+        injected.total(),
+        kinds=dict(injected),
+        ms_until_all_was_right=int(took * 1000),
+        requests_since=asked,
+    )
     assert injected.keys() == set(FAULTS)
     assert asked <= RATE * max(SECONDS, took)
 
 
-def test_flapping_takes_nothing_away(server, many):
+def test_flapping_takes_nothing_away(server, many, record_property):
     """Every few seconds the API server is away; what happens meanwhile is known after the last time."""
     flaps, seconds = many((3, 1.0), (120, 5.0))
     with Gate(server.port) as gate, Follower(server.kubeconfig(USER, port=gate.port)) as follower:
@@ -177,9 +192,42 @@ def test_flapping_takes_nothing_away(server, many):
             follower.wait(
                 lambda tables: sorted(tables.services) == services_of(server), "all is right", seconds=30
             )
+    survived(record_property, "F8-API server flaps", flaps, seconds_away_each=seconds)
 
 
-def test_agent_that_starts_while_the_api_server_is_away(server, many, tmp_path):
+def test_long_absence_takes_nothing_away(server, many, record_property):
+    """The API server is away for ten minutes; what happened meanwhile is known seconds after its return."""
+    away, watched = many((3.0, 1.0), (600.0, float(SECONDS)))
+    proxy = FaultProxy(server.port, server.certificates, chance=random.Random(SEED))
+    with proxy, Gate(proxy.port) as gate, Follower(server.kubeconfig(USER, port=gate.port)) as follower:
+        follower.wait_complete()
+        with nothing_lost(follower):
+            gate.shut()
+            churn(server, 0)
+            time.sleep(away)
+            assert follower.source.status().error
+            gate.open()
+            back = time.monotonic()
+            follower.wait(
+                lambda tables: sorted(tables.services) == services_of(server), "all is right", seconds=30
+            )
+            took = time.monotonic() - back
+            time.sleep(max(0.0, watched - took))
+            asked = proxy.requests_since(back)
+            end_churn(server, 0)
+            follower.wait(lambda tables: ("default", "turn-0") not in tables.services, "the end of it")
+    survived(
+        record_property,
+        "F8-API server away for long",
+        1,
+        seconds_away=int(away),
+        ms_until_all_was_right=int(took * 1000),
+        requests_since=asked,
+    )
+    assert asked <= RATE * max(watched, took)
+
+
+def test_agent_that_starts_while_the_api_server_is_away(server, many, tmp_path, record_property):
     """It knows that it knows nothing; when the API server is back a policy spoilt meanwhile is in force."""
     path = NETWORK_POLICY.path("mine", namespace="default")
     good = policy("mine")
@@ -201,11 +249,12 @@ def test_agent_that_starts_while_the_api_server_is_away(server, many, tmp_path):
                     gate.open()
                     follower.wait_complete(seconds=30)
                     assert rows(follower) == before
+        survived(record_property, "F8-API server away during a start", many(2, 20))
     finally:
         server.request("DELETE", path)
 
 
-def test_agent_that_never_reaches_the_api_server_forgets_no_policy(server, tmp_path):
+def test_agent_that_never_reaches_the_api_server_forgets_no_policy(server, tmp_path, record_property):
     """It ends without having known anything; the next one remembers."""
     path = NETWORK_POLICY.path("mine", namespace="default")
     bad = {"spec": {"podSelector": {"matchLabels": {"io.kubernetes.pod.namespace": "other"}}}}
@@ -224,11 +273,12 @@ def test_agent_that_never_reaches_the_api_server_forgets_no_policy(server, tmp_p
             with Follower(config, state=tmp_path) as follower:
                 follower.wait_complete()
                 assert rows(follower) == before
+        survived(record_property, "F8-API server away during all of an agent's life", 1)
     finally:
         server.request("DELETE", path)
 
 
-def test_cluster_put_back_changes_only_what_differs(tmp_path, many):
+def test_cluster_put_back_changes_only_what_differs(tmp_path, many, record_property):
     """What is in both states is never away; afterwards the tables are those of an agent that starts anew."""
     with ApiServer(tmp_path / "server", users=(USER,)) as server:
         prepare(server)
@@ -262,6 +312,7 @@ def test_cluster_put_back_changes_only_what_differs(tmp_path, many):
                 follower.wait(
                     lambda tables, turn=turn: ("default", f"next-{turn}") in tables.services, "what is next"
                 )
+    survived(record_property, "F9-cluster put back", many(1, 20))
 
 
 def test_no_call_was_refused(confinement, record_property):

@@ -78,7 +78,9 @@ def test_nobody_notices(
         f"from an agent's start to reconciled, s: {spread(reconciled)}; "
         f"from its end to the next one's pod Ready: {spread(pods_ready)}\n{report}",
     )
-    data = report.data() | {"restarts": restarts, "edits": changes.made, "edits_wrong": len(wrong)}
+    data = {"fault": "F1-restarts of both agents on a cluster", "injected": restarts}
+    data |= {"survived": restarts - len(wrong), "wrongly_allowed": report.wrongly_allowed}
+    data |= report.data() | {"restarts": restarts, "edits": changes.made, "edits_wrong": len(wrong)}
     data |= {"seconds_to_reconciled": reconciled, "seconds_to_pod_ready": pods_ready}
     record_property("data", json.dumps(data))
 

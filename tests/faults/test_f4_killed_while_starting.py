@@ -2,8 +2,8 @@
 """
 F4: the agent dies at the k-th kernel call of its start, on a node that never had one and over live pods.
 
-A start makes some 700 calls on maps and files: with ``--long`` every eighth of them is met, and every one
-on netlink; without a few of each.  What it left is taken over by the next one.
+A start makes some 700 calls on maps and files and 60 on netlink: with ``--long`` every twelfth and every
+second of them is met, without a few of each.  What it left is taken over by the next one.
 """
 
 import random
@@ -29,7 +29,7 @@ from lab.world import World
 
 MAPS_AND_FILES: Final = ("bpf", "fsync", "rename", "unlink")
 NETLINK: Final = ("sendto",)
-EVERY: Final = {MAPS_AND_FILES: 8, NETLINK: 1}
+EVERY: Final = {MAPS_AND_FILES: 12, NETLINK: 2}
 SAMPLE: Final = {MAPS_AND_FILES: 2, NETLINK: 1}
 SEED: Final = 41
 CALLS = pytest.mark.parametrize("calls", [MAPS_AND_FILES, NETLINK], ids=["maps", "netlink"])

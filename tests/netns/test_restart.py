@@ -172,6 +172,7 @@ def test_restarts_lose_no_packet_and_open_no_hole(
         f"packets lost {figures['lost']}, wrongly allowed {figures['wrongly_allowed']}"
         f" ({figures['packets']} packets; controls: {figures['controls']})",
     )
+    record_property("data", json.dumps({"fault": "F1-restarts under load", **figures}))
 
     assert figures["lost"] == 0, figures["flows"]
     assert figures["wrongly_allowed"] == 0, figures["flows"]
