@@ -12,13 +12,14 @@ from ciliumd.bpf.features import tcx_supported
 from datapath.harness import Datapath
 from datapath.node import private_node
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
+from datapath.tally import Tally
 from datapath.tunnel import Tunnel, tunnel_node
 from datapath.wire import expose
 from fixtures.packets import node_one, pod_two, svc_one
 from lab.cgroup import Cgroup
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -27,6 +28,20 @@ class Load(Protocol):
 
     def __call__(self, **config: bool | int) -> Datapath:
         """The datapath, taken down at the end of the test."""
+
+
+@pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether as many packets are asked for as a release is, and not a sample."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Iterator[Tally]:
+    """Where a test of the packet suite leaves its figures."""
+    tally = Tally(record_property)
+    yield tally
+    tally.close()
 
 
 @pytest.fixture(scope="session")

@@ -144,6 +144,25 @@ def tunnelled(outer_src: str, identity: int, inner: bytes, *, sport: int = 50000
     )
 
 
+def fill_cluster(datapath: Datapath) -> None:
+    """The rows of CLUSTER, and of pod one, which allows everything."""
+    datapath.native_device("net0", node_one.ip)
+    datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
+    for address in (router.ip, node_one.ip):
+        datapath.host_address(address)
+    datapath.node_address(node_one.ip, 1)
+    for number, node in enumerate(CLUSTER.others, 2):
+        (tunnel, *_) = sorted(node.addresses, key=socket.inet_aton)
+        datapath.ipcache(node.cidr, Identity.ID_UNMANAGED, tunnel=tunnel)
+        datapath.ipcache(node.router, Identity.ID_REMOTE_NODE, tunnel=tunnel)
+        own = Identity.ID_KUBE_APISERVER if node.is_apiserver else Identity.ID_REMOTE_NODE
+        for address in node.addresses:
+            datapath.node_address(address, number)
+            datapath.ipcache(address, own)
+        for address, identity in node.pods.items():
+            datapath.ipcache(address, identity, tunnel=tunnel)
+
+
 @dataclass(slots=True)
 class Tunnel:
     """The node, and the three places where a test can send and listen."""
@@ -156,23 +175,8 @@ class Tunnel:
 
     def reset(self) -> None:
         """Empty maps but for the cluster's rows; pod one is here and allows everything."""
-        datapath = self.datapath
-        datapath.reset()
-        datapath.native_device("net0", node_one.ip)
-        datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
-        for address in (router.ip, node_one.ip):
-            datapath.host_address(address)
-        datapath.node_address(node_one.ip, 1)
-        for number, node in enumerate(CLUSTER.others, 2):
-            (tunnel, *_) = sorted(node.addresses, key=socket.inet_aton)
-            datapath.ipcache(node.cidr, Identity.ID_UNMANAGED, tunnel=tunnel)
-            datapath.ipcache(node.router, Identity.ID_REMOTE_NODE, tunnel=tunnel)
-            own = Identity.ID_KUBE_APISERVER if node.is_apiserver else Identity.ID_REMOTE_NODE
-            for address in node.addresses:
-                datapath.node_address(address, number)
-                datapath.ipcache(address, own)
-            for address, identity in node.pods.items():
-                datapath.ipcache(address, identity, tunnel=tunnel)
+        self.datapath.reset()
+        fill_cluster(self.datapath)
         self._collect()
 
     def pod_sends(self, frame: bytes, *, frames: int = 0) -> Outcome:

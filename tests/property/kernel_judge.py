@@ -5,22 +5,18 @@ The kernel as a judge: the datapath's own lookup, compiled from datapath/lib/pol
 Needs a built package, clang and CAP_BPF.  Pins nothing and attaches nothing.
 """
 
-import hashlib
 import struct
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from ciliumd import abi
 from ciliumd.bpf import Map, Object
-from ciliumd.bpf.object import Embedded
 from ciliumd.desired.policy import MapState, packed_classes, packed_rules
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.policy import Direction
+from datapath.compiled import compiled
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCE = ROOT / "tests/datapath/progs/policy_probe.bpf.c"
 NAME = "policy_probe"
 VERSION = 7
 QUESTION = struct.Struct("<IIBB2sII")
@@ -34,7 +30,7 @@ class KernelJudge:
     name = "kernel"
 
     def __init__(self, scratch: Path) -> None:
-        with Object(_compiled(scratch), files=scratch) as probe:
+        with Object(compiled(NAME, scratch), files=scratch) as probe:
             for outer in (CLASSES, RULES):
                 probe.set_max_entries(outer, 1)
             probe.load()
@@ -86,16 +82,3 @@ def _inner(outer: str) -> Map:
     if spec is None:
         raise AssertionError(f"{outer} is no map of maps")
     return Map.create(spec, max_entries=4096)
-
-
-def _compiled(scratch: Path) -> Embedded:
-    """The probe, compiled as the build compiles the datapath."""
-    sys.path.insert(0, str(ROOT / "build"))
-    try:
-        from compile_bpf import compile_object
-    finally:
-        sys.path.remove(str(ROOT / "build"))
-    target = scratch / f"{NAME}.bpf.o"
-    compile_object(SOURCE, target)
-    data = target.read_bytes()
-    return Embedded(NAME, data, hashlib.sha256(data).hexdigest())

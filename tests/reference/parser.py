@@ -92,7 +92,7 @@ class Parser:
             return Refused(UNKNOWN_L3)
         packet = frame[ETHERNET:]
         # Before anything is remembered of it: a liar's first fragment must not name others' ports.
-        if len(packet) >= IPV4 and self._sane(packet) and packet[12:16] != pod.ip:
+        if self.has_header(packet) and packet[12:16] != pod.ip:
             return Refused(INVALID_SIP)
         return self.ipv4(frame)
 
@@ -118,7 +118,7 @@ class Parser:
         if len(frame) < ETHERNET or _u16(frame, 12) != ETHERTYPE_IPV4:
             return Passed()
         header = frame[ETHERNET:]
-        if len(header) < IPV4 or not self._sane(header) or header[16:20] not in pods:
+        if not self.has_header(header) or header[16:20] not in pods:
             return Passed()
         outcome = self.ipv4(frame)
         if isinstance(outcome, Flow) and outcome.src in pods | own:
@@ -146,15 +146,17 @@ class Parser:
         return Answered(pod.mac + pod.node_mac + frame[12:14] + reply + frame[ETHERNET + ARP_SIZE :])
 
     @staticmethod
-    def _sane(packet: bytes) -> bool:
-        """The header describes itself, its options, and a length that is there."""
+    def has_header(packet: bytes) -> bool:
+        """An IPv4 header that describes itself, its options, and a length that is there."""
+        if len(packet) < IPV4:
+            return False
         header, total = (packet[0] & 15) * 4, _u16(packet, 2)
         return packet[0] >> 4 == 4 and header >= IPV4 and header <= total <= len(packet)
 
     def ipv4(self, frame: bytes) -> Flow | Refused:
         """The IPv4 packet behind an Ethernet header; what lies beyond its total length is padding."""
         packet = frame[ETHERNET:]
-        if len(packet) < IPV4 or not self._sane(packet):
+        if not self.has_header(packet):
             return Refused(INVALID)
         packet = packet[: _u16(packet, 2)]
         protocol, src, dst = packet[9], packet[12:16], packet[16:20]
