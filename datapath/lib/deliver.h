@@ -7,6 +7,7 @@
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <linux/pkt_cls.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
@@ -71,6 +72,18 @@ static __always_inline int leave_by_stack(struct __sk_buff *skb, __u32 mark)
 	return bpf_redirect(cfg_cilium_host_ifindex, BPF_F_INGRESS);
 }
 
+/*
+ * Whether a router may send this on at all: not to "this network", a group, or everybody (RFC 1122
+ * 3.2.1.3, RFC 1812 5.3.5).  A default route leads there too, and then the kernel loses the packet
+ * without a word, or the node's own stack takes it as a broadcast.
+ */
+static __always_inline int is_routable(__be32 addr)
+{
+	__u32 host = bpf_ntohl(addr);
+
+	return host >> 24 && host >> 28 != 0xe && host != 0xffffffff;
+}
+
 /* The device towards *p->dst*; 0 and *ifindex*, or a drop reason. */
 static __always_inline int route_of(struct __sk_buff *skb, const struct packet *p, __u32 *ifindex)
 {
@@ -80,8 +93,11 @@ static __always_inline int route_of(struct __sk_buff *skb, const struct packet *
 		.ipv4_src = p->src.w[3],
 		.ipv4_dst = p->dst.w[3],
 	};
-	long result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
+	long result;
 
+	if (!is_routable(fib.ipv4_dst))
+		return DROP_NO_FIB;
+	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	/* Without a neighbour the device is known, and the redirect resolves it. */
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
 		return DROP_NO_FIB;

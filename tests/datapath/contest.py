@@ -47,12 +47,12 @@ BATCH = 1000
 TCP, UDP = 6, 17
 WEB, DNS, FAR_WEB = 30080, 30053, 31080
 TYPE_AT, REASON_AT, HOOK_AT, LINE_AT, FILE_AT = 8, 9, 10, 14, 92
-# What the tests' namespace has beside its default route (datapath/node.py).
+# What the tests' namespace has beside its default route (datapath/node.py), and what no router sends on.
 NOWHERE = tuple(
     ip_network(prefix)
     for prefix in (
         *("198.51.100.0/24", "127.0.0.0/8", "10.0.1.1/32", "192.168.9.1/32"),
-        *("192.168.9.255/32", "255.255.255.255/32"),
+        *("192.168.9.255/32", "255.255.255.255/32", "224.0.0.0/4", "0.0.0.0/8"),
     )
 )
 OPTIONS = {"policy_verdict_events": 0, "trace_events": 0, "nat_port_min": 32768, "nat_port_max": 65535}

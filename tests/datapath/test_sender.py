@@ -144,6 +144,15 @@ def test_destination_without_a_route_is_refused(two_pods: Datapath) -> None:
     assert _refused(two_pods, packet) == DropReason.DROP_NO_FIB
 
 
+@pytest.mark.parametrize(
+    "destination", ["255.255.255.255", "224.0.0.251", "239.255.255.250", "0.0.0.0", "0.1.2.3"]
+)
+def test_destination_that_no_router_sends_on_is_refused(world: Datapath, destination: str) -> None:
+    """A default route leads there, but the kernel sends nothing: told as sent, and seen by nobody."""
+    packet = from_pod(pod_one, destination, udp(5000, 53))
+    assert _refused(world, packet) == DropReason.DROP_NO_FIB
+
+
 # ---- identities --------------------------------------------------------------------------------
 
 
