@@ -103,17 +103,23 @@ static __always_inline int judge_flow(struct __sk_buff *skb, struct packet *p,
 
 /*
  * An ICMP error goes with the endpoint's own flow that the quoted packet is of, whoever reports
- * it.  Without such a flow it is an ICMP packet like any other, but never makes a row.
+ * it; what the endpoint itself reports goes to the flow's other side and to nobody else.  Without
+ * such a flow it is an ICMP packet like any other, but never makes a row.
  */
 static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
 				       const struct track_context *by)
 {
-	const struct cil_addr *endpoint = by->direction == DIR_EGRESS ? &p->src : &p->dst;
+	int from_local = by->direction == DIR_EGRESS;
+	const struct cil_addr *endpoint = from_local ? &p->src : &p->dst;
 	struct ct_entry *entry = &p->ct;
 
-	ct_key_of_quoted(p, by->direction == DIR_EGRESS);
-	/* Rows of all endpoints are in one map: quoting another's flow must give nothing. */
-	if (!addr_equal(&p->key.local, endpoint) || !ct_lookup(p)) {
+	ct_key_of_quoted(p, from_local);
+	/*
+	 * Rows of all endpoints are in one map: quoting another's flow must give nothing, nor must
+	 * quoting one's own on the way to somebody else.
+	 */
+	if (!addr_equal(&p->key.local, endpoint) ||
+	    (from_local && !addr_equal(&p->key.remote, &p->dst)) || !ct_lookup(p)) {
 		entry->rev_nat = 0;
 		p->ct_state = CT_STATE_NEW;
 		return judge(skb, p, by, by->direction, by->peer_identity, IPPROTO_ICMP,

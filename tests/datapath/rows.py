@@ -55,6 +55,9 @@ INGRESS, EGRESS = Direction.DIR_INGRESS, Direction.DIR_EGRESS
 ALLOW, DENY = PolicyVerdict.POLICY_VERDICT_ALLOW, PolicyVerdict.POLICY_VERDICT_DENY
 DEFAULT_DENY = PolicyVerdict.POLICY_VERDICT_DEFAULT_DENY
 ALLOW_ALL = (Rule(INGRESS, ALLOW, cookie=0xA11), Rule(EGRESS, ALLOW, cookie=0xA12))
+# One-way policies: what is opened from the other side must be judged, and so refused.
+ONLY_OUT = (Rule(EGRESS, ALLOW), Rule(INGRESS, DEFAULT_DENY, cookie=0xDE1))
+ONLY_IN = (Rule(INGRESS, ALLOW), Rule(EGRESS, DEFAULT_DENY, cookie=0xDE2))
 DENY_ALL = (Rule(INGRESS, DEFAULT_DENY, cookie=0xDE1), Rule(EGRESS, DEFAULT_DENY, cookie=0xDE2))
 
 

@@ -16,6 +16,8 @@ from datapath.rows import (
     DENY,
     EGRESS,
     INGRESS,
+    ONLY_IN,
+    ONLY_OUT,
     POD_ONE,
     POD_THREE,
     POD_TWO,
@@ -40,9 +42,6 @@ from fixtures.packets import (
 pytestmark = pytest.mark.datapath
 
 CLOSED = CtFlags.CT_F_LOCAL_CLOSED | CtFlags.CT_F_REMOTE_CLOSED
-# One-way policies: what is opened from the other side must be judged, and so refused.
-ONLY_OUT = (Rule(EGRESS, ALLOW), Rule(INGRESS, DEFAULT_DENY, cookie=0xDE1))
-ONLY_IN = (Rule(INGRESS, ALLOW), Rule(EGRESS, DEFAULT_DENY, cookie=0xDE2))
 
 
 @pytest.fixture
@@ -233,3 +232,18 @@ def test_error_sent_to_another_than_the_quoted_sender_is_judged_as_its_own(datap
 
     strayed = datapath.send(POD_TWO, from_pod(pod_two, pod_three.ip, unreachable(ARRIVED)))
     assert (strayed.drop.reason, strayed.drop.endpoint_id) == (DropReason.DROP_POLICY, POD_THREE.id)
+
+
+def test_error_of_a_pod_to_another_than_the_quoted_sender_is_judged_as_its_own(datapath: Datapath) -> None:
+    """Quoting what pod two has sent gives pod one no way to pod three, to whom it may send nothing."""
+    only_two = (Rule(EGRESS, DEFAULT_DENY, cookie=0xDE2), Rule(EGRESS, ALLOW, class_id=1))
+    datapath.add_endpoint(POD_ONE, Rule(INGRESS, ALLOW), *only_two, classes={(POD_TWO.identity, EGRESS): 1})
+    datapath.add_endpoint(POD_TWO, *ALLOW_ALL)
+    datapath.add_endpoint(POD_THREE, *ALLOW_ALL)
+    datapath.send(POD_TWO, from_pod(pod_two, pod_one.ip, udp(53, 5000)))
+    asked = to_pod(pod_one, pod_two.ip, udp(53, 5000))
+    assert datapath.send(POD_ONE, from_pod(pod_one, pod_two.ip, unreachable(asked))).action == REDIRECT
+
+    for elsewhere in (pod_three.ip, "203.0.113.7"):
+        drop = datapath.send(POD_ONE, from_pod(pod_one, elsewhere, unreachable(asked))).drop
+        assert (drop.reason, drop.endpoint_id) == (DropReason.DROP_POLICY, POD_ONE.id)
