@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 
 from ciliumd.bpf.features import tcx_supported
+from datapath.contest import Contest, all_contests
 from datapath.harness import Datapath
 from datapath.node import private_node
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
@@ -78,6 +79,24 @@ def outside(loaded_node_port: Datapath) -> Datapath:
     loaded_node_port.reset()
     expose(loaded_node_port)
     return loaded_node_port
+
+
+@pytest.fixture(scope="session")
+def contests(node: None) -> Iterator[dict[str, Contest]]:
+    """Every hook of a node that allows everything, against its reference."""
+    with all_contests() as made:
+        yield made
+
+
+@pytest.fixture
+def contest(contests: dict[str, Contest], hook: str) -> Contest:
+    """The hook of this test, with nothing counted yet."""
+    if hook not in contests:
+        pytest.skip("this machine has no compiler for the program in front of the hook")
+    contest = contests[hook]
+    contest.outcomes.clear()
+    contest.wrong.clear()
+    return contest
 
 
 @pytest.fixture

@@ -10,11 +10,10 @@ masqueraded, answered and delivered.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 
 import pytest
 
-from datapath.contest import Contest, all_contests
+from datapath.contest import Contest
 from datapath.malformed import frames, mutated, replaced
 from datapath.shapes import spoiled, table
 from datapath.tally import Tally
@@ -29,30 +28,12 @@ CHUNK = 50_000  # mutated frames that are held at once
 HOOKS = list(WAYS)
 
 
-@pytest.fixture(scope="module")
-def contests(node: None) -> Iterator[dict[str, Contest]]:
-    """Every hook of an open node."""
-    with all_contests() as made:
-        yield made
-
-
-@pytest.fixture
-def contest(contests: dict[str, Contest], hook: str) -> Contest:
-    """The hook of this test, with nothing counted yet."""
-    contest = contests[hook]
-    contest.outcomes.clear()
-    contest.wrong.clear()
-    return contest
-
-
 def _judge(contest: Contest, tally: Tally, what: str, **more: int) -> None:
     """Record what became of the frames; none may differ from the reference."""
-    # Outcomes are "action/reason": only what has no reason went on.
-    went_on = sum(count for outcome, count in contest.outcomes.items() if outcome in {"-1/0", "7/0"})
     tally(
         what,
         injected=contest.outcomes.total(),
-        delivered=went_on,
+        delivered=contest.went_on,
         wrong=len(contest.wrong),
         outcomes=dict(sorted(contest.outcomes.items())),
         **more,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from datapath.contest import DNS, FAR_WEB, WEB
+from datapath.openworld import DNS, FAR_WEB, WEB
 from datapath.tunnel import TUNNEL_PORT, node_two, pod_far, router_two
 from fixtures.packets import (
     Place,

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node whose policies allow everything: as the reference sees it, and as rows; the same with a tunnel."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from ipaddress import IPv4Network, ip_address, ip_network
+
+from ciliumd.abi import LbServiceFlags
+from ciliumd.model.net import mac_bytes
+from datapath.harness import Datapath
+from datapath.node import POD_CIDR
+from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
+from datapath.tunnel import AWAY, CLUSTER, TUNNEL_PORT
+from fixtures.packets import loopback, node_one, pod_away, pod_one, pod_two, router, svc_one, svc_two
+from reference.forwarding import NO_FIB, UNROUTABLE
+from reference.node import Node
+from reference.parser import Pod
+
+TCP, UDP = 6, 17
+WEB, DNS, FAR_WEB = 30080, 30053, 31080
+# What the tests' namespace has beside its default route (datapath/node.py), and what no router sends on.
+NOWHERE = tuple(
+    ip_network(prefix)
+    for prefix in (
+        *("198.51.100.0/24", "127.0.0.0/8", "10.0.1.1/32", "192.168.9.1/32"),
+        *("192.168.9.255/32", "255.255.255.255/32", "224.0.0.0/4", "0.0.0.0/8"),
+    )
+)
+OPTIONS = {"policy_verdict_events": 0, "trace_events": 0, "nat_port_min": 32768, "nat_port_max": 65535}
+
+
+def _packed(*pairs: tuple[tuple[str, int, int], tuple[str, int]]) -> dict[tuple[bytes, int, int], tuple]:
+    return {
+        (socket.inet_aton(ip), port, protocol): (socket.inet_aton(backend), backend_port)
+        for (ip, port, protocol), (backend, backend_port) in pairs
+    }
+
+
+def _leads_to(address: bytes) -> int:
+    number = ip_address(address)
+    if any(number in network for network in NOWHERE):
+        return NO_FIB
+    return UNROUTABLE if number in POD_CIDR else 0
+
+
+def _within(network: IPv4Network) -> Callable[[bytes], bool]:
+    first, mask = int(network.network_address), int(network.netmask)
+    return lambda address: int.from_bytes(address, "big") & mask == first
+
+
+PODS = {
+    pod.address.packed: Pod(mac_bytes(pod.mac), mac_bytes(pod.node_mac), pod.address.packed)
+    for pod in (pod_one, pod_two)
+}
+NODE = Node(
+    router=router.address.packed,
+    router_mac=mac_bytes(router.mac),
+    address=node_one.address.packed,
+    pods=PODS,
+    is_pod_address=_within(POD_CIDR),
+    leads_to=_leads_to,
+    sender=PODS[pod_one.address.packed],
+    loopback=loopback.address.packed,
+    cluster_ips=frozenset({svc_one.address.packed, svc_two.address.packed}),
+    services=_packed(((svc_one.ip, 80, TCP), (pod_two.ip, 8080)), ((svc_one.ip, 53, UDP), (pod_two.ip, 5353)))
+    | {(svc_two.address.packed, 80, TCP): None},
+    node_ports=_packed(
+        ((node_one.ip, WEB, TCP), (pod_one.ip, 80)),
+        ((node_one.ip, DNS, UDP), (pod_one.ip, 53)),
+        ((node_one.ip, FAR_WEB, TCP), (pod_away.ip, 80)),
+    ),
+    unmasked=frozenset({pod_away.address.packed}),
+)
+
+
+def fill(datapath: Datapath) -> None:
+    """The rows of NODE."""
+    datapath.policies({POD_ONE.version: ALLOW_ALL, POD_TWO.version: ALLOW_ALL})
+    datapath.add_endpoint(POD_ONE)
+    datapath.add_endpoint(POD_TWO)
+    datapath.native_device("net0", node_one.ip)
+    for address in (node_one.ip, router.ip):
+        datapath.host_address(address)
+    datapath.ipcache(pod_away.ip, AWAY)
+    datapath.add_service(1, svc_one.ip, 80, TCP, {101: (pod_two.ip, 8080)})
+    datapath.add_service(2, svc_one.ip, 53, UDP, {102: (pod_two.ip, 5353)})
+    datapath.add_service(3, svc_two.ip, 80, TCP, {})
+    for address in (svc_one.ip, svc_two.ip):
+        datapath.cluster_ip(address)
+    port = LbServiceFlags.LB_F_NODE_PORT
+    datapath.add_service(4, node_one.ip, WEB, TCP, {104: (pod_one.ip, 80)}, flags=port)
+    datapath.add_service(5, node_one.ip, DNS, UDP, {105: (pod_one.ip, 53)}, flags=port)
+    datapath.add_service(6, node_one.ip, FAR_WEB, TCP, {106: (pod_away.ip, 80)}, flags=port)
+
+
+def _behind_tunnel(address: bytes) -> bool:
+    text = socket.inet_ntoa(address)
+    return any(ip_address(text) in ip_network(node.cidr) for node in CLUSTER.others)
+
+
+def tunnel_node_of(outer: str, identity: int) -> Node:
+    """The node with a tunnel; what comes out of that is of the node at *outer*, as *identity*'s."""
+    routers = {socket.inet_aton(node.router) for node in CLUSTER.others}
+    return Node(
+        router=NODE.router,
+        router_mac=NODE.router_mac,
+        address=NODE.address,
+        pods={pod_one.address.packed: NODE.sender},
+        is_pod_address=NODE.is_pod_address,
+        leads_to=NODE.leads_to,
+        sender=NODE.sender,
+        loopback=NODE.loopback,
+        tunnel_port=TUNNEL_PORT,
+        behind_tunnel=_behind_tunnel,
+        is_other_node=routers.__contains__,
+        may_send=lambda source: CLUSTER.refused(outer, identity, socket.inet_ntoa(source)),
+    )
