@@ -30,6 +30,12 @@ settings.load_profile(os.environ.get("CILIUMD_PROPERTY_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session")
+def is_long(request: pytest.FixtureRequest) -> bool:
+    """Whether the figures of a release are asked for, and not a sample."""
+    return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture(scope="session")
 def kernel_judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KernelJudge | None]:
     """The datapath's lookup in this kernel; None where we must not load programs."""
     with contextlib.ExitStack() as stack:

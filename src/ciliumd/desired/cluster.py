@@ -3,7 +3,8 @@
 Other nodes: whose their addresses are, how their pods are reached, and by which routes.
 
 A node's InternalIP and ExternalIP are reached directly; its router, its health endpoint and its pods
-lie behind its tunnel, if there is one.
+lie behind its tunnel, if there is one.  An address that two objects claim is that of the younger one, for
+the older is on its way out: which it is must not depend on who was heard of first.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,7 +36,7 @@ class Neighbours:
     """
 
     def __init__(self, nodes: Iterable[NodeRow], *, this: str, tunnel: bool) -> None:
-        self.nodes = tuple(node for node in nodes if node.name != this)
+        self.nodes = tuple(node for node in _by_age(nodes) if node.name != this)
         self._tunnel = tunnel
         self._by_address = {
             addr: node for node in self.nodes for addr in node.addresses_of(INTERNAL_IP, EXTERNAL_IP)
@@ -94,10 +95,15 @@ def beyond(
 
     *api_servers* that are nodes keep being reached directly; they are judged as kube-apiserver.
     """
-    owners: dict[Addr, Owner] = {}
+    holders: dict[Addr, RemoteEndpointRow] = {}
     for endpoint in endpoints:
-        owner = Owner(endpoint.identity, neighbours.tunnel_of(endpoint.node))
-        owners.update(dict.fromkeys(endpoint.addresses, owner))
+        for addr in endpoint.addresses:
+            holder = holders.setdefault(addr, endpoint)
+            if (holder.created, holder.key) < (endpoint.created, endpoint.key):
+                holders[addr] = endpoint
+    owners = {
+        addr: Owner(holder.identity, neighbours.tunnel_of(holder.node)) for addr, holder in holders.items()
+    }
     owners.update(neighbours.addresses())
     owners.update(dict.fromkeys(api_servers, Owner(int(Reserved.KUBE_APISERVER))))
     return Beyond(owners, neighbours.prefixes())
@@ -117,7 +123,7 @@ def node_rows(nodes: Iterable[NodeRow]) -> Mapping[bytes, bytes]:
     A node's number is its tunnel endpoint as u32: it needs no memory, and no two nodes share it.
     """
     rows: dict[bytes, bytes] = {}
-    for node in nodes:
+    for node in _by_age(nodes):
         endpoint = node.tunnel_endpoint
         if isinstance(endpoint, IPv4Address):
             for _, addr in node.addresses:
@@ -125,3 +131,8 @@ def node_rows(nodes: Iterable[NodeRow]) -> Mapping[bytes, bytes]:
                 value = abi.NodeValue(check=fold32(packed), node_id=int(endpoint))
                 rows[abi.NodeKey(packed).pack()] = value.pack()
     return rows
+
+
+def _by_age(nodes: Iterable[NodeRow]) -> list[NodeRow]:
+    """The youngest last: what it claims is its."""
+    return sorted(nodes, key=lambda node: (node.created, node.name))

@@ -81,7 +81,7 @@ class NodeRow:
 
     *addresses* are pairs of type and address, as CiliumNode writes them: ``InternalIP``, ``ExternalIP``
     and ``CiliumInternalIP`` (the router address inside its pod CIDR); *health* are those of its health
-    endpoint.
+    endpoint.  *created* is the object's ``creationTimestamp``, empty when it does not say.
     """
 
     name: str
@@ -90,6 +90,7 @@ class NodeRow:
     pod_cidrs: tuple[Prefix, ...] = ()
     health: tuple[Addr, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    created: str = ""
 
     def addresses_of(self, *types: str) -> tuple[Addr, ...]:
         """Its addresses of these types, in the order they are written."""
@@ -109,8 +110,9 @@ class RemoteEndpointRow:
     """
     A pod of the cluster as its own node published it (CiliumEndpoint, cilium.io/v2).
 
-    *node* is an address of that node; *named_ports* gives (protocol, port) by port name.  Those of this
-    node are rows too: who reads them lets the local endpoint win.
+    *node* is an address of that node; *named_ports* gives (protocol, port) by port name; *created* is the
+    object's ``creationTimestamp``.  Those of this node are rows too: who reads them lets the local endpoint
+    win.
     """
 
     namespace: str
@@ -119,6 +121,7 @@ class RemoteEndpointRow:
     addresses: tuple[Addr, ...]
     node: Addr | None
     named_ports: dict[str, tuple[str, int]]
+    created: str = ""
 
     @property
     def key(self) -> NamespacedName:

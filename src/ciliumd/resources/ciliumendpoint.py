@@ -79,6 +79,7 @@ class CiliumEndpoint(Lenient):
             addresses=addresses,
             node=status.networking.node if status.networking else None,
             named_ports={port.name: (port.protocol, port.port) for port in status.named_ports or ()},
+            created=self.metadata.creation_timestamp or "",
         )
         return [("remote_endpoints", row.key, row)]
 

@@ -62,6 +62,7 @@ class CiliumNode(Lenient):
             pod_cidrs=tuple(cidrs),
             health=tuple(addr for addr in health if addr is not None),
             labels=dict(self.metadata.labels or {}),
+            created=self.metadata.creation_timestamp or "",
         )
         return [("nodes", name, row)]
 

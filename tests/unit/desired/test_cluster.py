@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node makes of the others: owners of addresses, tunnels, routes, rows of nodes."""
 
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -137,3 +138,28 @@ def test_rows_of_nodes_carry_one_number_per_node() -> None:
         for _, addr in node(number).addresses
     }
     assert all(value.check == fold32(key) for key, value in rows.items())
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_an_address_claimed_twice_is_the_younger_pods(turn: int) -> None:
+    """A pod that is gone may still be published when its address has the next one, whoever is heard first."""
+    old = replace(remote("10.0.2.9", identity=300), name="old", created="2026-01-01T00:00:00Z")
+    new = replace(old, name="new", identity=301, created="2026-01-01T00:00:09Z")
+    found = beyond(cluster(), [old, new][::turn])
+
+    assert found.addresses[ip_address("10.0.2.9")].identity == 301
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_what_two_nodes_claim_is_the_younger_nodes(turn: int) -> None:
+    """A machine that joins under another name has the addresses of the one it was."""
+    old = replace(node(2), name="old", created="2026-01-01T00:00:00Z")
+    inside = (("InternalIP", ip_address("192.0.2.7")), *old.addresses[1:])
+    new = replace(old, name="new", addresses=inside, created="2026-01-01T00:00:09Z")
+    nodes = [old, new][::turn]
+    found = beyond(Neighbours(nodes, this="node1", tunnel=True), [])
+    rows = {key: abi.NodeValue.unpack(value).node_id for key, value in node_rows(nodes).items()}
+
+    assert found.addresses[ip_address("10.0.2.1")].tunnel == ip_address("192.0.2.7")
+    assert found.prefixes[ip_network("10.0.2.0/24")].tunnel == ip_address("192.0.2.7")
+    assert rows[addr16(ip_address("198.51.100.2"))] == int(IPv4Address("192.0.2.7"))
