@@ -110,7 +110,8 @@ class NodePlan:
         self._prefixes: set[Prefix] = set()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
-        self._reported: dict[str, set[ObjectKey]] = {}
+        self._found: dict[str, Mapping[ObjectKey, Problem]] = {}
+        self._reported: dict[ObjectKey, Problem] = {}
 
     def restore_versions(self, rows: Mapping[bytes, bytes], *, versions: Mapping[int, int]) -> None:
         """Start from the policy versions the kernel holds, as flat rows, and those by endpoint id."""
@@ -184,6 +185,7 @@ class NodePlan:
             *("services", "slices", "pods", "endpoints"),
             extra=(self.node.node_port_addresses,),
         )
+        self._tell_problems()
 
     def require(self, part: str) -> None:
         """
@@ -376,12 +378,25 @@ class NodePlan:
         )
 
     def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
-        """Problems found here, as rows beside those of the sources; they vanish when they are solved."""
-        for key in self._reported.get(part, set()) - problems.keys():
-            self._tables.problems.delete(key)
-        for key, problem in problems.items():
-            self._tables.problems.set(key, problem)
-        self._reported[part] = set(problems)
+        """Problems found here, instead of those found by this *part* before."""
+        self._found[part] = problems
+
+    def _tell_problems(self) -> None:
+        """
+        Show what was found as rows beside those of the sources; they vanish when it is solved.
+
+        A source that refused the object has said more about it: its row is left alone.
+        """
+        table = self._tables.problems
+        found = {key: problem for problems in self._found.values() for key, problem in problems.items()}
+        own = {key for key, problem in self._reported.items() if table.get(key) == problem}
+        for key in own - found.keys():
+            table.delete(key)
+        self._reported = {}
+        for key, problem in found.items():
+            if key in own or table.get(key) is None:
+                table.set(key, problem)
+                self._reported[key] = problem
 
     # ---- what changed ----------------------------------------------------------------------
 

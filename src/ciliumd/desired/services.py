@@ -21,10 +21,14 @@ from ciliumd.model.service import (
     Service,
     ServiceKind,
     TrafficPolicy,
+    port_place,
 )
 
 SERVICE_ID_MAX = 65535
 BACKEND_ID_MAX = 0xFFFFFFFF
+
+_ByPort = dict[tuple[str, str, int], list[Backend]]
+"""Backends by port name, protocol and address family."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,26 +85,7 @@ def served_frontend(
     for a cluster address and external for a node port, only those on *node* count.  One listed twice is as
     fit as its best listing.
     """
-    name = service.port_of(frontend).name
-    local_only = policy_of(service, frontend) is TrafficPolicy.LOCAL
-    best: dict[BackendKey, Backend] = {}
-    for row in slices:
-        for port_name, backend in row.backends:
-            if (port_name, backend.protocol, backend.addr.version) != (
-                name,
-                frontend.protocol,
-                frontend.addr.version,
-            ):
-                continue
-            if local_only and (node is None or backend.node != node):
-                continue
-            known = best.get(backend.key)
-            if known is None or _preference(backend) < _preference(known):
-                best[backend.key] = backend
-    backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
-    active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
-    fallback = tuple(backend for backend in backends if backend.state is BackendState.TERMINATING)
-    return ServedFrontend(service, frontend, active or fallback, backends)
+    return _served(service, frontend, service.port_of(frontend).name, _by_port(slices), node)
 
 
 def served_frontends(
@@ -112,12 +97,55 @@ def served_frontends(
     for row in slices:
         by_service.setdefault(row.service_key, []).append(row)
     served = [
-        served_frontend(owner, frontend, by_service.get(owner.key, ()), node=node)
-        for key, owner in sorted(owners.items(), key=lambda item: frontend_order(item[0]))
-        for frontend in owner.frontends
-        if frontend.key == key
+        one
+        for owner in {id(owner): owner for owner in owners.values()}.values()
+        for one in _served_of(owner, owners, by_service.get(owner.key, ()), node)
     ]
+    served.sort(key=lambda one: frontend_order(one.frontend.key))
     return served, problems
+
+
+def _served_of(
+    service: Service,
+    owners: Mapping[FrontendKey, Service],
+    slices: Iterable[EndpointSliceRow],
+    node: str | None,
+) -> Iterator[ServedFrontend]:
+    """
+    The frontends *service* owns.
+
+    Ports and backends are looked up: a service with thousands of ports must not hold up the others.
+    """
+    listed = _by_port(slices)
+    names = service.port_names()
+    for frontend in service.frontends:
+        if owners[frontend.key] is service:
+            yield _served(service, frontend, names[port_place(frontend)], listed, node)
+
+
+def _by_port(slices: Iterable[EndpointSliceRow]) -> _ByPort:
+    found: _ByPort = {}
+    for row in slices:
+        for name, backend in row.backends:
+            found.setdefault((name, backend.protocol, backend.addr.version), []).append(backend)
+    return found
+
+
+def _served(
+    service: Service, frontend: Frontend, name: str, listed: _ByPort, node: str | None
+) -> ServedFrontend:
+    local_only = policy_of(service, frontend) is TrafficPolicy.LOCAL
+    best: dict[BackendKey, Backend] = {}
+    for backend in listed.get((name, frontend.protocol, frontend.addr.version), ()):
+        if local_only and (node is None or backend.node != node):
+            continue
+        known = best.get(backend.key)
+        if known is None or _preference(backend) < _preference(known):
+            best[backend.key] = backend
+    backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
+    active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
+    fallback = tuple(backend for backend in backends if backend.state is BackendState.TERMINATING)
+    return ServedFrontend(service, frontend, active or fallback, backends)
 
 
 def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> Iterator[Service]:

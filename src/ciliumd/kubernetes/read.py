@@ -22,6 +22,9 @@ from ciliumd.tables import Problem
 NODE_OBJECTS = "node"
 """Pretended table of :class:`KubernetesNode` rows."""
 
+# A version is a number of 64 bits.
+_DIGITS = 20
+
 Recalled = Callable[[Kind, NamespacedName, str], Mapping[str, Any] | None]
 """Last good document of the object with a kind, a key and a uid."""
 
@@ -52,13 +55,24 @@ def read_event(kind: Kind, event: Mapping[str, Any], *, recalled: Recalled = _no
         gone=gone,
         rows=rows,
         problem=problem,
-        document=essence(kept) if rows and kind in REMEMBERED else "",
+        document=_essence(kind, kept) if rows and kind in REMEMBERED else "",
     )
 
 
 def number(version: object) -> int:
     """A resourceVersion as a number; 0 if it is none."""
-    return int(version) if isinstance(version, str) and version.isascii() and version.isdigit() else 0
+    if not isinstance(version, str) or len(version) > _DIGITS or not version.isascii():
+        return 0
+    return int(version) if version.isdigit() else 0
+
+
+def _essence(kind: Kind, document: Mapping[str, Any]) -> str:
+    """What is kept of *document* for the next agent; nothing if it cannot be."""
+    try:
+        return essence(document)
+    except RecursionError:
+        log.warning("lastgood.not_kept", kind=kind.kind, name=document["metadata"]["name"], error="too deep")
+        return ""
 
 
 def _read(kind: Kind, document: Mapping[str, Any]) -> tuple[tuple[Row, ...], Problem | None]:

@@ -110,6 +110,10 @@ class Backend:
         return BackendKey(self.addr, self.port, self.protocol)
 
 
+PortPlace = tuple[bool, str, int]
+"""See :func:`port_place`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServicePort:
     """One entry of a service's ports; *target* is a number or the name of a container port."""
@@ -149,9 +153,25 @@ class Service:
 
     def port_of(self, frontend: Frontend) -> ServicePort:
         """The port *frontend* belongs to."""
-        node_port = frontend.kind is ServiceKind.NODE_PORT
+        wanted = port_place(frontend)
         for port in self.ports:
-            number = port.node_port if node_port else port.port
-            if (port.protocol, number) == (frontend.protocol, frontend.port):
+            if wanted in _places(port):
                 return port
         raise KeyError(f"service {self.namespace}/{self.name} has no port for {frontend}")
+
+    def port_names(self) -> dict[PortPlace, str]:
+        """The name of every port, as :meth:`port_of` finds it, by :func:`port_place`."""
+        names: dict[PortPlace, str] = {}
+        for port in self.ports:
+            for place in _places(port):
+                names.setdefault(place, port.name)
+        return names
+
+
+def port_place(frontend: Frontend) -> PortPlace:
+    """What the port of *frontend* is found by: whether as a node port, its protocol and its number."""
+    return (frontend.kind is ServiceKind.NODE_PORT, frontend.protocol, frontend.port)
+
+
+def _places(port: ServicePort) -> tuple[PortPlace, PortPlace]:
+    return (False, port.protocol, port.port), (True, port.protocol, port.node_port)

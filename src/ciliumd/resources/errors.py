@@ -8,10 +8,14 @@ wrong and what would be right.  Nothing here decides what is valid.
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+# Characters of a field and of a message that are kept, and problems of one object.
+_LONGEST = 500
+_MOST = 16
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 NOT_ENFORCED = "not_enforced"
 _TYPES = {
@@ -42,17 +46,19 @@ class InvalidResource(ResourceError):
     """
     An object that must not come into force as written.
 
-    *field* and *message* name the first problem, *problems* all of them as (field, message).
+    *field* and *message* name the first problem, *problems* the first few of them as (field, message).
+    What is told of an object is kept, logged and written into its status, so it is short whatever the object
+    is.
     """
 
     def __init__(self, kind: str, namespace: str, name: str, problems: Iterable[tuple[str, str]]) -> None:
         self.kind = kind
         self.namespace = namespace
         self.name = name
-        self.problems = tuple(problems)
+        self.problems = tuple((_cut(field), _cut(message)) for field, message in islice(problems, _MOST))
         self.field, self.message = self.problems[0]
         where = f"{namespace}/{name}" if namespace else name
-        super().__init__(f"{kind} {where}: {self.field} {self.message}")
+        super().__init__(f"{_cut(f'{kind} {where}')}: {self.field} {self.message}")
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -67,6 +73,10 @@ class FieldError(ValueError):
         super().__init__(f"{field} {message}")
         self.field = field
         self.message = message
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
 
 
 def not_enforced(needs: str) -> PydanticCustomError:

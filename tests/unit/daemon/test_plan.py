@@ -14,6 +14,7 @@ from ciliumd.desired.identities import named_ports_by_identity
 from ciliumd.desired.policy import lookup, resolve
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
 from ciliumd.model.labels import Label
+from ciliumd.tables import Problem
 from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, INGRESS
@@ -413,6 +414,31 @@ def test_a_service_problem_vanishes_with_its_cause():
     node.tables.services.delete(("shop", "old"))
     node.refresh()
     assert node.tables.problems.get(("Service", "shop", "new")) is None
+
+
+def test_a_problem_found_here_does_not_hide_one_of_the_object():
+    """An object that was refused stays refused in the status, whatever becomes of the version in force."""
+    node = two_pods()
+    key = ("Service", "shop", "new")
+    refused = Problem("spec.type", "must be another; its last good version stays")
+
+    def service(name, created):
+        port = ServicePort("", "TCP", 80, 80)
+        front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+        return Service("shop", name, "ClusterIP", (front,), (port,), created=created)
+
+    node.tables.services.set(("shop", "new"), service("new", "2021"))
+    node.tables.problems.set(key, refused)
+    node.tables.services.set(("shop", "old"), service("old", "2020"))
+    node.refresh()
+    assert node.tables.problems.get(key) == refused
+    node.tables.problems.delete(key)
+    node.refresh()
+    assert "belongs to service shop/old" in node.tables.problems.get(key).message
+    node.tables.problems.set(key, refused)
+    node.tables.services.delete(("shop", "old"))
+    node.refresh()
+    assert node.tables.problems.get(key) == refused
 
 
 def test_a_change_on_a_large_node_costs_what_it_touches(capsys):

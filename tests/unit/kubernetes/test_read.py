@@ -3,7 +3,7 @@
 
 import pytest
 
-from ciliumd.kubernetes.kinds import NAMESPACE, NODE, SERVICE
+from ciliumd.kubernetes.kinds import CILIUM_NETWORK_POLICY, NAMESPACE, NODE, SERVICE
 from ciliumd.kubernetes.read import NODE_OBJECTS, read_event
 from ciliumd.model.objects import NamespaceRow
 
@@ -48,3 +48,18 @@ def test_node_is_told_as_it_is():
 def test_version_that_is_no_number_is_unknown(version):
     """Not an error: versions are opaque."""
     assert read_event(NAMESPACE, raw(NAMESPACE, "shop", version=version)).version == 0
+
+
+def test_version_of_thousands_of_digits_is_unknown():
+    """Python refuses to make a number of it."""
+    assert read_event(NAMESPACE, raw(NAMESPACE, "shop", version="9" * 5000)).version == 0
+
+
+def test_policy_that_is_too_deep_to_be_kept_is_a_policy_all_the_same():
+    """What is not read of it may be as deep as it likes; the memory of last good policies does without it."""
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    spec = {"endpointSelector": {}, "labels": [deep]}
+    event = read_event(CILIUM_NETWORK_POLICY, raw(CILIUM_NETWORK_POLICY, "shop", spec=spec))
+    assert (len(event.rows), event.problem, event.document) == (1, None, "")

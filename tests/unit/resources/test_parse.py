@@ -114,3 +114,22 @@ def rows_or_problems(document: object) -> list[Row]:
         if not error.problems or not all(message for _, message in error.problems):
             raise AssertionError("nothing is said about what is wrong") from error
         return []
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"metadata": {"name": "x" * 100_000}},
+        {"metadata": {"name": "x", "labels": {"k" * 100_000: "v"}}},
+        {"metadata": {"name": "x", "labels": {"k": ["v"] * 100_000}}},
+        {"metadata": {"name": "x", "labels": {f"k{i}!": "v" for i in range(20_000)}}},
+    ],
+    ids=["a value", "a key", "a list", "many"],
+)
+def test_what_is_told_of_a_large_object_is_short(document: dict[str, object]) -> None:
+    """A problem is kept, logged, and written into the object's status: it must not be as large as its cause."""
+    with pytest.raises(InvalidResource) as caught:
+        parse({"apiVersion": "v1", "kind": "Namespace", **document})
+
+    assert len(str(caught.value)) < 2_000
+    assert sum(len(field) + len(message) for field, message in caught.value.problems) < 20_000
