@@ -59,9 +59,10 @@ def _keep(name: str, document: dict[str, Any]) -> Path:
 
 
 def write(
-    layer: str,
+    name: str,
     of: Checkout,
     *,
+    command: str,
     seconds: float,
     passed: int,
     failed: int,
@@ -69,13 +70,13 @@ def write(
     tests: dict[str, dict[str, Any]],
 ) -> Path:
     """
-    Write the file of *layer*, measured on the checkout *of*; its path.
+    Write the file called *name* of what *command* measured on the checkout *of*; its path.
 
     *tests* has what a test recorded by its name: ``figure``, lines of text, ``data``, decoded JSON, and
     ``failed`` where it did not pass.
     """
     document = {
-        "command": f"build/dev test --long {layer}",
+        "command": command,
         **of._asdict(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": _machine(),
@@ -85,7 +86,7 @@ def write(
         "skipped": skipped,
         "tests": tests,
     }
-    return _keep(layer, document)
+    return _keep(name, document)
 
 
 def write_bench(report: Path) -> Path | None:

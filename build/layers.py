@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import fnmatch
 import json
 import os
@@ -22,7 +23,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import compile_bpf
 import evidence
@@ -33,11 +34,12 @@ if TYPE_CHECKING:
 
 # Cheapest first, but for the programs of the clusters: they are built before the layers that need them.
 DEFAULT = (
-    *("unit", "stories", "property", "datapath", "netns", "faults", "lint"),
+    *("unit", "stories", "property", "datapath", "netns", "faults", "kernels", "lint"),
     *("chart", "api", "e2e", "demo"),
 )
-# Emulated machines take more minutes than every change can spend: run by name.
-BY_NAME = ("kernels",)
+# Emulated machines take minutes of processor time: begun beside the first of these, which mostly wait, with
+# what they leave.  It ends before the layers that count packets of a whole cluster.
+BESIDE = {"kernels": frozenset({"netns", "faults"})}
 NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
@@ -54,6 +56,8 @@ LONG = {
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})
 # Each file has namespaces, pins and groups of its own, and most of its time is waiting.
 BY_FILE = frozenset({"netns", "faults"})
+# As tests/kernels/conftest.py has them.
+KERNELS = ("5.10", "6.1", "6.12", "newest")
 EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
 LOGS = OUT / "test"
 SHOWN_LINES = 60
@@ -139,7 +143,71 @@ class ClusterTools:
         self._process.wait()
 
 
-def pytest_layer(layer: str, *, is_long: bool) -> Result:
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How layers are run: the longer form, and of the kernels this one only."""
+
+    is_long: bool
+    kernel: str | None = None
+
+    def words(self, layer: str) -> list[str]:
+        """Arguments of pytest."""
+        words = ["-n", "auto"] if layer in PARALLEL else []
+        if layer in BY_FILE:
+            words += ["-n", "2", "--dist", "loadfile"]
+        if self.is_long and layer in HAVE_LONG:
+            words.append("--long")
+        if self.kernel and layer == "kernels":
+            words += ["--kernel", self.kernel]
+        return words
+
+    def evidence(self, layer: str) -> tuple[str, str]:
+        """Name of the file that keeps what was measured, and the command that measures it again."""
+        if self.kernel and layer == "kernels":
+            return f"{layer}-{self.kernel}", f"build/dev test --long --kernel {self.kernel} {layer}"
+        return layer, f"build/dev test --long {layer}"
+
+
+class LayerRun:
+    """One directory of tests in a process of its own, as a context: it ends with it."""
+
+    def __init__(self, layer: str, form: Form, *, beside: bool = False) -> None:
+        self._report, self._log = LOGS / f"{layer}.xml", LOGS / f"{layer}.log"
+        self._report.unlink(missing_ok=True)
+        pytest = [sys.executable, "-m", "pytest", "-q", f"--junitxml={self._report}"]
+        words = [*pytest, "-o", "junit_family=xunit1", *form.words(layer), str(ROOT / "tests" / layer)]
+        if beside:
+            words = [tool("nice"), "-n", "19", *words]
+        environment = os.environ | (LONG if form.is_long else {})
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nobody needs it any more."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
+
+    def result(self) -> Result:
+        """Wait until it is done."""
+        result = Result()
+        code = self._process.wait()
+        if self._report.exists():
+            count(ET.parse(self._report).getroot(), result)  # noqa: S314  # written by pytest a moment ago
+        if code not in {0, 1} or not self._report.exists():
+            result.fail(f"pytest ended with {code}")
+        if result.failed:
+            lines = self._log.read_text(errors="replace").splitlines()
+            result.notes += [*lines[-SHOWN_LINES:], f"(all of it: {self._log.relative_to(ROOT)})"]
+        return result
+
+
+def pytest_layer(layer: str, form: Form) -> Result:
     """Run one directory of tests."""
     result = Result()
     directory = ROOT / "tests" / layer
@@ -149,37 +217,8 @@ def pytest_layer(layer: str, *, is_long: bool) -> Result:
     if not directory.is_dir():
         result.fail(f"{directory.relative_to(ROOT)} does not exist")
         return result
-    report, log = LOGS / f"{layer}.xml", LOGS / f"{layer}.log"
-    report.unlink(missing_ok=True)
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        f"--junitxml={report}",
-        "-o",
-        "junit_family=xunit1",
-        directory,
-    ]
-    if layer in PARALLEL:
-        words += ["-n", "auto"]
-    elif layer in BY_FILE:
-        words += ["-n", "2", "--dist", "loadfile"]
-    if is_long and layer in HAVE_LONG:
-        words.append("--long")
-    environment = os.environ | (LONG if is_long else {})
-    with log.open("wb") as output:
-        done = subprocess.run(
-            words, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, check=False
-        )
-    if report.exists():
-        count(ET.parse(report).getroot(), result)  # noqa: S314  # written by pytest a moment ago
-    if done.returncode not in {0, 1} or not report.exists():
-        result.fail(f"pytest ended with {done.returncode}")
-    if result.failed:
-        lines = log.read_text(errors="replace").splitlines()
-        result.notes += [*lines[-SHOWN_LINES:], f"(all of it: {log.relative_to(ROOT)})"]
-    return result
+    with LayerRun(layer, form) as run:
+        return run.result()
 
 
 def count(report: ET.Element, result: Result) -> None:
@@ -281,42 +320,53 @@ def lint_layer() -> Result:
     return result
 
 
-def run_layer(layer: str, *, is_long: bool) -> Result:
+def run_layer(layer: str, form: Form) -> Result:
     """Run one layer."""
-    return lint_layer() if layer == "lint" else pytest_layer(layer, is_long=is_long)
+    return lint_layer() if layer == "lint" else pytest_layer(layer, form)
 
 
-def runs(layers: Sequence[str], *, is_long: bool) -> Iterator[tuple[str, Callable[[], Result]]]:
-    """*layers* by name, with the tools before the first that needs them; they are begun at once."""
+def runs(layers: Sequence[str], form: Form) -> Iterator[tuple[str, Callable[[], Result]]]:
+    """
+    *layers* by name.  What is built or runs beside others is begun before, and awaited in its turn.
+
+    The programs of clusters are begun at once, and awaited by the first layer that needs them.
+    """
     tools = ClusterTools() if NEED_CLUSTER_TOOLS.intersection(layers) else None
-    try:
+    begun: dict[str, LayerRun] = {}
+    with contextlib.ExitStack() as stack:
+        if tools is not None:
+            stack.callback(tools.stop)
         awaited = tools
-        for layer in layers:
+        for index, layer in enumerate(layers):
             if awaited is not None and layer in NEED_CLUSTER_TOOLS:
                 yield "cluster-tools", awaited.result
                 awaited = None
-            yield layer, partial(run_layer, layer, is_long=is_long)
-    finally:
-        if tools is not None:
-            tools.stop()
+            for later in layers[index + 1 :]:
+                if later not in begun and layer in BESIDE.get(later, ()):
+                    begun[later] = stack.enter_context(LayerRun(later, form, beside=True))
+            yield layer, begun[layer].result if layer in begun else partial(run_layer, layer, form)
 
 
 def main() -> int:
     """Run the layers in the order given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--long", action="store_true", help="the longer form of those layers that have one")
-    parser.add_argument("layers", nargs="*", choices=[*DEFAULT, *BY_NAME, []], metavar="layer")
+    parser.add_argument("--kernel", choices=KERNELS, help="of the layer kernels, this one only")
+    parser.add_argument("layers", nargs="*", choices=[*DEFAULT, []], metavar="layer")
     arguments = parser.parse_args()
+    form = Form(arguments.long, arguments.kernel)
     LOGS.mkdir(parents=True, exist_ok=True)
     total = Result()
-    for layer, work in runs(arguments.layers or DEFAULT, is_long=arguments.long):
+    for layer, work in runs(arguments.layers or DEFAULT, form):
         started, checkout = time.monotonic(), evidence.checkout()
         result = work()
         seconds = time.monotonic() - started
         if arguments.long and result.measured:
+            name, command = form.evidence(layer)
             path = evidence.write(
-                layer,
+                name,
                 checkout,
+                command=command,
                 seconds=seconds,
                 passed=result.passed,
                 failed=result.failed,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from lab.actor import Actor
-from lab.waiting import eventually
+from lab.waiting import PATIENCE, eventually
 
-RATE = 10_000
+# Packets a second; fewer where sending and receiving them would leave nothing to whom they pass through.
+RATE = round(10_000 / PATIENCE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Flood:
         """Return once no packet has arrived for a while."""
         before = -1
         while before != (before := sum(self._receiver.call("flood_received", port=p) for p in self._ports)):
-            time.sleep(0.25)
+            time.sleep(0.25 * PATIENCE)
 
     def close(self) -> None:
         """Stop everything."""

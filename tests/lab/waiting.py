@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 T = TypeVar("T")
-# How many times longer deadlines are: in an emulated machine everything takes longer.
+# How many times longer deadlines are: in an emulated machine everything takes longer, and there is as much
+# more time between two looks, which would take the processor from what is waited for.
 PATIENCE = float(os.environ.get("CILIUMD_PATIENCE", "1"))
 
 
@@ -25,4 +26,4 @@ def eventually(condition: Callable[[], T], what: str, *, seconds: float = 10.0, 
             return answer
         if time.monotonic() > deadline:
             raise NotInTime(f"not within {seconds:g} s: {what}; last seen: {answer!r}")
-        time.sleep(every)
+        time.sleep(every * PATIENCE)

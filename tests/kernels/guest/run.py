@@ -101,9 +101,6 @@ def main() -> None:
         without={feature.name: feature.without for feature in FEATURES},
         objects=sorted(embedded()),
     )
-    # Scapy takes the longest to import: once, for all.
-    import scapy.all  # noqa: F401
-
     fork = multiprocessing.get_context("fork")
     for layer in LAYERS:
         words = [name for name in names if name.startswith(f"tests/{layer}")]

@@ -15,12 +15,13 @@ import time
 from typing import Any
 
 from lab.child.verbs import ANY, verb
+from lab.waiting import PATIENCE
 
 Json = dict[str, Any]
 
 RECORD = struct.Struct("!IQ")  # flow, number
 PAYLOAD = 64
-TICK = 0.001
+TICK = 0.001 * PATIENCE
 BURST = 64
 SO_RCVBUFFORCE = 33
 SO_MEMINFO = 55
