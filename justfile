@@ -57,7 +57,7 @@ netns:
 faults *arguments:
     build/dev test {{ arguments }} faults
 
-# The oldest, the stable and the newest kernel of Debian, in qemu.
+# The oldest, the stable and the newest kernel of Debian, in qemu; --long for all of datapath and netns, --kernel for one.
 kernels *arguments:
     build/dev test {{ arguments }} kernels
 

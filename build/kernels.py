@@ -29,9 +29,9 @@ IMAGE = DIRECTORY / "root.cpio"
 MAGIC = importlib.util.MAGIC_NUMBER
 MANIFEST = DIRECTORY / "kernels.json"
 # What the tests and the agent call; everything else that a shell needs is busybox.
-PROGRAMS = ("ip", "tc", "bridge", "nsenter", "setpriv", "unshare", "mount", "bpftool", "bash")
+PROGRAMS = ("ip", "tc", "bridge", "nsenter", "setpriv", "unshare", "mount", "bpftool", "bash", "env")
 DISTRIBUTIONS = ("ciliumd", "pytest", "scapy")
-CHECKOUT = ("build", "src", "tests", "pyproject.toml")
+CHECKOUT = ("build", "src", "tests", "pyproject.toml", "README.md", "examples/demo/manifests")
 LEFT_OUT = frozenset({"__pycache__", "out", "go", "e2e", "bench", "demo", "chart", "node_modules"})
 LIBRARY_LEFT_OUT = frozenset(
     {
@@ -103,10 +103,9 @@ def interpreter(tree: Tree) -> None:
                 tree.file(path)
 
 
-def checkout(tree: Tree) -> None:
-    """Sources, objects, extension and tests, compiled as the interpreter would at first sight."""
-    for name in CHECKOUT:
-        path = ROOT / name
+def checkout(tree: Tree, more: list[Path]) -> None:
+    """Sources, objects, extension and tests, and what else is asked for."""
+    for path in [*(ROOT / name for name in CHECKOUT), *more]:
         if path.is_file():
             tree.file(path)
         else:
@@ -132,8 +131,8 @@ def compile_all(tree: Tree) -> None:
             tree.text(importlib.util.cache_from_source(str(path)), compiled(path))
 
 
-def root(kernels: dict[str, kernel_packages.Kernel]) -> bytes:
-    """The root file system, one for all kernels."""
+def root(kernels: dict[str, kernel_packages.Kernel], more: list[Path]) -> bytes:
+    """The root file system, one for all kernels; *more* files and directories under their own paths."""
     tree = Tree()
     interpreter(tree)
     busybox = "/usr/bin/busybox"
@@ -154,7 +153,7 @@ def root(kernels: dict[str, kernel_packages.Kernel]) -> bytes:
         tree.text(f"/modules/{kernel.release}/order", "\n".join(kernel.modules) + "\n")
         for path in kernel.module_files:
             tree.file(path, f"/modules/{kernel.release}/{path.name}")
-    checkout(tree)
+    checkout(tree, more)
     compile_all(tree)
     tree.text("/init", INIT.format(root=ROOT, python=sys.executable), 0o755)
     return tree.cpio()
@@ -164,11 +163,12 @@ def main() -> int:
     """Make what is not up to date."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--update", action="store_true", help="ask Debian for newer kernels")
+    parser.add_argument("--more", nargs="*", type=Path, default=[], help="what to take along")
     arguments = parser.parse_args()
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     with build_lock():
         kernels = kernel_packages.fetch(update=arguments.update)
-        replace(IMAGE, root(kernels))
+        replace(IMAGE, root(kernels, arguments.more))
         described = {name: asdict(kernel) | {"image": str(kernel.image)} for name, kernel in kernels.items()}
         replace(MANIFEST, json.dumps({"root": str(IMAGE), "kernels": described}, indent=2).encode())
     for kernel in kernels.values():

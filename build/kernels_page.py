@@ -112,7 +112,7 @@ def versions(text: str) -> dict[str, str]:
 
 
 def without(text: str, moved: set[str]) -> list[list[str]]:
-    """The rows of a page's tables without what they say of the kernels in *moved*; other lines as they are."""
+    """A page's rows without what they say of the kernels in *moved*; other lines as they are."""
     found: list[list[str]] = []
     head: list[str] = []
     lines = text.splitlines()

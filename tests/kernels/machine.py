@@ -24,7 +24,7 @@ MEGABYTES: Final = 1536
 # and for the environment of the first program: whoever waits there waits longer.
 COMMAND_LINE: Final = (
     "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 random.trust_cpu=on "
-    "PYTHONPATH=src:tests PYTHONDONTWRITEBYTECODE=1 CILIUMD_PATIENCE=10"
+    "PYTHONPATH=src:tests PYTHONDONTWRITEBYTECODE=1 CILIUMD_PATIENCE=10 CILIUMD_NEXT_IS_BUILT=1"
 )
 TAIL: Final = 40
 # Emulated, "fast" string instructions go byte by byte, and a fifth level of page tables is one more to walk.

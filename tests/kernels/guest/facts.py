@@ -9,16 +9,15 @@ import errno
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ciliumd import abi
 from ciliumd.bpf import Map, Object, features
 from ciliumd.bpf._libbpf import ffi, lib
 from ciliumd.bpf.map import ENOTSUPP
+from lab.kernel import chooses_errno_of_connect, has_helper
 
 OUTER = "cilium_policy_rules_v1"
 INNER = abi.MAPS[OUTER].inner
-BTF = Path("/sys/kernel/btf/vmlinux")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +27,6 @@ class Feature:
     name: str
     without: str
     probe: Callable[[], bool]
-
-
-def has_helper(name: str) -> bool:
-    """Whether the kernel's BTF lists a helper function."""
-    return f"\0BPF_FUNC_{name}\0".encode() in BTF.read_bytes()
 
 
 def writes_batches(target: Map, value: bytes) -> bool:
@@ -69,7 +63,7 @@ FEATURES = (
     Feature(
         "bpf_set_retval",
         "connect(2) to a service without backends fails with EPERM, not with ECONNREFUSED",
-        lambda: has_helper("set_retval"),
+        chooses_errno_of_connect,
     ),
     Feature(
         "batches on maps of maps",
