@@ -15,7 +15,7 @@ from typing import Final
 import pytest
 
 from lab.figures import Figures
-from lab.injection import Injection
+from lab.injection import Injection, Step
 from lab.maps import dump
 from lab.meaning import Meaning, meaning
 from lab.node import Node
@@ -43,39 +43,44 @@ def half_done(before: Meaning, after: Meaning, left: Meaning) -> list[str]:
     return problems
 
 
-def count_calls(workload: Workload, calls: Sequence[str], log: Path) -> int:
-    """How many of *calls* the busiest thread makes in the whole workload."""
+def calls_of(workload: Workload, calls: Sequence[str], log: Path) -> list[Step]:
+    """Those of *calls* that the busiest thread makes in the whole workload."""
     assert workload.node.agent.process is not None
     with Injection(workload.node.agent.process.pid, calls, log) as tracing:
         for number, step in enumerate(workload.steps):
             workload.begin(step)
             assert workload.wait(number)
         settled(workload.node)
-        return tracing.most_by_one_thread()
+        return tracing.steps()
 
 
-def killed_at(workload: Workload, calls: Sequence[str], k: int, log: Path) -> list[str]:
-    """Kill the agent at its k-th call; what is wrong with the maps then.  It runs again after that."""
+def killed_at(workload: Workload, call: Step, log: Path) -> tuple[bool, list[str]]:
+    """
+    Kill the agent at a call: whether it got there, and what is wrong with the maps then.
+
+    An agent runs again after that.
+    """
     agent = workload.node.agent
     assert agent.process is not None
     problems: list[str] = []
-    with Injection(agent.process.pid, calls, log, effect="signal=KILL", when=str(k)):
+    died = False
+    name, nth = call
+    with Injection(agent.process.pid, [name], log, effect="signal=KILL", when=str(nth)):
         for number, step in enumerate(workload.steps):
             workload.begin(step)
             if workload.wait(number):
                 continue
+            died = True
             before = workload.after[number - 1] if number else workload.before
             left = meaning(dump(workload.node.bpf_root))
             problems = [f"{step.name}: {one}" for one in half_done(before, workload.after[number], left)]
             break
-        else:
-            number = -1
     if not agent.process.running:
         agent.start()
-    if number >= 0:
+    if died:
         workload.finish(number)
     workload.restore()
-    return problems
+    return died, problems
 
 
 @pytest.mark.parametrize("calls", [MAPS_AND_FILES, NETLINK], ids=["maps", "netlink"])
@@ -89,19 +94,20 @@ def test_a_kill_at_any_call_leaves_the_old_or_the_new(
     record_property: Callable[[str, object], None],
 ) -> None:
     """Dead at call k: maps that lead somewhere, and a restart that ends as the undisturbed run did."""
-    most = count_calls(workload, calls, tmp_path / "all")
+    every = calls_of(workload, calls, tmp_path / "all")
     chance = random.Random(SEED)
-    some = range(1, most + 1) if is_long else sorted(chance.sample(range(1, most + 1), SAMPLE))
+    some = every if is_long else chance.sample(every, SAMPLE)
     figures = Figures(f"F4-killed at {'map and file' if calls is MAPS_AND_FILES else 'netlink'} calls")
-    figures.more["of"] = most
-    wrong: dict[int, list[str]] = {}
+    figures.more |= {"of": len(every), "not reached": 0}
+    wrong: dict[Step, list[str]] = {}
     with probers:
-        for k in some:
-            figures.injected += 1
-            problems = killed_at(workload, calls, k, tmp_path / f"{k}")
+        for call in some:
+            died, problems = killed_at(workload, call, tmp_path / f"{call[0]}-{call[1]}")
             if problems:
-                wrong[k] = problems
-            figures.survived += not problems
+                wrong[call] = problems
+            figures.injected += died
+            figures.survived += died and not problems
+            figures.more["not reached"] += not died
         probers.stop(figures)
     left = settled(node)
     figures.record(record_property)

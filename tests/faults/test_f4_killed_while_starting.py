@@ -17,7 +17,7 @@ import pytest
 
 from lab import manifests
 from lab.figures import Figures
-from lab.injection import most_by_one_thread, under_strace
+from lab.injection import Step, steps, under_strace
 from lab.maps import dump
 from lab.meaning import Meaning, meaning
 from lab.node import Node
@@ -57,11 +57,10 @@ def launched(node: Node, calls: Sequence[str], log: Path, *, effect: str = "", w
     return process.running
 
 
-def points(calls: tuple[str, ...], most: int, *, is_long: bool) -> Sequence[int]:
-    """At which calls it dies."""
-    if is_long:
-        return range(1, most + 1, EVERY[calls])
-    return sorted(random.Random(SEED).sample(range(1, most + 1), SAMPLE[calls]))
+def points(calls: tuple[str, ...], log: Path, *, is_long: bool) -> Sequence[Step]:
+    """At which calls it dies, of those that an undisturbed start logged."""
+    every = steps(log)
+    return every[:: EVERY[calls]] if is_long else random.Random(SEED).sample(every, SAMPLE[calls])
 
 
 def problems_of(found: Meaning, wanted: Meaning) -> list[str]:
@@ -91,17 +90,20 @@ def test_a_first_start_that_dies_is_begun_again(
     assert launched(node, calls, tmp_path / "all")
     wanted = settled(node)
     forget()
-    most = most_by_one_thread(tmp_path / "all")
+    some = points(calls, tmp_path / "all", is_long=is_long)
     name = "map and file" if calls is MAPS_AND_FILES else "netlink"
-    figures = Figures(f"F4-first start killed at {name} calls", more={"of": most})
-    wrong: dict[int, list[str]] = {}
-    for k in points(calls, most, is_long=is_long):
-        figures.injected += not launched(node, calls, tmp_path / f"{k}", effect="signal=KILL", when=str(k))
+    figures = Figures(f"F4-first start killed at {name} calls", more={"not reached": 0})
+    wrong: dict[Step, list[str]] = {}
+    for call, nth in some:
+        log = tmp_path / f"{call}-{nth}"
+        died = not launched(node, [call], log, effect="signal=KILL", when=str(nth))
         node.agent.end()
         node.agent.start()
         if found := problems_of(settled(node), wanted):
-            wrong[k] = found
-        figures.survived += not found
+            wrong[call, nth] = found
+        figures.injected += died
+        figures.survived += died and not found
+        figures.more["not reached"] += not died
         forget()
     node.agent.start()
     pods = [node.pod(name, {"app": name}).serve(tcp=(80,)) for name in ("one", "two")]
@@ -109,7 +111,7 @@ def test_a_first_start_that_dies_is_begun_again(
 
     assert wrong == {}
     assert not pods[0].reaches(pods[1].address, 80), "the policy is in force"
-    assert figures.injected == len(points(calls, most, is_long=is_long)) == figures.survived
+    figures.assert_harmless()
 
 
 @CALLS
@@ -125,26 +127,26 @@ def test_a_restart_that_dies_is_noticed_by_nobody(
     wanted = settled(node)
     node.agent.stop(signal.SIGKILL)
     assert launched(node, calls, tmp_path / "all")
-    most = most_by_one_thread(tmp_path / "all")
+    some = points(calls, tmp_path / "all", is_long=is_long)
     name = "map and file" if calls is MAPS_AND_FILES else "netlink"
-    figures = Figures(f"F4-restart killed at {name} calls", more={"of": most})
-    wrong: dict[int, list[str]] = {}
+    figures = Figures(f"F4-restart killed at {name} calls", more={"not reached": 0})
+    wrong: dict[Step, list[str]] = {}
     with probers:
-        for k in points(calls, most, is_long=is_long):
+        for call, nth in some:
             node.agent.stop(signal.SIGKILL)
-            figures.injected += not launched(
-                node, calls, tmp_path / f"{k}", effect="signal=KILL", when=str(k)
-            )
+            log = tmp_path / f"{call}-{nth}"
+            died = not launched(node, [call], log, effect="signal=KILL", when=str(nth))
             found = problems_of(meaning(dump(node.bpf_root)), wanted)
             node.agent.end()
             node.agent.start()
             found += problems_of(settled(node), wanted)
             if found:
-                wrong[k] = found
-            figures.survived += not found
+                wrong[call, nth] = found
+            figures.injected += died
+            figures.survived += died and not found
+            figures.more["not reached"] += not died
         probers.stop(figures)
     figures.record(record_property)
 
     assert wrong == {}
-    assert figures.injected == len(points(calls, most, is_long=is_long))
     figures.assert_harmless()

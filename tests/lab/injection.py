@@ -2,9 +2,9 @@
 """
 Kernel calls of a running process killed or refused, by strace; nothing in the process knows of it.
 
-strace counts the calls of each thread by itself: ``when=7`` is the seventh that a thread makes after it
-was attached.  The agent writes maps in one thread and talks netlink in another, so a set of calls that
-only one of them makes is met one by one.
+strace counts by thread and by name: ``when=7`` for ``bpf`` and ``rename`` is the seventh of either that a
+thread makes after it was attached.  The k-th call of a thread is therefore said as a :data:`Step`, which an
+undisturbed run tells (:func:`steps`).
 """
 
 import re
@@ -19,6 +19,9 @@ from lab.waiting import eventually
 
 STRACE: Final = "/usr/bin/strace"
 ATTACH_SECONDS: Final = 20.0
+Step = tuple[str, int]
+"""A call by its name, and the how manieth of that name its thread makes."""
+
 _CALL: Final = re.compile(rb"^(\d+) +(\w+)\(")
 
 
@@ -65,16 +68,23 @@ class Injection:
         """Calls that were refused so far."""
         return sum(line.endswith(b"(INJECTED)") for line in self.lines())
 
-    def most_by_one_thread(self) -> int:
-        """How many calls the thread made that made most."""
-        return most_by_one_thread(self._log)
+    def steps(self) -> list[Step]:
+        """Every call so far of the thread that made most."""
+        return steps(self._log)
 
 
-def most_by_one_thread(log: Path) -> int:
-    """How many calls the thread made that made most, by what strace wrote."""
-    lines = log.read_bytes().splitlines() if log.exists() else []
-    begun = Counter(match[1] for line in lines if (match := _CALL.match(line)))
-    return max(begun.values(), default=0)
+def steps(log: Path) -> list[Step]:
+    """Every call of the thread that made most, in order, by what strace wrote (with ``-f``)."""
+    by_thread: dict[bytes, list[str]] = {}
+    for line in log.read_bytes().splitlines() if log.exists() else []:
+        if match := _CALL.match(line):
+            by_thread.setdefault(match[1], []).append(match[2].decode())
+    made: Counter[str] = Counter()
+    found = []
+    for name in max(by_thread.values(), key=len, default=[]):
+        made[name] += 1
+        found.append((name, made[name]))
+    return found
 
 
 def under_strace(calls: Sequence[str], *, effect: str = "", when: str = "1", log: Path) -> list[str]:
