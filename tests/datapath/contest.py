@@ -104,7 +104,7 @@ class Contest:
             pass
         runs = [self._run(frame) for frame in frames]
         drops = self._drops()
-        found = []
+        found: list[Seen] = []
         for frame, run in zip(frames, runs, strict=True):
             expected = self._judge(frame, run.data)
             # A drop is told, and a packet that is answered was dropped; nobody else is.

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from ipaddress import IPv4Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ciliumd.abi import LbServiceFlags
 from ciliumd.model.net import mac_bytes
@@ -15,7 +15,7 @@ from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tunnel import AWAY, CLUSTER, TUNNEL_PORT
 from fixtures.packets import loopback, node_one, pod_away, pod_one, pod_two, router, svc_one, svc_two
 from reference.forwarding import NO_FIB, UNROUTABLE
-from reference.node import Node
+from reference.node import Backend, Frontend, Node
 from reference.parser import Pod
 
 TCP, UDP = 6, 17
@@ -31,7 +31,7 @@ NOWHERE = tuple(
 OPTIONS = {"policy_verdict_events": 0, "trace_events": 0, "nat_port_min": 32768, "nat_port_max": 65535}
 
 
-def _packed(*pairs: tuple[tuple[str, int, int], tuple[str, int]]) -> dict[tuple[bytes, int, int], tuple]:
+def _packed(*pairs: tuple[tuple[str, int, int], tuple[str, int]]) -> dict[Frontend, Backend]:
     return {
         (socket.inet_aton(ip), port, protocol): (socket.inet_aton(backend), backend_port)
         for (ip, port, protocol), (backend, backend_port) in pairs
@@ -45,7 +45,7 @@ def _leads_to(address: bytes) -> int:
     return UNROUTABLE if number in POD_CIDR else 0
 
 
-def _within(network: IPv4Network) -> Callable[[bytes], bool]:
+def _within(network: IPv4Network | IPv6Network) -> Callable[[bytes], bool]:
     first, mask = int(network.network_address), int(network.netmask)
     return lambda address: int.from_bytes(address, "big") & mask == first
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import pytest
+from scapy.packet import Packet
 
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.node import NAT_PORTS
@@ -19,7 +20,6 @@ from datapath.rows import POD_ONE, POD_TWO
 from datapath.tally import Tally
 from datapath.wire import GATEWAY, port_of
 from fixtures.packets import (
-    Packet,
     Place,
     from_pod,
     node_one,

@@ -13,6 +13,7 @@ import random
 from functools import partial
 
 import pytest
+from scapy.packet import Packet
 
 from ciliumd.abi import DropReason
 from datapath.contest import Contest, Seen
@@ -24,7 +25,6 @@ from datapath.ways import macs_of
 from fixtures.packets import (
     IP,
     Ether,
-    Packet,
     Place,
     Raw,
     from_pod,
