@@ -2,9 +2,12 @@
 """
 K8: pods that lie about who they are.  K9: the tunnel believes nodes alone, about themselves and their pods.
 
-Nothing of it arrives anywhere, and every frame is counted under the reason of its kind.
+Nothing of it arrives anywhere, and every frame is counted under the reason of its kind.  K6: fragments do
+arrive, but never before their first.
 """
 
+import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -24,6 +27,7 @@ from netns.spoofing import (
     TUNNEL_PORT,
     Lab,
     Sender,
+    dropped,
     inject,
     laboratory,
     report,
@@ -129,3 +133,66 @@ def test_pod_cannot_reach_the_port_of_a_tunnel(
     done = inject(lab, sender.end, kind, DropReason.DROP_ENCAP_PROHIBITED, frames, count)
 
     report(record_property, f"K9 pod {sender.pod.name}", [done])
+
+
+# ---- K6: fragments over real devices -----------------------------------------------------------
+
+
+def pieces(sender: Sender, target: str, number: int) -> dict[str, bytes]:
+    """A datagram in three; each piece has the mark of what must arrive."""
+    udp = bytes(IP(src=sender.pod.address, dst=target) / UDP(sport=5000, dport=DISCARD) / Raw(HONEST * 3))[
+        20:
+    ]
+    cuts = {"first": (0, 32), "middle": (32, 56), "last": (56, len(udp))}
+    made = {}
+    for name, (start, end) in cuts.items():
+        fields = {"frag": start // 8, "flags": "MF" if name != "last" else 0, "id": number, "proto": 17}
+        packet = IP(src=sender.pod.address, dst=target, **fields) / Raw(udp[start:end])
+        made[name] = bytes(Ether(src=sender.mac, dst=sender.gateway_mac) / packet)
+    return made
+
+
+def awaited(lab: Lab, place: str, count: int) -> int:
+    """How many honest UDP frames came to a place, once so many are there."""
+    seen: Counter[str] = Counter()
+
+    def all_there() -> bool:
+        # Who has no such port says so, and quotes.
+        seen.update(lab.arrived(HONEST, protocol=UDP_NUMBER))
+        return seen[place] >= count
+
+    eventually(all_there, what=f"{count} frames at {place}")
+    return seen[place]
+
+
+def test_fragments_arrive_behind_their_first_and_never_before_it(
+    lab: Lab, record_property: Callable[[str, object], None]
+) -> None:
+    """K6: to a pod, through the tunnel and to the world, in every order; early ones are counted."""
+    sender, neighbour = lab.senders[0], lab.senders[1]
+    ways = {
+        f"pod {neighbour.pod.name}": neighbour.pod.address,
+        "pod far": lab.far_pod.address,
+        "wire": lab.cluster.world.far,
+    }
+    sent = came = early = 0
+    for place, target in ways.items():
+        for number, order in enumerate(itertools.permutations(("first", "middle", "last")), 1000):
+            before = dropped(lab.near)[DropReason.DROP_FRAG_NOT_FOUND]
+            made = pieces(sender, target, number)
+            sent += sender.end.send(made[name] for name in order)
+            known = len(order) - order.index("first")
+            seen = awaited(lab, place, known)
+            refused = dropped(lab.near)[DropReason.DROP_FRAG_NOT_FOUND] - before
+            assert (seen, refused) == (known, len(order) - known), (place, order)
+            came += seen
+            early += refused
+    row = {
+        "case": "K6",
+        "what": "raw sockets",
+        "injected": sent,
+        "delivered": came,
+        "wrong": sent - came - early,
+    }
+    record_property("data", json.dumps(row | {"early": early}))
+    record_property("figure", f"K6 raw sockets: injected {sent}, delivered {came}, refused as early {early}")
