@@ -26,7 +26,7 @@ from ciliumd.bpf import Object, TestRun
 from datapath.compiled import compiled
 from datapath.harness import HOOKS, Datapath
 from datapath.malformed import runnable
-from datapath.openworld import NODE, OPTIONS, fill, tunnel_node_of
+from datapath.openworld import CLOSED, NODE, OPTIONS, fill, tunnel_node_of
 from datapath.rows import POD_ONE, u32
 from datapath.tunnel import AWAY, fill_cluster, node_two
 from fixtures.packets import diff
@@ -198,6 +198,13 @@ def all_contests() -> Iterator[dict[str, Contest]]:
         plain.reset()
         fill(plain)
         made = contests(plain, NODE)
+        shut = stack.enter_context(Datapath.loaded(scratch, node_port=1, **OPTIONS))
+        shut.reset()
+        fill(shut, closed=True)
+        for hook, contest in contests(shut, CLOSED).items():
+            # Where packets leave the node no policy is asked.
+            if hook != "to_netdev":
+                made[f"{hook}, closed"] = contest
         overlay = {"tunnel": 1, "node_port": 1, "overlay_ifindex": socket.if_nametoindex("cilium_net")}
         tunnel = stack.enter_context(Datapath.loaded(scratch, **OPTIONS, **overlay))
         tunnel.reset()

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A node whose policies allow everything: as the reference sees it, and as rows; the same with a tunnel."""
+"""Nodes as the reference sees them, and as rows: one allows everything, one is closed, one has a tunnel."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from ciliumd.abi import LbServiceFlags
 from ciliumd.model.net import mac_bytes
 from datapath.harness import Datapath
 from datapath.node import POD_CIDR
-from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
+from datapath.rows import ALLOW, ALLOW_ALL, DENY_ALL, EGRESS, POD_ONE, POD_TWO, Rule
 from datapath.tunnel import AWAY, CLUSTER, TUNNEL_PORT
 from fixtures.packets import loopback, node_one, pod_away, pod_one, pod_two, router, svc_one, svc_two
 from reference.forwarding import NO_FIB, UNROUTABLE
@@ -75,10 +76,22 @@ NODE = Node(
 )
 
 
-def fill(datapath: Datapath) -> None:
-    """The rows of NODE."""
-    datapath.policies({POD_ONE.version: ALLOW_ALL, POD_TWO.version: ALLOW_ALL})
-    datapath.add_endpoint(POD_ONE)
+# Pod one may open flows to pod two alone, and nobody may open any to it.
+CLOSED = replace(
+    NODE,
+    may_reach=lambda address: address == pod_two.address.packed,
+    closed=frozenset({pod_one.address.packed}),
+)
+ONLY_TO_TWO = (*DENY_ALL, Rule(EGRESS, ALLOW, class_id=1))
+
+
+def fill(datapath: Datapath, *, closed: bool = False) -> None:
+    """The rows of NODE, or of CLOSED."""
+    datapath.policies({POD_TWO.version: ALLOW_ALL})
+    if closed:
+        datapath.add_endpoint(POD_ONE, *ONLY_TO_TWO, classes={(POD_TWO.identity, EGRESS): 1})
+    else:
+        datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
     datapath.add_endpoint(POD_TWO)
     datapath.native_device("net0", node_one.ip)
     for address in (node_one.ip, router.ip):

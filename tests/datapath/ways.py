@@ -44,6 +44,17 @@ WAYS: dict[str, list[Way]] = {
         *((pod_one, world_one, None), (pod_two, world_one, None), (pod_one, pod_away, None)),
         *((node_one, world_one, None), (world_one, pod_one, None), (pod_three, pod_three, None)),
     ],
+    # Pod one's policies let it to pod two alone, and nobody to it.
+    "from_container, closed": [
+        (pod_one, to, None)
+        for to in (pod_two, svc_one, svc_two, node_one, world_one, pod_away, loopback, pod_one)
+    ],
+    "to_container, closed": [(router, pod_one, None), (node_one, pod_two, None)],
+    "from_host, closed": [(router, pod_one, None), (pod_two, pod_one, None), (world_one, pod_two, None)],
+    "from_netdev, closed": [
+        *((world_one, pod_one, None), (world_one, node_one, WEB), (world_one, node_one, DNS)),
+        *((world_one, pod_two, None), (world_one, node_one, FAR_WEB)),
+    ],
     # Pod two is not on the node with the tunnel.
     "from_container, tunnel": [
         (pod_one, to, port)

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What becomes of any frame on a node whose policies allow everything, to the byte.
+What becomes of any frame on a node, to the byte.
 
 The promises of datapath/README.md said again without looking at the programs: who is delivered where, which
 addresses, ports and sums change, which drop has which reason, and what is answered.  reference/parser.py says
-which frames are understood.  The one thing that a node may choose, the port of a masqueraded flow, is read
-from what came out and judged: in range, the sender's own if that is free, and one flow's alone.
-Standard library only; numbers of drop reasons are written out, because they are a promise to users.
+which frames are understood; policies here know addresses only.  The one thing that a node may choose, the
+port of a masqueraded flow, is read from what came out and judged: in range, the sender's own if that is free,
+and one flow's alone.  Standard library only; numbers of drop reasons are written out, because they are a
+promise to users.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from reference.node import Backend, FlowKey, Nat, Node, Verdict
 from reference.parser import Answered, Flow, Outcome, Parser, Refused
 
 PASS, DROP, REDIRECT = -1, 2, 7
-INVALID_SIP, INVALID, UNKNOWN_L3, UNROUTABLE, NO_LXC, NO_SERVICE = 132, 134, 139, 151, 152, 158
+INVALID_SIP, POLICY, INVALID, UNKNOWN_L3, UNROUTABLE, NO_LXC, NO_SERVICE = 132, 133, 134, 139, 151, 152, 158
 NO_L2, NO_MAPPING, UNSUPPORTED, NO_FIB, CLUSTER_IP, TTL_EXCEEDED = 166, 167, 168, 169, 174, 196
 ENCAP_PROHIBITED = 170
 UNREACHABLE, PORT, EXCEEDED = 3, 3, 11
@@ -74,9 +75,13 @@ class Forwarding:
         return frontend[:2]
 
     def _from_pod(self, packet: Frame, asked: Backend | None) -> Verdict:
-        reason = UNROUTABLE if packet.dst == self._node.loopback else 0
+        reason = 0
         if self._is_tunnels(packet) and self._leaves_pods(packet.dst):
-            reason = reason or ENCAP_PROHIBITED
+            reason = ENCAP_PROHIBITED
+        elif not self._node.may_reach(packet.dst):
+            reason = POLICY
+        elif packet.dst == self._node.loopback:
+            reason = UNROUTABLE
         if reason:
             return Verdict(DROP, reason, bytes(packet.bytes))
         if packet.dst in self._node.own:
@@ -103,6 +108,9 @@ class Forwarding:
         outcome = self._parser.to_container(frame, frozenset(self._node.pods))
         if isinstance(outcome, Refused):
             return Verdict(DROP, outcome.reason, frame)
+        # Before an address can be read there must be an IPv4 packet: ARP goes on.
+        if frame[12:14] == IPV4 and frame[30:34] in self._node.closed:
+            return Verdict(DROP, POLICY, frame)
         return Verdict(PASS, 0, frame)
 
     def from_host(self, frame: bytes, shown: bytes) -> Verdict:
@@ -218,6 +226,8 @@ class Forwarding:
 
     def _deliver(self, packet: Frame, *, hops: int = 1) -> Verdict:
         pod = self._node.pods[packet.dst]
+        if packet.dst in self._node.closed:
+            return Verdict(DROP, POLICY, bytes(packet.bytes))
         if hops:
             packet.hop()
         packet.macs(pod.mac, pod.node_mac)

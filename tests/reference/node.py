@@ -22,6 +22,10 @@ class Verdict:
     frame: bytes
 
 
+def _everybody(_address: bytes) -> bool:
+    return True
+
+
 def _nobody(_address: bytes) -> bool:
     return False
 
@@ -47,6 +51,9 @@ class Node:
     node_ports: Mapping[Frontend, Backend] = field(default_factory=dict)
     unmasked: frozenset[bytes] = frozenset()  # pods of other nodes, reached with a pod's own address
     nat_ports: range = range(32768, 65536)
+    # Where the sender's policy lets it go, and the pods whose policies let nobody in.
+    may_reach: Callable[[bytes], bool] = _everybody
+    closed: frozenset[bytes] = frozenset()
     # With a tunnel: its port; which addresses it leads to, which of them are nodes'; who may bring what (0),
     # or the reason why not.
     tunnel_port: int = 0

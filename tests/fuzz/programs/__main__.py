@@ -27,7 +27,7 @@ SECONDS = 10.0
 def searched(contest: Contest, hook: str, seed: int, seconds: float) -> Fuzzer:
     """The fuzzer of one hook after its time; what it did is printed."""
     fuzzer = Fuzzer(contest, random.Random(f"{seed} {hook}"))
-    for script in (*corpus.read(hook), *seeds(hook)):
+    for script in (*corpus.found(hook), *corpus.read(hook), *seeds(hook)):
         fuzzer.add(script)
     known, replayed = len(fuzzer.known), fuzzer.scripts
     fuzzer.search(seconds=seconds)

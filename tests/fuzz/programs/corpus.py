@@ -25,6 +25,11 @@ def read(hook: str, directory: Path = DIRECTORY) -> list[Script]:
     ]
 
 
+def found(hook: str) -> list[Script]:
+    """Scripts that once told a defect: replayed for good, and never minimised away."""
+    return read(hook, DIRECTORY / "found")
+
+
 def write(hook: str, scripts: list[Script], directory: Path = DIRECTORY) -> Path:
     """Replace the file of a hook; shortest first, so that a new script moves no other line far."""
     path = path_of(hook, directory)
