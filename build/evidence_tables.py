@@ -31,8 +31,11 @@ ABSENT = "absent"
 BENCH, KERNELS = "bench", "kernels"
 # What every fault is reported with; tests/lab/figures.py has the same words.
 COUNTS = ("injected", "survived", "lost", "wrongly_allowed")
+# What says of what a row is, and no figure; of numbers those that name something.
+NAMES = frozenset({"case", "fault", "reason"})
 ID = re.compile(r"[A-Z]\d+")
 COMMIT_LETTERS = 9
+VARIOUS = "various"
 FIGURES_WIDTH = 70
 
 
@@ -43,7 +46,7 @@ class Row:
     case: str
     counts: dict[str, int] = field(default_factory=dict)
     figures: dict[str, int | float | str] = field(default_factory=dict)
-    tests: int = 0
+    tests: set[str] = field(default_factory=set)
     failed: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
     commits: set[str] = field(default_factory=set)
@@ -59,14 +62,22 @@ class Row:
         self.uncommitted |= bool(about["uncommitted_changes"])
 
     def add(self, recorded: Mapping[str, Any]) -> None:
-        """Take in what one test recorded: whole numbers add up, others are kept as they were last told."""
+        """
+        Take in what one test recorded.
+
+        Whole numbers add up, of others the largest is kept, and texts as long as all say the same.
+        """
         for name, value in flat(recorded):
             if name in COUNTS:
                 self.counts[name] = self.counts.get(name, 0) + int(value)
-            elif isinstance(value, int) and isinstance(before := self.figures.get(name, 0), int):
-                self.figures[name] = before + value
+                continue
+            before = self.figures.get(name, value)
+            if isinstance(value, str) or isinstance(before, str):
+                self.figures[name] = value if value == before else VARIOUS
+            elif isinstance(value, float) or isinstance(before, float):
+                self.figures[name] = max(value, before)
             else:
-                self.figures[name] = value
+                self.figures[name] = value + self.figures.get(name, 0)
 
     @property
     def verdict(self) -> str:
@@ -78,8 +89,12 @@ class Row:
     @property
     def text(self) -> str:
         """Its figures but for the counts."""
-        told = [f"{name.replace('_', ' ')} {shown(value)}" for name, value in self.figures.items()]
-        return ", ".join([f"{self.tests} tests", *told] if self.tests > 1 else told)
+        told = [
+            f"{name.replace('_', ' ')} {shown(value)}"
+            for name, value in self.figures.items()
+            if value != VARIOUS
+        ]
+        return ", ".join([f"{len(self.tests)} tests", *told] if len(self.tests) > 1 else told)
 
 
 def shown(value: float | str) -> str:
@@ -90,7 +105,7 @@ def shown(value: float | str) -> str:
 def flat(recorded: Mapping[str, Any]) -> Iterator[tuple[str, int | float | str]]:
     """Names and values that fit into a row; what is in ``more`` counts as if it stood beside it."""
     for name, value in recorded.items():
-        if name in {"case", "fault"}:
+        if name in NAMES:
             continue
         if name == "more" and isinstance(value, dict):
             yield from flat(value)
@@ -136,10 +151,10 @@ def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row
             row = rows.setdefault(case, [Row(case)])[0]
             row.add(recorded)
             row.of(document)
-            row.tests += 1
+            row.tests.add(test)
             if document["failed"]:
                 row.broken.add(f"{document['failed']} tests of {layer} failed")
-            if measured.get("failed"):
+            if measured.get("failed") and test not in row.failed:
                 row.failed.append(test)
 
 

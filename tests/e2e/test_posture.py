@@ -4,6 +4,7 @@
 import json
 import re
 import stat
+from collections.abc import Callable
 
 import pytest
 
@@ -18,7 +19,10 @@ SECCOMP_FILTER = "2"
 HEALTH_PORT = 4240
 # Directories of the host that everybody may look into; what is in them is judged by itself.
 OPEN_DIRECTORIES = {"/var/run/cilium", "/host/etc/cni/net.d", "/sys/fs/bpf"}
+SOCKETS = ["cilium.sock", "cni.sock"]
 OURS = "/var/run/cilium /sys/fs/bpf/ciliumd /host/etc/cni/net.d/05-cilium.conflist"
+# What anybody in the container may write: scratch space, and what the runtime mounts for it.
+SCRATCH = {"/tmp", "/dev/shm", "/dev/mqueue", "/dev/termination-log"}  # noqa: S108  # of the container
 READ_ONLY = ("/", "/opt/ciliumd", "/usr/bin", "/etc", "/var/lib")
 USER_NAMESPACES = """
 import os
@@ -77,6 +81,15 @@ else:
 """
 
 
+Record = Callable[[str, object], None]
+
+
+def record(record_property: Record, case: str, **figures: int) -> None:
+    """A row for evidence."""
+    named = {name.replace("_", " "): int(value) for name, value in figures.items()}
+    record_property("data", json.dumps({"case": case, **named}))
+
+
 def python(ciliumd: Ciliumd, node: str, source: str, *words: str) -> str:
     """What a script says in the agent's container."""
     found = ciliumd.exec(ciliumd.cluster.node(node), "python3", "-c", source, *words)
@@ -94,11 +107,15 @@ def statuses(ciliumd: Ciliumd, node: str) -> dict[int, dict[str, str]]:
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_the_agent_has_four_capabilities_and_can_get_no_more(ciliumd: Ciliumd, node: str) -> None:
+def test_the_agent_has_four_capabilities_and_can_get_no_more(
+    ciliumd: Ciliumd, node: str, record_property: Record
+) -> None:
     """Effective, permitted and bounding set; no-new-privileges; a filter of system calls."""
     processes = statuses(ciliumd, node)
     agent = processes[1]
     wanted = mask(CAPABILITIES)
+    more = (int(agent["CapEff"], 16) & ~wanted).bit_count()
+    record(record_property, "S2", agents=1, capabilities=len(CAPABILITIES), more_than_listed=more)
 
     assert agent["Name"] == "ciliumd"
     assert {int(agent[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {wanted}
@@ -129,9 +146,13 @@ def test_the_image_cannot_be_written(ciliumd: Ciliumd, node: str) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_calls_that_an_agent_never_makes_are_refused(ciliumd: Ciliumd, node: str) -> None:
+def test_calls_that_an_agent_never_makes_are_refused(
+    ciliumd: Ciliumd, node: str, record_property: Record
+) -> None:
     """By the profile, also where the agent's rights would do; what C libraries try first is "not there"."""
     said = json.loads(python(ciliumd, node, FORBIDDEN))
+    refused = sum(answer == "EPERM" for answer in said.values())
+    record(record_property, "S4", forbidden_calls=len(said) - 1, refused=refused)
 
     assert said.pop(MISSING) == "ENOSYS"
     assert said == dict.fromkeys(said, "EPERM")
@@ -148,12 +169,15 @@ def test_what_people_run_there_works(ciliumd: Ciliumd) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_files_and_sockets_are_roots(ciliumd: Ciliumd, node: str) -> None:
+def test_files_and_sockets_are_roots(ciliumd: Ciliumd, node: str, record_property: Record) -> None:
     """Nothing of ours is open to others: pins 0600, sockets and state at most 0660."""
     words = ["find", *OURS.split(), "-printf", "%m %U:%G %y %p\\n"]
     listed = ciliumd.exec(ciliumd.cluster.node(node), *words).stdout.splitlines()
     seen = [line.split(" ", 3) for line in listed]
     kinds = {kind for _, _, kind, _ in seen}
+    pins = sum(path.startswith("/sys/fs/bpf") and kind == "f" for _, _, kind, path in seen)
+    sockets = sum(kind == "s" for _, _, kind, _ in seen)
+    record(record_property, "S1", files_looked_at=len(seen), pins=pins, socket_files=sockets)
 
     assert kinds == {"d", "f", "s"}
     assert len(seen) > 40
@@ -169,29 +193,61 @@ def test_files_and_sockets_are_roots(ciliumd: Ciliumd, node: str) -> None:
 
 
 @pytest.mark.parametrize("node", NODES)
+def test_nothing_is_anybodys_to_write(ciliumd: Ciliumd, node: str) -> None:
+    """In all of the container: image, mounts of the node, what the runtime adds."""
+    places = ["-path", "/proc", "-o", "-path", "/sys/fs/cgroup", "-o", "-path", "/host/sys", "-o"]
+    kept_out = ["(", *places, "-path", "/host/proc", ")", "-prune", "-o"]
+    what = ["(", "-type", "f", "-o", "-type", "s", "-o", "-type", "d", ")", "-perm", "/022", "-print"]
+    found = ciliumd.exec(ciliumd.cluster.node(node), "find", "/", *kept_out, *what).stdout.splitlines()
+
+    assert set(found) - SCRATCH == set()
+    assert found, "it finds what there is"
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_sockets_have_a_name_in_the_agents_directory(
+    ciliumd: Ciliumd, node: str, record_property: Record
+) -> None:
+    """None in the abstract namespace, which has no modes: whoever is on the node could connect."""
+    text = ciliumd.exec(ciliumd.cluster.node(node), "ss", "--no-header", "-lxp").stdout
+    names = [line.split()[4] for line in text.splitlines() if '"ciliumd"' in line]
+    record(record_property, "S1", listening=len(names), outside=sum("/cilium/" not in one for one in names))
+
+    assert sorted(name.rpartition("/")[2] for name in names) == SOCKETS
+    assert [name for name in names if not name.startswith("/var/run/cilium/")] == []
+
+
+@pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("name", ["cilium.sock", "cni.sock"])
-def test_who_is_not_root_is_refused_by_the_sockets(ciliumd: Ciliumd, node: str, name: str) -> None:
+def test_who_is_not_root_is_refused_by_the_sockets(
+    ciliumd: Ciliumd, node: str, name: str, record_property: Record
+) -> None:
     """A user of the node, in no group of ours."""
     words = ["/usr/bin/python3", "-c", OUTSIDER, f"/var/run/cilium/{name}"]
     said = ciliumd.cluster.node(node).run(words).stdout.strip()
+    record(record_property, "S1", strangers=1, strangers_refused=said == "EACCES")
 
     assert said == "EACCES"
 
 
 @pytest.mark.parametrize("node", NODES)
-def test_who_listens(ciliumd: Ciliumd, cluster: Cluster, node: str) -> None:
+def test_who_listens(ciliumd: Ciliumd, cluster: Cluster, node: str, record_property: Record) -> None:
     """On the loopback address, but for the answer to health probes of other nodes; and the tunnel's port."""
     text = ciliumd.exec(cluster.node(node), "ss", "--no-header", "-ltnp").stdout
     ours = {line.split()[3] for line in text.splitlines() if '"ciliumd"' in line}
     outside = {place for place in ours if not place.startswith("127.0.0.1:")}
+    record(record_property, "S1", TCP_listeners=len(ours), of_them_not_on_loopback=len(outside))
 
     assert outside == {f"{cluster.node(node).address}:{HEALTH_PORT}"}
     assert len(ours) > 1
 
 
-def test_an_agent_cannot_take_over_another_node(ciliumd: Ciliumd, kubectl: Kubectl) -> None:
+def test_an_agent_cannot_take_over_another_node(
+    ciliumd: Ciliumd, kubectl: Kubectl, record_property: Record
+) -> None:
     """With the token in its container: the API server knows which node it is of."""
     said = python(ciliumd, "node1", OTHER_NODE, "node2")
+    record(record_property, "S3", writes_to_other_nodes_refused=said.startswith("403 "))
 
     assert said.startswith("403 ")
     assert 'the agent of node "node1" may not write the CiliumNode of node2' in said

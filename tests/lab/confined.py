@@ -101,9 +101,14 @@ class Confinement:
         report.touch()
 
     @property
+    def profile(self) -> list[str]:
+        """Words before a command: the profile alone, for agents that enter namespaces by their paths."""
+        return [sys.executable, "-m", "lab.confined", str(self.report)]
+
+    @property
     def wrapper(self) -> list[str]:
         """Words before a command: no capability but the chart's, none to be had, and the profile."""
-        return [*limited(*capabilities()), sys.executable, "-m", "lab.confined", str(self.report)]
+        return [*limited(*capabilities()), *self.profile]
 
     def blocked(self) -> Counter[str]:
         """Calls that were refused by default, by name."""

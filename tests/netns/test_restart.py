@@ -12,19 +12,21 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from lab import manifests, maps
+from lab.confined import Confinement
 from lab.node import Node
 from lab.pod import Pod
 from lab.probers import BEHIND_SERVICE, DENIED, DIRECT, STRANGE, receiver_policy
 from lab.process import REPOSITORY
 from lab.traffic import Fate, Flood, Flow
 from lab.waiting import eventually
+from lab.world import World
 
 pytestmark = pytest.mark.netns
 
@@ -35,6 +37,20 @@ VIP: Final = "10.96.0.20"
 BY_SOCKET: Final = 9004
 RESULT: Final = REPOSITORY / "build" / "out" / "restart.json"
 SIGNALS: Final = (signal.SIGTERM, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def confinement(tmp_path_factory: pytest.TempPathFactory) -> Confinement:
+    """The agents of this module are under the chart's profile of system calls."""
+    return Confinement(tmp_path_factory.mktemp("confined") / "blocked")
+
+
+@pytest.fixture(scope="module")
+def node(world: World, confinement: Confinement) -> Iterator[Node]:
+    """A node with such an agent."""
+    with Node(world) as node:
+        node.agent.wrapper = confinement.profile
+        yield node.start()
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +210,17 @@ def test_missing_row_is_written_again(node: Node, pods: tuple[Pod, Pod, Pod]) ->
         return burst(sender, receiver)["denied port"].received == 0
 
     eventually(closed, "the denied port is denied again", seconds=20.0)
+
+
+def test_no_call_was_refused(
+    node: Node, confinement: Confinement, record_property: Callable[[str, object], None]
+) -> None:
+    """Starts, restarts and repairs did nothing outside of the profile."""
+    assert node.agent.healthy()
+    blocked = confinement.blocked()
+    record_property("data", json.dumps({"case": "S4", "refused calls in F1": blocked.total()}))
+
+    assert blocked == {}
 
 
 def test_result_file_is_written() -> None:

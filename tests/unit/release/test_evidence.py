@@ -31,7 +31,8 @@ def fault(name, **more):
 
 def whole(directory):
     """Everything the bullet `upgrade` asks for."""
-    keep(directory, "netns", fault("F3-upgrade", packets=5, more={"flows": {}, "rows": 7}), [fault("F3")])
+    first = fault("F3-upgrade", packets=5, reason=133, more={"flows": {}, "rows": 7}, kind="a", seconds=1.5)
+    keep(directory, "netns", first, [fault("F3", kind="b", seconds=2.5, rows=1), {"case": "F3", "kind": "b"}])
 
 
 def test_tests_of_a_case_are_one_row(tmp_path, capsys):
@@ -44,7 +45,17 @@ def test_tests_of_a_case_are_one_row(tmp_path, capsys):
         *("case", "injected", "survived", "lost", "wrongly allowed", "commit", "date", "figures")
     ]
     assert re.split(r"  +", row) == [
-        *("F3", "20", "20", "0", "0", "passed", "012345678", "2026-11-28", "2 tests, packets 5, rows 7")
+        *(
+            "F3",
+            "20",
+            "20",
+            "0",
+            "0",
+            "passed",
+            "012345678",
+            "2026-11-28",
+            "2 tests, packets 5, rows 8, seconds 2.5",
+        )
     ]
 
 
