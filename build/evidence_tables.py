@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CASES = Path(__file__).with_name("evidence_cases.toml")
 ABSENT = "absent"
-BENCH, KERNELS = "bench", "kernels"
+KERNELS = "kernels"
 # What every fault is reported with; tests/lab/figures.py has the same words.
 COUNTS = ("injected", "survived", "lost", "wrongly_allowed")
 # What says of what a row is, and no figure; of numbers those that name something.
@@ -36,6 +36,8 @@ NAMES = frozenset({"case", "fault", "reason"})
 ID = re.compile(r"[A-Z]\d+")
 COMMIT_LETTERS = 9
 VARIOUS = "various"
+# Figures of a benchmark that have no goal: so many are shown of a section.
+MOST_REPORTS = 4
 FIGURES_WIDTH = 70
 
 
@@ -44,6 +46,8 @@ class Row:
     """A case, and what was measured of it by one or more tests."""
 
     case: str
+    # Of a benchmark, whose rows are one for each section.
+    section: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     figures: dict[str, int | float | str] = field(default_factory=dict)
     tests: set[str] = field(default_factory=set)
@@ -94,7 +98,8 @@ class Row:
             for name, value in self.figures.items()
             if value != VARIOUS
         ]
-        return ", ".join([f"{len(self.tests)} tests", *told] if len(self.tests) > 1 else told)
+        first = [f"{len(self.tests)} tests"] if len(self.tests) > 1 else []
+        return ", ".join([*([f"[{self.section}]"] if self.section else first), *told])
 
 
 def shown(value: float | str) -> str:
@@ -130,12 +135,10 @@ def read(directory: Path = DIRECTORY) -> tuple[dict[str, list[Row]], list[str]]:
     problems: list[str] = []
     for path in sorted(directory.glob("*.json")):
         document = json.loads(path.read_text())
-        if "sections" in document:
-            for section in document["sections"].values():
-                row = section_row(section)
-                rows.setdefault(row.case, []).append(row)
-        else:
+        if "tests" in document:
             problems += read_layer(path.stem, document, rows)
+        else:
+            problems += read_bench(document, rows)
     return rows, problems
 
 
@@ -158,20 +161,48 @@ def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row
                 row.failed.append(test)
 
 
-def section_row(section: Mapping[str, Any]) -> Row:
-    """A section of a benchmark: a row of its own, since its figures add up with nobody's."""
-    row = Row((section["title"].split() or [""])[0])
-    row.of(section)
-    figures = section["figures"]
-    judged = [one for one in figures if one["met"] is not None]
-    row.missed = [one["name"] for one in judged if not one["met"]]
-    row.figures["goals met"] = f"{len(judged) - len(row.missed)} of {len(judged)}"
-    for one in judged or figures[:4]:
-        goal = f" ({one['goal']})" if one["goal"] else ""
-        row.figures[one["name"]] = f"{shown(one['value'])} {one['unit']}".strip() + goal
-    if section["problem"]:
-        row.failed.append(section["problem"])
-    return row
+def figures_of(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
+    """
+    Section, what it was measured on, and figure, of a benchmark's file.
+
+    Such a file has sections with their figures, or figures as rows with the section in front of the name.
+    """
+    for row in document.get("rows", ()):
+        section, _, name = row["quantity"].partition(": ")
+        yield section, document, {"value": row.get("ratio"), **row, "name": name}
+    for section, measured in document.get("sections", {}).items():
+        case = (measured["title"].split() or [""])[0]
+        for figure in measured["figures"]:
+            yield section, measured, figure | {"case": figure.get("case") or measured.get("case") or case}
+
+
+def problems_of(document: Mapping[str, Any]) -> dict[str, str]:
+    """What went wrong in which section of a benchmark."""
+    found = {name: one["problem"] for name, one in document.get("sections", {}).items()}
+    return {**found, **(document["failed"] if "rows" in document else {})}
+
+
+def read_bench(document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:
+    """Add a row for each case of each section, whose figures add up with nobody's; what went wrong."""
+    made: dict[tuple[str, str], Row] = {}
+    problems = problems_of(document)
+    for section, about, figure in figures_of(document):
+        case = figure["case"]
+        row = made.setdefault((section, case), Row(case))
+        row.of(about)
+        row.section = section
+        if figure["met"] is None and len(row.figures) >= MOST_REPORTS:
+            continue
+        goal = f" ({figure['goal']})" if figure["goal"] else ""
+        row.figures[figure["name"]] = f"{shown(figure['value'])} {figure['unit']}".strip() + goal
+        if figure["met"] is False:
+            row.missed.append(figure["name"])
+        if problems.get(section) and not row.failed:
+            row.failed.append(problems[section])
+    for (_, case), row in made.items():
+        rows.setdefault(case, []).append(row)
+    empty = problems.keys() - {section for section, _ in made}
+    yield from (f"{section}: {problems[section]}" for section in sorted(empty) if problems[section])
 
 
 def table(rows: Sequence[Row]) -> list[str]:

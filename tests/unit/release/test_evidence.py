@@ -127,6 +127,27 @@ def test_benchmarks_are_kept_by_section(tmp_path, monkeypatch, capsys):
     assert "goal missed: P10 ADD" in capsys.readouterr().out
 
 
+def test_a_benchmark_may_name_the_case_of_each_figure(tmp_path, capsys):
+    """In rows or in sections; what could not be measured did not pass."""
+    row = {"case": "P1", "quantity": "core: Gbit/s", "ratio": 1.0, "unit": "", "goal": ">= 1", "met": True}
+    report = {"case": "P2", "quantity": "core: ms", "value": 3, "unit": "ms", "goal": "", "met": None}
+    failed = {"start": "no time", "core": ""}
+    (tmp_path / "bench-core.json").write_text(json.dumps(ABOUT | {"rows": [row, report], "failed": failed}))
+    figure = section()["figures"][0] | {"case": "P7"}
+    sections = {"one": ABOUT | section(figures=[figure], problem="cut short")}
+    (tmp_path / "bench-cni.json").write_text(json.dumps({"sections": sections}))
+    rows, problems = evidence_tables.read(tmp_path)
+
+    assert {case: [one.verdict for one in found] for case, found in rows.items()} == {
+        "P1": ["passed"],
+        "P2": ["passed"],
+        "P7": ["FAILED"],
+    }
+    assert problems == ["start: no time"]
+    assert main(["bench"], tmp_path) == 1
+    assert "[core], Gbit/s 1 (>= 1)" in capsys.readouterr().out
+
+
 def test_layers_keep_what_failed_too():
     """With what it had recorded, all of it."""
     text = """<testsuite><testcase file="a.py" name="test_b"><properties>
