@@ -34,6 +34,7 @@ COUNTS = ("injected", "survived", "lost", "wrongly_allowed")
 # What says of what a row is, and no figure; of numbers those that name something.
 NAMES = frozenset({"case", "fault", "reason"})
 ID = re.compile(r"[A-Z]\d+")
+PARAMETER = re.compile(r"\[([^\]]+)\]$")
 COMMIT_LETTERS = 9
 VARIOUS = "various"
 # Figures of a benchmark that have no goal: so many are shown of a section.
@@ -120,10 +121,15 @@ def flat(recorded: Mapping[str, Any]) -> Iterator[tuple[str, int | float | str]]
             yield name, value
 
 
-def case_of(recorded: Mapping[str, Any], layer: str) -> str:
-    """Its case, "" if it names none: F6 of ``{"fault": "F6-pin removed"}``; on other kernels the kernel."""
+def case_of(recorded: Mapping[str, Any], layer: str, test: str) -> str:
+    """
+    Its case, "" if it names none: F6 of ``{"fault": "F6-pin removed"}``.
+
+    On other kernels it is the kernel: that of ``test_guest[6.1]``, or the one that is recorded.
+    """
     if layer == KERNELS and "kernel" in recorded:
-        return str(recorded["kernel"])
+        found = PARAMETER.search(test)
+        return found[1] if found else str(recorded["kernel"])
     name = str(recorded.get("case") or recorded.get("fault") or "")
     found = ID.match(name)
     return found[0] if found else name
@@ -147,7 +153,7 @@ def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row
     for test, measured in document["tests"].items():
         data = measured.get("data", [])
         for recorded in data if isinstance(data, list) else [data]:
-            case = case_of(recorded, layer)
+            case = case_of(recorded, layer, test)
             if not case:
                 yield f"{layer}: {test} recorded data of no case"
                 continue
@@ -208,7 +214,7 @@ def read_bench(document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Itera
 def table(rows: Sequence[Row]) -> list[str]:
     """Lines of text, columns beside each other; counts only where a row has some."""
     counts = [name for name in COUNTS if any(name in row.counts for row in rows)]
-    head = ["case", *(name.replace("_", " ") for name in counts), "", "commit", "date", "figures"]
+    head = ["case", *(name.replace("_", " ") for name in counts), "result", "commit", "date", "figures"]
     lines = [head]
     for row in rows:
         numbers = [f"{row.counts[name]:,}" if name in row.counts else "" for name in counts]
