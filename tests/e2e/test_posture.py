@@ -26,9 +26,9 @@ SCRATCH = {"/tmp", "/dev/shm", "/dev/mqueue", "/dev/termination-log"}  # noqa: S
 READ_ONLY = ("/", "/opt/ciliumd", "/usr/bin", "/etc", "/var/lib")
 ANYBODYS = """
 import json, os, stat
-found, seen = [], 0
+found, seen, virtual = [], 0, ("/proc", "/sys", "/host/proc")
 for place, directories, files in os.walk("/"):
-    directories[:] = [one for one in directories if os.path.join(place, one) not in ("/proc", "/sys", "/host/proc")]
+    directories[:] = [one for one in directories if os.path.join(place, one) not in virtual]
     if os.statvfs(place).f_flag & os.ST_RDONLY:
         continue
     for path in (place, *(os.path.join(place, one) for one in files)):
