@@ -151,6 +151,9 @@ def test_sockets_and_packets_of_a_pod_agree(outside: Datapath, group: Cgroup) ->
     outside.add_service(21, svc_one.ip, DNS, UDP, places, affinity=HOURS)
     (peer,) = {connect(group, svc_one.ip, DNS)[2][0] for _ in range(8)}
     ((key, _),) = outside.map("lb_affinity").items()
+    if not own_cookie():  # before Linux 5.14 nobody can tell which pod a namespace is
+        assert abi.LbAffinityKey.unpack(key).kind == abi.LbClient.LB_CLIENT_NETNS
+        return
     assert abi.LbAffinityKey.unpack(key).client == a16(pod_one.ip)
 
     sent = [
