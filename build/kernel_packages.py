@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 FLAVOUR = "linux-image-cloud-amd64"
 # Modules that the tests' worlds and the datapath need; none of these kernels has them built in.
-MODULES = ("veth", "vxlan", "sch_ingress", "cls_bpf")
+MODULES = ("veth", "vxlan", "sch_ingress", "cls_bpf", "bridge")
 DIRECTORY = OUT / "kernels"
 APT = DIRECTORY / "apt"
 ETC = Path("/etc/apt")
@@ -171,10 +171,15 @@ def unpack(name: str, suite: str, packages: list[Path], version: str) -> Kernel:
     return kernel
 
 
+def is_complete(stamp: Path) -> bool:
+    """Whether a kernel is there, with all modules that are needed today."""
+    return stamp.exists() and set(MODULES) <= set(json.loads(stamp.read_text())["modules"])
+
+
 def fetch(*, update: bool) -> dict[str, Kernel]:
     """Every kernel, by name; those that are there are not asked for again unless *update* says so."""
     stamps = {name: DIRECTORY / name / "kernel.json" for name in SUITES}
-    if update or not all(stamp.exists() for stamp in stamps.values()):
+    if update or not all(is_complete(stamp) for stamp in stamps.values()):
         options = apt_options()
         run([tool("apt-get"), *options, "update"])
         for name, suite in SUITES.items():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What guests boot is made right: archives others can read, the mirror of this machine."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,13 @@ def test_machine_without_sources_is_told_so(tmp_path: Path, capsys: pytest.Captu
         kernel_packages.source_lines(tmp_path, "bookworm")
 
     assert "no apt source of bookworm" in capsys.readouterr().err
+
+
+def test_kernel_without_a_module_that_is_needed_is_not_complete(tmp_path: Path) -> None:
+    """It was fetched by a checkout that needed less."""
+    stamp = tmp_path / "kernel.json"
+    assert not kernel_packages.is_complete(stamp)
+    stamp.write_text(json.dumps({"modules": ["udp_tunnel", *kernel_packages.MODULES[1:]]}))
+    assert not kernel_packages.is_complete(stamp)
+    stamp.write_text(json.dumps({"modules": ["udp_tunnel", *kernel_packages.MODULES]}))
+    assert kernel_packages.is_complete(stamp)
