@@ -110,4 +110,5 @@ def test_a_run_that_fails_is_told_with_its_output(tmp_path, monkeypatch):
     with layers.LayerRun("unit", SHORT, beside=True) as run:
         result = run.result()
     assert (result.passed, result.failed) == (1, 1)
+    assert result.seconds > 0
     assert any("assert 1 == 2" in note for note in result.notes)
