@@ -22,7 +22,7 @@ from datapath.ways import WAYS, macs_of
 pytestmark = pytest.mark.datapath
 
 SEED = 20261128
-MUTATIONS, MUTATIONS_LONG = 4_000, 700_000  # a hook
+MUTATIONS, MUTATIONS_LONG = 4_000, 750_000  # a hook
 SPOILED = 3  # ways of a hook on which frames are cut and lie; --long: all of them
 CHUNK = 50_000  # mutated frames that are held at once
 HOOKS = list(WAYS)
