@@ -112,7 +112,7 @@ def _exact(value: bytes, size: int) -> bytes:
 
 def _text(value: str, size: int) -> bytes:
     """A NUL-terminated text for an array of this size."""
-    data = value.encode()
+    data = value.encode(errors="surrogateescape")
     if len(data) >= size:
         raise ValueError(f"a text of at most {size - 1} bytes expected, got {len(data)}")
     return data
@@ -145,7 +145,11 @@ def unpacked(member: Field) -> str:
     """The expression that turns what struct unpacked into the member's value."""
     if member.type.startswith("be"):
         return f'int.from_bytes({member.name}, "big")'
-    return f'{member.name}.split(b"\\0", 1)[0].decode()' if member.type == "text" else member.name
+    return (
+        f'{member.name}.split(b"\\0", 1)[0].decode(errors="surrogateescape")'
+        if member.type == "text"
+        else member.name
+    )
 
 
 def struct_class(struct: Struct) -> str:

@@ -92,7 +92,7 @@ def _exact(value: bytes, size: int) -> bytes:
 
 def _text(value: str, size: int) -> bytes:
     """A NUL-terminated text for an array of this size."""
-    data = value.encode()
+    data = value.encode(errors="surrogateescape")
     if len(data) >= size:
         raise ValueError(f"a text of at most {size - 1} bytes expected, got {len(data)}")
     return data
@@ -1294,7 +1294,7 @@ class LayoutKey:
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
         (name,) = _LAYOUT_KEY.unpack(data)
-        return cls(name.split(b"\0", 1)[0].decode())
+        return cls(name.split(b"\0", 1)[0].decode(errors="surrogateescape"))
 
 
 _LAYOUT_VALUE = Struct("<1024s")
@@ -1315,7 +1315,7 @@ class LayoutValue:
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
         (text,) = _LAYOUT_VALUE.unpack(data)
-        return cls(text.split(b"\0", 1)[0].decode())
+        return cls(text.split(b"\0", 1)[0].decode(errors="surrogateescape"))
 
 
 MAPS: dict[str, MapSpec] = {

@@ -36,7 +36,16 @@ TEXTS = (
     *("0", "00", "01", "1e3", "0x50", "-1", "65535", "65536", "4294967296", "1_000", " 80", "80 ", "+80"),
     *("10.0.0.1", "10.0.0.1/33", "10.0.0.1/-1", "10.0.0.1/08", "10.0.0.1/", "10.0.0.01", "256.1.1.1", "10.1"),
     *("0.0.0.0", "0.0.0.0/0", "255.255.255.255/32", "127.0.0.1", "169.254.1.1", "224.0.0.1", "240.0.0.1/4"),
-    *("::", "::/0", "::1", "fe80::1%eth0", "fe80::1%25eth0", "::ffff:1.2.3.4", "::ffff:1.2.3.4/96", "1::1::1"),
+    *(
+        "::",
+        "::/0",
+        "::1",
+        "fe80::1%eth0",
+        "fe80::1%25eth0",
+        "::ffff:1.2.3.4",
+        "::ffff:1.2.3.4/96",
+        "1::1::1",
+    ),
     *("2001:db8::/129", "2001:db8::1/64", "ff02::1", "2001:db8::%1", "::1.2.3.4", "[::1]", "::g"),
     *("TCP", "tcp", "ANY", "ICMP", "SCTP", "VRRP", "In", "Exists", "Local", "Cluster", "Succeeded", "Ready"),
     *("reserved:host", "reserved:world", "reserved:", "k8s:", "any:", "cidr:1.2.3.4/32", "k8s:reserved:host"),
@@ -47,8 +56,30 @@ TEXTS = (
 )
 OTHERS = (None, True, False, [], {}, [None], [[]], [{}], {"": None}, {"": {}}, {"a": []}, ["", ""])
 KEYS = (
-    *("spec", "specs", "metadata", "status", "labels", "name", "namespace", "uid", "ingress", "egress", "ports"),
-    *("matchLabels", "matchExpressions", "operator", "values", "port", "endPort", "cidr", "except", "toPorts"),
+    *(
+        "spec",
+        "specs",
+        "metadata",
+        "status",
+        "labels",
+        "name",
+        "namespace",
+        "uid",
+        "ingress",
+        "egress",
+        "ports",
+    ),
+    *(
+        "matchLabels",
+        "matchExpressions",
+        "operator",
+        "values",
+        "port",
+        "endPort",
+        "cidr",
+        "except",
+        "toPorts",
+    ),
     *("fromEntities", "toFQDNs", "toServices", "icmps", "rules", "l7proto", "nodeSelector", "podSelector"),
     *TEXTS[:60],
 )
@@ -174,8 +205,6 @@ def _places(document: Any) -> Iterator[Place]:
         for i, value in enumerate(document[:50]):
             yield document, i
             yield from _places(value)
-
-
 
 
 def rooted(document: Document, *, uid: str, version: int, name: str, namespace: str) -> Document:

@@ -155,9 +155,14 @@ SAMPLES: tuple[Document, ...] = (
             "egress": [{"to": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Exists"}]}}]}],
         },
     },
-    _cilium("CiliumNetworkPolicy", metadata={"name": "sample", "namespace": "red"}, spec={
-        "endpointSelector": {"matchLabels": {"app": "web"}}, **_RULES,
-    }),
+    _cilium(
+        "CiliumNetworkPolicy",
+        metadata={"name": "sample", "namespace": "red"},
+        spec={
+            "endpointSelector": {"matchLabels": {"app": "web"}},
+            **_RULES,
+        },
+    ),
     _cilium(
         "CiliumClusterwideNetworkPolicy",
         metadata={"name": "sample", "uid": "4"},

@@ -223,7 +223,9 @@ def _is_of(kind: Kind, namespace: str, name: str, row: Any) -> bool:
         return bool(
             row[:2] == (kind.kind, namespace) and (row[2] == name or row[2].startswith(f"{name}/specs/"))
         )
-    return bool(row == (int(name) if kind == kinds.CILIUM_IDENTITY else (namespace, name) if namespace else name))
+    return bool(
+        row == (int(name) if kind == kinds.CILIUM_IDENTITY else (namespace, name) if namespace else name)
+    )
 
 
 def mutated(seed: int, count: int) -> Outcome:

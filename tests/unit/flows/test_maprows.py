@@ -244,3 +244,11 @@ def test_torn_per_cpu_value_is_refused():
     """A value that is no whole number of CPUs is a caller's mistake, not a smaller sum."""
     with pytest.raises(ValueError, match="per-CPU"):
         decode_row("cilium_metrics_v1", u32(0), bytes(20))
+
+
+def test_a_row_whose_text_is_damaged_is_shown_as_it_is():
+    """What no agent wrote is a difference, not an exception; and it is written again byte by byte."""
+    key, value = b"map\xff".ljust(32, b"\0"), b"\xfe{}".ljust(1024, b"\0")
+    row = decode_row("cilium_layout_v1", key, value)
+    assert row["key"]["name"].encode(errors="surrogateescape") == b"map\xff"
+    assert (abi.LayoutKey.unpack(key).pack(), abi.LayoutValue.unpack(value).pack()) == (key, value)
