@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Objects as large as somebody may write them, and as an API server takes them: ten thousand of each thing."""
+"""Objects as large as somebody may write them and an API server takes them: ten thousand of each thing."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

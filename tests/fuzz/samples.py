@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One valid object of every kind an agent follows, with every field that is read; mutations start from these."""
+"""One valid object of every kind an agent follows, with the fields that are read: mutations start there."""
 
 from collections.abc import Mapping
 from typing import Any

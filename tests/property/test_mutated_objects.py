@@ -4,14 +4,13 @@ Whatever an object holds, the agent takes it or refuses it as a whole, says whic
 
 Mutated objects of every kind go the way of the real ones: watch event, models, tables, plan, maps.  Of each
 is asked that nothing escapes but a refusal, that no row of another object changes, that a refused one leaves
-what was in force as it was, and that of a policy either everything that is written comes into force or nothing.
+what was in force as it was, and that of a policy all that is written comes into force or nothing.
 """
 
 import asyncio
 import json
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,7 +27,6 @@ from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.model.policy import Policy
 from ciliumd.resources import ResourceError, parse
 from ciliumd.tables import Problem
-from fuzz.large import LARGE, MANY
 from fuzz.mutate import Mutator, rooted
 from fuzz.samples import SAMPLES
 from property.churn.agent import Agent, complete

@@ -10,14 +10,23 @@ from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+OTHER = "other"
+"""Each label of the row that stands for those there is no room for."""
+
 
 class Tally:
-    """A counter with labels; rows appear when they are first counted, or declared."""
+    """
+    A counter with labels; rows appear when they are first counted, or declared.
 
-    def __init__(self, name: str, text: str, labels: tuple[str, ...]) -> None:
+    Beyond *most* rows what has none yet is counted as :data:`OTHER`: where labels come from objects, their
+    writers must not decide how many there are.
+    """
+
+    def __init__(self, name: str, text: str, labels: tuple[str, ...], *, most: int | None = None) -> None:
         self.name = name
         self.text = text
         self.labels = labels
+        self._most = most
         self._rows: dict[tuple[str, ...], float] = {}
         self._lock = threading.Lock()
 
@@ -27,6 +36,8 @@ class Tally:
         if by < 0:
             raise ValueError(f"{self.name} only grows")
         with self._lock:
+            if self._most is not None and values not in self._rows and len(self._rows) >= self._most:
+                values = (OTHER,) * len(values)
             self._rows[values] = self._rows.get(values, 0) + by
 
     def declare(self, *values: str) -> None:
@@ -104,7 +115,9 @@ class Tallies:
         self.cni_requests = Tally(
             "ciliumd_cni_requests_total", "Requests of container runtimes", ("command", "code")
         )
-        self.resource_errors = Tally("ciliumd_resource_errors_total", "Objects refused", ("kind", "reason"))
+        self.resource_errors = Tally(
+            "ciliumd_resource_errors_total", "Objects refused", ("kind", "reason"), most=200
+        )
         self.controller_runs = Tally("cilium_controllers_runs_total", "Runs of controllers", ("status",))
         self.provider_errors = Tally(
             "ciliumd_metrics_provider_errors_total",

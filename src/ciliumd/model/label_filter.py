@@ -35,6 +35,11 @@ DEFAULT_TERMS = (
 )
 """In force before the setting's own terms; namespace, cluster and service account always stay."""
 
+# The engine of Python goes back and tries again: as often as a key is long, for each repetition.
+_REPETITIONS = 2
+_REPETITION = re.compile(r"(?<!\\)[*+{]")
+_REPEATED_GROUP = re.compile(r"\)[*+{]")
+
 
 @dataclass(frozen=True, slots=True)
 class Term:
@@ -97,7 +102,8 @@ def parse_label_filter(text: str) -> LabelFilter:
     The filter of the setting *text*: terms between blanks, after :data:`DEFAULT_TERMS`.
 
     A term is ``[source:]pattern``, a regular expression for the beginning of a key; a ``!`` before either
-    part excludes.  Raises ValueError, which names the term.
+    part excludes.  Raises ValueError, which names the term; also for one that users could make to take
+    forever by what they call their labels.
     """
     own = [_term(word) for word in text.split()]
     defaults = [_term(word) for word in DEFAULT_TERMS]
@@ -114,6 +120,11 @@ def _term(word: str) -> Term:
     if not pattern or (colon and not source):
         raise ValueError(f"{word!r} is no label: write key, source:key, or !key to leave it out")
     try:
-        return Term(exclude, source, re.compile(pattern))
+        compiled = re.compile(pattern)
     except re.error as error:
         raise ValueError(f"{word!r} is no regular expression: {error}") from None
+    if len(_REPETITION.findall(pattern)) > _REPETITIONS or _REPEATED_GROUP.search(pattern):
+        raise ValueError(
+            f"{word!r} could take forever: write at most {_REPETITIONS} repetitions, and none of a group"
+        )
+    return Term(exclude, source, compiled)

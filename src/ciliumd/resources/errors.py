@@ -52,9 +52,9 @@ class InvalidResource(ResourceError):
     """
 
     def __init__(self, kind: str, namespace: str, name: str, problems: Iterable[tuple[str, str]]) -> None:
-        self.kind = kind
-        self.namespace = namespace
-        self.name = name
+        self.kind = kind = _cut(kind)
+        self.namespace = namespace = _cut(namespace)
+        self.name = name = _cut(name)
         self.problems = tuple((_cut(field), _cut(message)) for field, message in islice(problems, _MOST))
         self.field, self.message = self.problems[0]
         where = f"{namespace}/{name}" if namespace else name
@@ -76,7 +76,10 @@ class FieldError(ValueError):
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+    """*text*, short, and such that it can be logged and shown: half a character of UTF-16 cannot."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 3]}..."
+    return text.encode(errors="backslashreplace").decode()
 
 
 def not_enforced(needs: str) -> PydanticCustomError:

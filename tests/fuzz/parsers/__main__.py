@@ -7,23 +7,29 @@ fail is kept in build/out/fuzz/parsers and named; run it again with ``--reproduc
 """
 
 import argparse
+import hashlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[3]
 CORPUS = ROOT / "tests" / "fuzz" / "corpus" / "parsers"
 OUT = ROOT / "build" / "out" / "fuzz" / "parsers"
 SECONDS = 30
-# Bytes of an input, seconds it may take, and inputs and bytes of a target's corpus that are kept.
+# Bytes of an input, seconds it may take, and bytes of a target's corpus that are kept.
 LONGEST, SLOWEST = 4096, 10
-KEPT_FILES, KEPT_BYTES = 120, 30_000
+KEPT_BYTES = 30_000
+# What runs in C is not seen: everything that was found counts as new.
+UNSEEN = frozenset({"cni-executable"})
+
+TraceFunction = Callable[[FrameType, str, object], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +84,42 @@ def fuzz(target: str, seconds: float) -> Result:
 
 
 def keep(target: str) -> int:
-    """Make the corpus of *target* the smallest that covers as much; how many inputs that are."""
-    merged = OUT / target / "merged"
-    shutil.rmtree(merged, ignore_errors=True)
-    merged.mkdir(parents=True)
-    words = [
-        *(sys.executable, "-m", "fuzz.parsers.run", target, "-merge=1", f"-max_len={LONGEST}"),
-        *(str(merged), str(CORPUS / target), str(OUT / target / "corpus")),
-    ]
-    subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
-    (CORPUS / target).mkdir(parents=True, exist_ok=True)
-    room, kept = KEPT_BYTES, []
-    for path in sorted(merged.iterdir(), key=lambda one: (one.stat().st_size, one.name)):
-        if len(kept) < KEPT_FILES and path.stat().st_size <= room:
-            room -= path.stat().st_size
-            kept.append(path)
-    old = set((CORPUS / target).iterdir())
-    wanted = {CORPUS / target / f"{path.name[:12]}.txt" for path in kept}
-    for path in old - wanted:
-        if not path.name.startswith("seed-"):
-            path.unlink()
-    for path in kept:
-        shutil.copyfile(path, CORPUS / target / f"{path.name[:12]}.txt")
+    """Keep the smallest inputs of *target* that together run every line any of them runs; how many."""
+    from fuzz.parsers.targets import TARGETS
+
+    found = {path.read_bytes() for path in (OUT / target / "corpus").iterdir()} | set(seeds(target))
+    covered: set[tuple[str, int]] = set()
+    kept: list[bytes] = []
+    for data in sorted(found, key=lambda one: (len(one), one)):
+        lines = _lines(TARGETS[target], data)
+        if (not lines <= covered or target in UNSEEN) and sum(map(len, kept)) + len(data) <= KEPT_BYTES:
+            covered |= lines
+            kept.append(data)
+    for path in (CORPUS / target).glob("*.txt"):
+        path.unlink()
+    for data in kept:
+        (CORPUS / target / f"{hashlib.sha256(data).hexdigest()[:12]}.txt").write_bytes(data)
     return len(kept)
+
+
+def _lines(target: Callable[[bytes], None], data: bytes) -> set[tuple[str, int]]:
+    """The lines of ciliumd, or of what compares it, that *target* runs for *data*."""
+    found: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, event: str, _argument: object) -> TraceFunction | None:
+        name = frame.f_code.co_filename
+        if "/ciliumd/" not in name and not name.endswith("/cjson.py"):
+            return None
+        if event == "line":
+            found.add((name, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        target(data)
+    finally:
+        sys.settrace(None)
+    return found
 
 
 def main() -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where fuzzing starts: inputs that get past the first check of each target.  Written anew by running this."""
+"""Where fuzzing starts: inputs that get past the first check of each target, written by running this."""
 
 import json
 import random

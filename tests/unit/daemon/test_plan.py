@@ -14,8 +14,8 @@ from ciliumd.desired.identities import named_ports_by_identity
 from ciliumd.desired.policy import lookup, resolve
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
 from ciliumd.model.labels import Label
-from ciliumd.tables import Problem
 from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
+from ciliumd.tables import Problem
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, INGRESS
 

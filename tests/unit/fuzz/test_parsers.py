@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every input a fuzzer once found worth keeping is taken as it should be; under ``--long`` new ones are found."""
+"""Every input a fuzzer found worth keeping is taken as it should be; ``--long`` looks for new ones."""
 
 import json
 import platform

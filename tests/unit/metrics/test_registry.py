@@ -205,3 +205,14 @@ def test_samples_are_json_sorted_by_name_and_labels(registry):
 def test_map_label_is_stable_across_layouts(name, short):
     """A dashboard must not lose its series to a layout change."""
     assert short_map_name(name) == short
+
+
+def test_rows_whose_labels_others_choose_are_limited():
+    """The field of a refused object is its writer's word: a million of them are one row."""
+    tallies = Tallies()
+    for number in range(1000):
+        tallies.resource_errors.add("Pod", f"spec.field{number}")
+    (family,) = tallies.resource_errors.collect()
+    assert len(family.samples) <= 201
+    assert sum(sample.value for sample in family.samples) == 1000
+    assert tallies.resource_errors.value("other", "other") == 800

@@ -127,9 +127,20 @@ def rows_or_problems(document: object) -> list[Row]:
     ids=["a value", "a key", "a list", "many"],
 )
 def test_what_is_told_of_a_large_object_is_short(document: dict[str, object]) -> None:
-    """A problem is kept, logged, and written into the object's status: it must not be as large as its cause."""
+    """A problem is kept, logged and written into the object's status: it is not as large as its cause."""
     with pytest.raises(InvalidResource) as caught:
         parse({"apiVersion": "v1", "kind": "Namespace", **document})
 
     assert len(str(caught.value)) < 2_000
     assert sum(len(field) + len(message) for field, message in caught.value.problems) < 20_000
+
+
+def test_what_is_told_of_an_object_can_be_written_down() -> None:
+    """JSON can say half a character; it would end the log, the metrics page or the answer it gets into."""
+    half = chr(0xD800)
+    with pytest.raises(InvalidResource) as caught:
+        parse({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": half, "labels": {half: half}}})
+
+    error = caught.value
+    for text in (str(error), *error.key, *(word for problem in error.problems for word in problem)):
+        assert text.encode()
