@@ -75,6 +75,9 @@ def build(words):
     if command == "bench":
         known = help_of("tests/bench/run.py") + (ROOT / "tests/bench/core.py").read_text()
         unknown = [word for word in unknown if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", known)]
+    if command == "fuzz":
+        known = help_of("-m", "fuzz.parsers")
+        unknown = [word for word in unknown if word not in known and not word.isdecimal()]
     return f"build/dev {command} does not know {', '.join(unknown)}" if unknown else ""
 
 
@@ -181,6 +184,7 @@ def test_options_in_sentences_exist():
     ]
     known = set(re.findall(r"--[a-z][\w-]*", "\n".join(helps)))
     known |= set(re.findall(r"--[a-z][\w-]*", help_of("tests/bench/run.py"))) | HELM_OPTIONS
+    known |= set(re.findall(r"--[a-z][\w-]*", help_of("-m", "fuzz.parsers")))
     known |= {"--allocate-node-cidrs"}  # kube-controller-manager's
     shown = {span.partition("=")[0].partition(" ")[0] for path in pages() for span in spans(path)}
     options = {word for word in shown if re.fullmatch(r"--[a-z][\w-]*", word)}
