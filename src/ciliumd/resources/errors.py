@@ -37,9 +37,8 @@ class UnknownKind(ResourceError):
     """A well-formed object of a kind ciliumd does not read."""
 
     def __init__(self, api_version: str, kind: str) -> None:
-        super().__init__(f"{api_version} {kind} is not a kind this agent reads")
-        self.api_version = api_version
-        self.kind = kind
+        self.api_version, self.kind = _cut(api_version), _cut(kind)
+        super().__init__(f"{self.api_version} {self.kind} is not a kind this agent reads")
 
 
 class InvalidResource(ResourceError):

@@ -144,3 +144,11 @@ def test_what_is_told_of_an_object_can_be_written_down() -> None:
     error = caught.value
     for text in (str(error), *error.key, *(word for problem in error.problems for word in problem)):
         assert text.encode()
+
+
+def test_what_is_told_of_an_unknown_kind_is_short() -> None:
+    """Its name is its writer's as well."""
+    with pytest.raises(UnknownKind) as caught:
+        parse({"apiVersion": "v" * 100_000, "kind": chr(0xD800) * 100_000, "metadata": {"name": "x"}})
+
+    assert len(str(caught.value).encode()) < 5_000
