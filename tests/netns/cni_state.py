@@ -6,11 +6,13 @@ from ipaddress import IPv4Address, IPv4Network
 
 from ciliumd import abi
 from ciliumd.bpf.map import Map
+from ciliumd.net.links import RETIRED_ALIAS
 from lab import manifests
 from lab.cni import Runtime, Sandbox
 from lab.maps import link_pins
 from lab.netns import Namespace
 from lab.node import Node
+from lab.waiting import eventually
 
 
 def known(node: Node, cni: Runtime, netns: Namespace, name: str = "web", **more: str) -> Sandbox:
@@ -20,7 +22,12 @@ def known(node: Node, cni: Runtime, netns: Namespace, name: str = "web", **more:
 
 
 def leftovers(node: Node, alive: Collection[str] = ()) -> list[str]:
-    """Endpoints, devices, rows and pinned links of pods other than those with the addresses *alive*."""
+    """
+    Endpoints, devices, rows and pinned links of pods other than those with the addresses *alive*.
+
+    Devices that are retired and their links are waited for: a pod is gone before its device is.
+    """
+    eventually(lambda: not _retired(node), "every retired device is deleted, and no link is left of any")
     endpoints = node.agent.get("endpoint")
     networking = [one["status"]["networking"] for one in endpoints]
     known_addresses = [one["addressing"][0]["ipv4"] for one in networking]
@@ -33,15 +40,23 @@ def leftovers(node: Node, alive: Collection[str] = ()) -> list[str]:
     with Map.from_pin(node.bpf_root / "maps" / "cilium_ifindex_v1") as opened:
         rows = [int.from_bytes(key, "little") for key, _ in opened.items()]
     left += [f"row of device {index}" for index in rows if index not in indexes]
-    present = {link["ifindex"] for link in node.netns.links().values()}
-    pins = [pin.name for pin in link_pins(node.bpf_root) if pin.name.startswith("tcx_")]
-    left += [f"link {pin}" for pin in pins if int(pin.split("_")[1]) not in present]
     return left
 
 
 def assert_empty(node: Node) -> None:
     """No pod, and nothing of any."""
     assert leftovers(node) == []
+
+
+def _retired(node: Node) -> list[str]:
+    """Devices of pods that are gone, and links that hung on such."""
+    pins = [pin.name for pin in link_pins(node.bpf_root) if pin.name.startswith("tcx_")]
+    links = node.netns.links()
+    present = {link["ifindex"] for link in links.values()}
+    return [
+        *(name for name, link in links.items() if link.get("ifalias") == RETIRED_ALIAS),
+        *(pin for pin in pins if int(pin.split("_")[1]) not in present),
+    ]
 
 
 def _addresses(node: Node) -> list[str]:

@@ -11,6 +11,7 @@ from lab import manifests
 from lab.node import Node
 from lab.pod import Pod
 from lab.traffic import Flood, Flow
+from lab.waiting import eventually
 from lab.world import World
 
 pytestmark = pytest.mark.netns
@@ -54,10 +55,17 @@ def pods(node: Node) -> tuple[Pod, Pod]:
 def test_programs_hang_where_they_should(node: Node, mode: str, pods: tuple[Pod, Pod]) -> None:
     """Status says clsact, the device has it, and no tcx link is pinned; or nothing of it."""
     device = pods[0].endpoint["status"]["networking"]["interface-name"]
-    disciplines = node.netns.run(["/usr/sbin/tc", "qdisc", "show", "dev", device]).stdout
     by_clsact = mode == "tc" or not tcx_supported()
 
-    assert ("clsact" in disciplines) is by_clsact
+    def filters() -> int:
+        shown = (
+            node.netns.run(["/usr/sbin/tc", "filter", "show", "dev", device, side]).stdout
+            for side in ("ingress", "egress")
+        )
+        return sum("cilium-" in text for text in shown)
+
+    # A new pod has filters first, where there are links as well.
+    eventually(lambda: filters() == (2 if by_clsact else 0), "its filters are as they should be")
     assert ("Legacy TC" in node.agent.cilium("status")) is by_clsact
     assert bool(list((node.bpf_root / "links").glob("tcx*"))) is not by_clsact
 

@@ -77,7 +77,7 @@ def test_a_pod_gets_all_that_its_result_says(node: Node, cni: Runtime, netns: Na
 
     cni.check(sandbox)
     cni.delete(sandbox)
-    assert "eth0" not in netns.links()
+    eventually(lambda: "eth0" not in netns.links(), "its device is gone")
     assert_empty(node)
 
 
@@ -138,7 +138,7 @@ def test_a_new_sandbox_of_a_pod_replaces_the_old_one(node: Node, cni: Runtime, n
         after = known(node, cni, netns)
         second = cni.add(after)
         assert first["ips"] != second["ips"]
-        assert "eth0" not in old.links()
+        eventually(lambda: "eth0" not in old.links(), "its device is gone")
         cni.delete(before)
         cni.check(after)
         assert [one["status"]["external-identifiers"]["pod-name"] for one in node.agent.get("endpoint")] == [
@@ -199,7 +199,7 @@ def test_an_orphan_is_collected(node: Node, cni: Runtime, netns: Namespace) -> N
         cni.check(kept)
         pods = {one["status"]["external-identifiers"]["pod-name"] for one in node.agent.get("endpoint")}
         assert pods == {"default/web", "default/by-hand"}
-        assert "eth0" not in lost.links()
+        eventually(lambda: "eth0" not in lost.links(), "its device is gone")
         node.remove_pod(by_hand)
 
 
@@ -305,7 +305,7 @@ def test_an_executable_that_is_killed_leaves_nothing_after_its_del(
         process.kill()
         process.communicate()
     cni.delete(sandbox)
-    assert "eth0" not in netns.links()
+    eventually(lambda: "eth0" not in netns.links(), "its device is gone")
     assert_empty(node)
 
 
@@ -324,5 +324,5 @@ def test_an_agent_that_is_killed_leaves_nothing_after_the_del(
         except CniRefused as refused:
             assert refused.code == 11  # noqa: PT017  it may also succeed
     cni.delete(sandbox)
-    assert "eth0" not in netns.links()
+    eventually(lambda: "eth0" not in netns.links(), "its device is gone")
     assert_empty(node)

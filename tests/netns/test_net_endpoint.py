@@ -222,12 +222,20 @@ def test_endpoint_links_are_found_by_their_mark(node: Namespace, pod: Namespace)
 
 
 def test_deletion_asks_the_mark_and_tells_what_was_there(node: Namespace, pod: Namespace) -> None:
-    """Only the endpoint's own veth is deleted; a second deletion finds nothing."""
+    """Only the endpoint's own veth is retired, and only what is retired deleted; both once."""
     made = inside(node, add_endpoint, wiring(), str(pod.path))
     with pytest.raises(LinkConflict, match="endpoint 43"):
-        inside(node, links.delete_endpoint_link, made.ifindex, 43)
-    assert inside(node, links.delete_endpoint_link, made.ifindex, 42)
-    assert not inside(node, links.delete_endpoint_link, made.ifindex, 42)
+        inside(node, links.retire_endpoint_link, made.ifindex, 43)
+    assert not inside(node, links.delete_retired, made.ifindex)
+    assert inside(node, links.retire_endpoint_link, made.ifindex, 42)
+    with pytest.raises(LinkConflict, match="endpoint 42"):
+        inside(node, links.retire_endpoint_link, made.ifindex, 42)
+    (retired,) = inside(node, links.retired_links)
+    assert (retired.ifindex, retired.up) == (made.ifindex, False)
+    assert links.is_ours(retired)
+    assert inside(node, links.delete_retired, made.ifindex)
+    assert not inside(node, links.delete_retired, made.ifindex)
+    assert not inside(node, links.retire_endpoint_link, made.ifindex, 42)
 
     assert {"lo"} == pod.links().keys()
 

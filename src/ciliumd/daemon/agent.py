@@ -30,6 +30,7 @@ from ciliumd.daemon.gc import ConntrackGc
 from ciliumd.daemon.network import NodeNetwork
 from ciliumd.daemon.origin import Origin, Source
 from ciliumd.daemon.plan import NodePlan
+from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.wiring import NodeWiring
@@ -132,6 +133,7 @@ class Agent:
     native: tuple[NativeDevice, ...]
     reconciler: Reconciler = field(init=False)
     endpoints_owner: Endpoints = field(init=False)
+    reaper: Reaper = field(init=False)
     ring: FlowRing = field(init=False)
     source: Source = field(init=False)
     gc: ConntrackGc = field(init=False)

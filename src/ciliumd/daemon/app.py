@@ -43,6 +43,8 @@ PIN_CHECK_SECONDS = 10.0
 MAP_PRESSURE_SECONDS = 30.0
 NUMBERS_SECONDS = 10.0
 CNI_QUEUE_SECONDS = 5.0
+LINK_SECONDS = 1.0
+RETIRED_SECONDS = 30.0
 CNI_CONF_SECONDS = 5.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
@@ -179,6 +181,8 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
         agent.network.run(),
         agent.health.run(),
         repeat("cni-delete-queue", CNI_QUEUE_SECONDS, agent.cni.replay_queue),
+        repeat("links", LINK_SECONDS, agent.attachments.catch_up),
+        repeat("retired-devices", RETIRED_SECONDS, agent.reaper.sweep),
         repeat("attachments", agent.attachments.check_seconds, agent.repair_attachments),
         repeat("pins", PIN_CHECK_SECONDS, agent.repair_pins),
         repeat("conntrack-gc", agent.settings.conntrack_gc_interval, agent.gc.collect),

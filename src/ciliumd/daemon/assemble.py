@@ -32,6 +32,7 @@ from ciliumd.daemon.health import build_health
 from ciliumd.daemon.network import NodeNetwork
 from ciliumd.daemon.origin import Origin, StartFailed
 from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
@@ -155,12 +156,17 @@ async def build(
     await agent.reconciler.load()
     restore_numbers(tables, rows=lambda name: agent.reconciler.tracker(name).realized)
     _restore_versions(agent)
+    removal = NetlinkThread("removal")
+    removal.start()
+    stack.push_async_callback(removal.stop)
+    agent.reaper = Reaper(removal, detach=attachments.detach)
     agent.endpoints_owner = Endpoints(
         tables,
         network=network,
         ipam=ipam,
         netlink=netlink,
         attachments=attachments,
+        reaper=agent.reaper,
         next_slot_gen=agent.next_slot_gen,
         realized=agent.endpoint_realized,
     )

@@ -3,10 +3,12 @@
 Which programs hang where: the wanted attachments, whether they are there, and their repair.
 
 tcx links where the kernel has them, else clsact filters; socket programs on the control group.
-Links and filters hold without this process; what is counted here is read from the kernel.
+A new pod's device has filters first, for they hang at once, and links behind it.  Links and filters hold
+without this process; what is counted here is read from the kernel.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import TypeVar
 from ciliumd.bpf.errors import BpfError, NotFound
 from ciliumd.bpf.generation import Generation, detach_cgroup, detach_device, device_pin, drop_detached
 from ciliumd.bpf.link import Link, TcxHook
+from ciliumd.daemon.behind import Behind
 from ciliumd.net import links, tc
 from ciliumd.net.errors import NetError
 from ciliumd.net.thread import NetlinkThread
@@ -85,6 +88,7 @@ class Attachments:
         tcx: bool,
         cgroup: Path | None,
         waiter: Executor | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Maps are written in the *executor*; the *waiter*, of one thread, takes what waits for the kernel.
@@ -99,6 +103,7 @@ class Attachments:
         self._executor = executor
         self._waiter = waiter or executor
         self._devices: dict[int, Device] = {}
+        self._behind = Behind(clock=clock)
 
     @property
     def devices(self) -> dict[int, Device]:
@@ -109,13 +114,54 @@ class Attachments:
         """Hang the programs on a device, or replace those that hang there."""
         self._devices[device.ifindex] = device
         if self.mode == TCX:
-            await asyncio.get_running_loop().run_in_executor(
-                self._waiter,
-                lambda: self._generation.attach_device(
-                    device.ifindex, ingress=device.ingress, egress=device.egress
-                ),
-            )
-            return
+            await self._link(device)
+            if self._behind.drop(device.ifindex):
+                await self._unfilter(device.ifindex)
+        else:
+            await self._filter(device)
+
+    async def attach_new(self, device: Device) -> None:
+        """
+        The same for a new pod's device: filters at once, links when :meth:`catch_up` is called.
+
+        Each link would take a grace period of RCU, and the pod would wait for both.
+        """
+        if self.mode == TCX:
+            try:
+                await self._filter(device)
+            except NetError:
+                # A kernel without them may have what links need.
+                await self.attach(device)
+                return
+            self._behind.add(device.ifindex)
+            self._devices[device.ifindex] = device
+        else:
+            await self.attach(device)
+
+    async def catch_up(self) -> None:
+        """
+        Give devices with filters their links, one after the other, as long as no pod comes or goes.
+
+        Links run before filters and leave nothing to them, so no packet meets two sets of programs.
+        """
+        while (ifindex := self._behind.due()) is not None:
+            try:
+                await self.attach(self._devices[ifindex])
+            except FAILURES:
+                # The filters hold, and it is tried again behind all others; unless it has gone meanwhile.
+                if self._behind.drop(ifindex):
+                    self._behind.add(ifindex)
+                    raise
+
+    async def _link(self, device: Device) -> None:
+        await asyncio.get_running_loop().run_in_executor(
+            self._waiter,
+            lambda: self._generation.attach_device(
+                device.ifindex, ingress=device.ingress, egress=device.egress
+            ),
+        )
+
+    async def _filter(self, device: Device) -> None:
         for hook, program in device.hooks:
             await self._netlink.call(
                 tc.attach_filter,
@@ -125,9 +171,15 @@ class Attachments:
                 program=self._generation.entries[program].fd,
             )
 
+    async def _unfilter(self, ifindex: int) -> None:
+        for direction in tc.Direction:
+            await self._netlink.call(tc.detach_filter, ifindex, direction=direction)
+
     async def detach(self, ifindex: int) -> None:
         """Take the programs off a device that is going away or has gone."""
         self._devices.pop(ifindex, None)
+        self._behind.drop(ifindex)
+        self._behind.stir()
         if self.mode == TCX:
             await asyncio.get_running_loop().run_in_executor(
                 self._waiter, lambda: self._generation.detach_device(ifindex)
@@ -149,8 +201,7 @@ class Attachments:
         await self.in_writer(partial(drop_detached, pins))
         for ifindex in self._devices:
             if self.mode == TCX:
-                for direction in tc.Direction:
-                    await self._netlink.call(tc.detach_filter, ifindex, direction=direction)
+                await self._unfilter(ifindex)
             else:
                 await self.in_writer(partial(detach_device, pins, ifindex))
         if self.cgroup is None:
@@ -172,11 +223,14 @@ class Attachments:
         return await self._missing_of((device,))
 
     async def _missing_of(self, devices: tuple[Device, ...]) -> list[Missing]:
-        if self.mode == TCX:
-            return await self.in_writer(lambda: _unattached(devices, self._is_linked))
-        filters = [await self._netlink.call(tc.list_filters, device.ifindex) for device in devices]
+        by_filter = [one for one in devices if self.mode != TCX or one.ifindex in self._behind]
+        by_link = [one for one in devices if one not in by_filter]
+        filters = [await self._netlink.call(tc.list_filters, device.ifindex) for device in by_filter]
         attached = {(one.ifindex, one.direction.name) for some in filters for one in some}
-        return _unattached(devices, lambda ifindex, hook: (ifindex, hook.name) in attached)
+        unfiltered = _unattached(by_filter, lambda ifindex, hook: (ifindex, hook.name) in attached)
+        if not by_link:
+            return unfiltered
+        return [*await self.in_writer(lambda: _unattached(by_link, self._is_linked)), *unfiltered]
 
     async def repair(self) -> list[Missing]:
         """

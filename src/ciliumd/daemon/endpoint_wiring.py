@@ -17,6 +17,7 @@ import structlog
 from ciliumd.daemon.api import EndpointRequest
 from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
 from ciliumd.daemon.endpoint_numbers import EndpointNumbers
+from ciliumd.daemon.reaper import Reaper
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.net import endpoint as wiring
@@ -54,11 +55,13 @@ class EndpointWirer:
     ipam: HostScope
     netlink: NetlinkThread
     attachments: Attachments
+    reaper: Reaper
     next_slot_gen: Callable[[], int]
     realized: Callable[[int], Awaitable[str]]
 
     async def create(self, request: EndpointRequest, sandbox: Sandbox) -> EndpointSpec:
         """Make the namespace a new pod.  Raises NetError, BpfError, IpamError or NumbersExhausted."""
+        await self.reaper.leave(request.netns)
         number, slot = self.numbers.claim()
         try:
             return await self._create(request, sandbox, number, slot)
@@ -82,13 +85,17 @@ class EndpointWirer:
         return endpoint
 
     async def remove(self, endpoint: EndpointSpec) -> None:
-        """Take an endpoint away: row, rows, device, programs, address; each as far as it goes."""
+        """
+        Take an endpoint away: row, rows, device, programs, address; each as far as it goes.
+
+        The device is down and retired then; deleting it takes the kernel's time, not the caller's.
+        """
         self.tables.endpoints.delete(endpoint.id)
         self.numbers.rest(endpoint.slot)
         # Rows first, then the device: a device that moves to another namespace keeps its program.
         await self.realized(endpoint.id)
         self.numbers.rest(endpoint.slot)
-        await self._take_down(endpoint.ifindex, endpoint.id)
+        await self._take_down(endpoint.ifindex, endpoint.id, endpoint.netns)
         if endpoint.ipv4 is not None:
             self.ipam.release(endpoint.ipv4)
         log.info("endpoint.deleted", endpoint=endpoint.id, pod=pod_of(endpoint))
@@ -142,7 +149,7 @@ class EndpointWirer:
                 netns_cookie=sandbox.cookie,
             )
             self.tables.endpoints.set(number, endpoint)
-            await self._program(endpoint)
+            await self._program(endpoint, new=True)
             await self.netlink.call(wiring.connect_endpoint, wanted, sandbox, prepared)
         except BaseException:
             await self._undo(wanted, slot, ifindex)
@@ -174,21 +181,24 @@ class EndpointWirer:
             node_mac=endpoint.node_mac,
         )
 
-    async def _program(self, endpoint: EndpointSpec) -> None:
+    async def _program(self, endpoint: EndpointSpec, *, new: bool = False) -> None:
         """
         Attach the programs and wait until every row of the endpoint is in the maps.
 
         Side by side: neither is seen by a packet before the pair is up.
         """
         name = pod_of(endpoint)
-        attaching = self.attachments.attach(pod_device(endpoint.ifindex, name))
-        # Both to their ends, also when one fails: what is undone must not go on.
-        attached, problem = await asyncio.gather(
-            attaching, self.realized(endpoint.id), return_exceptions=True
+        device = pod_device(endpoint.ifindex, name)
+        attaching = asyncio.ensure_future(
+            self.attachments.attach_new(device) if new else self.attachments.attach(device)
         )
-        for outcome in (attached, problem):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        try:
+            # Asked for here and not in a task: the row's own round is about to begin, and is the one meant.
+            problem = await self.realized(endpoint.id)
+        finally:
+            # Both to their ends, also when one fails: what is undone must not go on.
+            await asyncio.wait([attaching])
+        await attaching
         if problem:
             raise NetError(f"program pod {name}", str(problem))
 
@@ -199,7 +209,8 @@ class EndpointWirer:
             self.numbers.rest(slot)
             await self.realized(number)
         if ifindex := ifindex or await self._unheard_of(wanted):
-            await self._take_down(ifindex, number)
+            await self._take_down(ifindex, number, "")
+            await self.reaper.leave("")
         self.ipam.release(wanted.address)
 
     async def _unheard_of(self, wanted: wiring.EndpointWiring) -> int:
@@ -214,10 +225,12 @@ class EndpointWirer:
             return 0
         return link.ifindex
 
-    async def _take_down(self, ifindex: int, number: int) -> None:
-        """Delete the device, then let its programs go: while it is there its packets meet them."""
+    async def _take_down(self, ifindex: int, number: int, netns: str) -> None:
+        """Retire the device; its programs go behind it: while it is there its packets meet them."""
         try:
-            await self.netlink.call(links.delete_endpoint_link, ifindex, number)
+            if await self.netlink.call(links.retire_endpoint_link, ifindex, number):
+                self.reaper.take(ifindex, netns=netns)
+                return
         except LinkConflict as error:
             log.warning("endpoint.device_left", endpoint=number, reason=str(error))
         except NetError as error:

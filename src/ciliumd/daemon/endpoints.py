@@ -21,6 +21,7 @@ from ciliumd.daemon.api import EndpointRequest, RequestRefused
 from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
 from ciliumd.daemon.endpoint_numbers import EndpointNumbers, NumbersExhausted
 from ciliumd.daemon.endpoint_wiring import EndpointWirer, PodNetwork, pod_of
+from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.turns import Turns
 from ciliumd.ipam.hostscope import AddressInUse, AddressNotInPool, HostScope, IpamError
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
@@ -51,6 +52,7 @@ class Endpoints:
         ipam: HostScope,
         netlink: NetlinkThread,
         attachments: Attachments,
+        reaper: Reaper,
         next_slot_gen: Callable[[], int],
         realized: Callable[[int], Awaitable[str]],
         clock: Callable[[], float] = time.monotonic,
@@ -61,6 +63,7 @@ class Endpoints:
         self._ipam = ipam
         self._netlink = netlink
         self._attachments = attachments
+        self._reaper = reaper
         self._wirer = EndpointWirer(
             tables=tables,
             network=network,
@@ -68,6 +71,7 @@ class Endpoints:
             ipam=ipam,
             netlink=netlink,
             attachments=attachments,
+            reaper=reaper,
             next_slot_gen=next_slot_gen,
             realized=realized,
         )
@@ -129,6 +133,7 @@ class Endpoints:
         for task in self._under_way:
             task.cancel()
         await self._finish()
+        await self._reaper.stop(END_SECONDS)
 
     async def restore(self, found: list[EndpointSpec]) -> None:
         """Take over the endpoints of an earlier agent whose devices still exist; drop the others."""
@@ -219,6 +224,7 @@ class Endpoints:
         async with self._turns.of_all():
             with _refusals():
                 known = {endpoint.ifindex for endpoint in self._tables.endpoints.values()}
+                known |= self._reaper.pending
                 for link in await self._netlink.call(links.leftovers, name):
                     owner = links.endpoint_owner(link.alias)
                     by_hand = owner is not None and link.name == links.lxc_name(owner.pod)

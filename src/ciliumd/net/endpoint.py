@@ -18,9 +18,10 @@ from ciliumd.net import links, sysctl
 from ciliumd.net.errors import LinkConflict, LinkGone, NetError, netlink_errors
 from ciliumd.net.links import Link
 from ciliumd.net.namespace import Sandbox, is_own_namespace, open_sandbox
-from ciliumd.net.routes import Route, ensure_address, ensure_routes, ipv4_addresses
+from ciliumd.net.routes import Route, add_address, add_routes, ensure_address, ensure_routes, ipv4_addresses
 
 _EEXIST = 17
+_LOOPBACK = 1  # the first device of every namespace
 _ANYWHERE = IPv4Network("0.0.0.0/0")
 
 
@@ -104,6 +105,9 @@ def connect_endpoint(
     try:
         links.set_up(ipr, host.ifindex)
         with sandbox.routes() as inside:
+            if prepared.made and wiring.mac is not None:
+                _configure_new(inside, wiring, host.peer)
+                return EndpointLinks(host.ifindex, host.name, host.mac, wiring.mac, host.peer)
             pod = _configure_pod(inside, wiring, host.ifindex)
     except BaseException:
         if prepared.made:
@@ -178,8 +182,8 @@ def _existing(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> Link | 
     if host is None:
         return None
     owner = links.endpoint_owner(host.alias)
-    # A veth without any mark is one whose creator died before marking it.
-    leftover = not host.alias and host.kind == "veth"
+    # A veth without any mark is one whose creator died before marking it; a retired one is to be deleted.
+    leftover = host.alias in {"", links.RETIRED_ALIAS} and host.kind == "veth"
     if not leftover and (owner is None or owner.pod != wiring.pod):
         raise LinkConflict(
             f"wire pod {wiring.pod}", f"device {host.name} belongs to {host.alias or host.kind}"
@@ -210,6 +214,15 @@ def _create(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> Link:
             raise
         reason = f"{sandbox.path} has a device {wiring.ifname} that is not ours"
         raise LinkConflict(f"wire pod {wiring.pod}", reason, errno=_EEXIST) from error
+
+
+def _configure_new(inside: IPRoute, wiring: EndpointWiring, ifindex: int) -> None:
+    """Configure the pod's end of a pair that was just made: nothing needs to be looked up or taken away."""
+    add_address(inside, ifindex, wiring.address)
+    links.set_up(inside, ifindex)
+    add_routes(inside, ifindex, wiring.routes)
+    # Last: it is the one thing that deleting the veth does not undo.
+    links.set_up(inside, _LOOPBACK)
 
 
 def _configure_pod(inside: IPRoute, wiring: EndpointWiring, host_ifindex: int) -> Link:

@@ -19,6 +19,7 @@ from ciliumd.net.errors import LinkConflict, LinkGone, netlink_errors
 ALIAS_MAX = 255
 ENDPOINT_ALIAS = "cilium:endpoint:"
 HOST_ALIAS = "cilium:host"
+RETIRED_ALIAS = "cilium:retired"
 HOST_LINK = "cilium_host"
 NET_LINK = "cilium_net"
 OVERLAY_ALIAS = "cilium:overlay"
@@ -78,7 +79,7 @@ def endpoint_owner(alias: str) -> EndpointOwner | None:
 
 def is_ours(link: Link) -> bool:
     """Whether ciliumd made this device."""
-    return link.alias in {HOST_ALIAS, OVERLAY_ALIAS} or endpoint_owner(link.alias) is not None
+    return link.alias in {HOST_ALIAS, OVERLAY_ALIAS, RETIRED_ALIAS} or endpoint_owner(link.alias) is not None
 
 
 def all_links(ipr: IPRoute) -> tuple[Link, ...]:
@@ -189,9 +190,9 @@ def delete_link(ipr: IPRoute, ifindex: int) -> bool:
     return True
 
 
-def delete_endpoint_link(ipr: IPRoute, ifindex: int, endpoint_id: int) -> bool:
+def retire_endpoint_link(ipr: IPRoute, ifindex: int, endpoint_id: int) -> bool:
     """
-    Delete the veth of an endpoint; False if it was gone already.
+    Take the veth of an endpoint down and mark it as nobody's, to be deleted; False if it is gone already.
 
     Its owner mark must say so: ifindexes are used again, and a row that outlived its device must not
     take somebody else's with it.
@@ -204,7 +205,23 @@ def delete_endpoint_link(ipr: IPRoute, ifindex: int, endpoint_id: int) -> bool:
         raise LinkConflict(
             f"delete veth of endpoint {endpoint_id}", f"link {link.name} ({ifindex}) is not its veth"
         )
-    return delete_link(ipr, ifindex)
+    try:
+        with netlink_errors(f"retire link {ifindex}"):
+            ipr.link("set", index=ifindex, ifalias=RETIRED_ALIAS, flags=0, change=IFF_UP)
+    except LinkGone:
+        return False
+    return True
+
+
+def retired_links(ipr: IPRoute) -> tuple[Link, ...]:
+    """Devices of pods that are gone, still to be deleted."""
+    return tuple(link for link in all_links(ipr) if link.alias == RETIRED_ALIAS)
+
+
+def delete_retired(ipr: IPRoute, ifindex: int) -> bool:
+    """Delete a retired device; False if there is none, or another has its number."""
+    link = link_by_index(ipr, ifindex)
+    return link is not None and link.alias == RETIRED_ALIAS and delete_link(ipr, ifindex)
 
 
 def leftovers(ipr: IPRoute, name: str | None = None) -> tuple[Link, ...]:
@@ -216,7 +233,9 @@ def leftovers(ipr: IPRoute, name: str | None = None) -> tuple[Link, ...]:
     if name is None:
         return tuple(link for link in all_links(ipr) if endpoint_owner(link.alias) is not None)
     link = link_by_name(ipr, name)
-    if link is None or link.kind != "veth" or (link.alias and endpoint_owner(link.alias) is None):
+    if link is None or link.kind != "veth":
+        return ()
+    if link.alias not in {"", RETIRED_ALIAS} and endpoint_owner(link.alias) is None:
         return ()
     return (link,)
 

@@ -49,11 +49,16 @@ def ipv4_addresses(ipr: IPRoute, ifindex: int) -> tuple[IPv4Interface, ...]:
 def ensure_address(ipr: IPRoute, ifindex: int, address: IPv4Address) -> None:
     """Give a device of ours *address*/32 and no other IPv4 address."""
     wanted = IPv4Interface((address, 32))
-    with netlink_errors(f"add {wanted} to link {ifindex}"):
-        ipr.addr("replace", index=ifindex, address=str(address), prefixlen=32)
+    add_address(ipr, ifindex, address)
     for other in ipv4_addresses(ipr, ifindex):
         if other != wanted:
             _remove_address(ipr, ifindex, other)
+
+
+def add_address(ipr: IPRoute, ifindex: int, address: IPv4Address) -> None:
+    """Give a device *address*/32; others stay."""
+    with netlink_errors(f"add {address}/32 to link {ifindex}"):
+        ipr.addr("replace", index=ifindex, address=str(address), prefixlen=32)
 
 
 def ensure_routes(ipr: IPRoute, ifindex: int, routes: Collection[Route]) -> None:

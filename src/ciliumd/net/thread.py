@@ -50,7 +50,8 @@ class NetlinkThread:
     hanging in the kernel must not keep the process from ending.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, name: str = "netlink", *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._name = name
         self._clock = clock
         self._queue: SimpleQueue[_Call | None] = SimpleQueue()
         self._thread: Thread | None = None
@@ -63,7 +64,7 @@ class NetlinkThread:
         """Start the thread."""
         if self._thread is not None:
             raise RuntimeError("the netlink thread was started before")
-        self._thread = Thread(target=self._serve, name="netlink", daemon=True)
+        self._thread = Thread(target=self._serve, name=self._name, daemon=True)
         self._thread.start()
 
     async def stop(self, timeout: float = 5.0) -> bool:  # noqa: ASYNC109  join() takes it

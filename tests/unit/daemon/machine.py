@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ciliumd.net.endpoint import EndpointLinks, PreparedLink
 from ciliumd.net.errors import LinkConflict, LinkGone, NamespaceGone
-from ciliumd.net.links import Link, endpoint_alias, endpoint_owner
+from ciliumd.net.links import RETIRED_ALIAS, Link, endpoint_alias, endpoint_owner
 
 
 @dataclass
@@ -97,6 +97,9 @@ class FakeNetlink:
         namespace = self.namespaces[sandbox.path]
         alias = endpoint_alias(wanted.endpoint_id, wanted.pod)
         host = self.link_by_name(wanted.name)
+        if host is not None and host.alias == RETIRED_ALIAS:
+            self.delete_link(host.ifindex)
+            host = None
         if host is not None and endpoint_owner(host.alias).pod != wanted.pod:
             raise LinkConflict(f"wire pod {wanted.pod}", f"device {host.name} belongs to {host.alias}")
         if host is not None and namespace.peer != host.ifindex:
@@ -140,7 +143,9 @@ class FakeNetlink:
         if name is None:
             return tuple(link for link in self.links.values() if endpoint_owner(link.alias) is not None)
         link = self.link_by_name(name)
-        ours = link is not None and (not link.alias or endpoint_owner(link.alias) is not None)
+        ours = link is not None and (
+            link.alias in {"", RETIRED_ALIAS} or endpoint_owner(link.alias) is not None
+        )
         return (link,) if ours else ()
 
     def delete_link(self, ifindex):
@@ -151,15 +156,26 @@ class FakeNetlink:
                 namespace.peer = 0
         return self.links.pop(ifindex, None) is not None
 
-    def delete_endpoint_link(self, ifindex, endpoint_id):
-        """As ``net.links.delete_endpoint_link``."""
+    def retire_endpoint_link(self, ifindex, endpoint_id):
+        """As ``net.links.retire_endpoint_link``."""
         link = self.links.get(ifindex)
         if link is None:
             return False
         owner = endpoint_owner(link.alias)
         if owner is None or owner.endpoint_id != endpoint_id:
             raise LinkConflict(f"delete veth of endpoint {endpoint_id}", "is not its veth")
-        return self.delete_link(ifindex)
+        self.links[ifindex] = replace(link, up=False, alias=RETIRED_ALIAS)
+        self.journal.append(("retire", ifindex))
+        return True
+
+    def retired_links(self):
+        """As ``net.links.retired_links``."""
+        return tuple(link for link in self.links.values() if link.alias == RETIRED_ALIAS)
+
+    def delete_retired(self, ifindex):
+        """As ``net.links.delete_retired``."""
+        link = self.links.get(ifindex)
+        return link is not None and link.alias == RETIRED_ALIAS and self.delete_link(ifindex)
 
 
 class FakeAttachments:
@@ -178,6 +194,10 @@ class FakeAttachments:
         if error := self.fail.get("attach"):
             raise error
         self.journal.append(("attach", device.ifindex))
+
+    async def attach_new(self, device):
+        """Hang them the quick way."""
+        await self.attach(device)
 
     async def missing_on(self, ifindex):
         """What of it is gone."""

@@ -20,7 +20,10 @@ from ciliumd.daemon.attachments import (
     native_device,
     pod_device,
 )
+from ciliumd.daemon.behind import LATEST_SECONDS
 from ciliumd.net import links, tc
+from ciliumd.net.errors import NetError
+from unit.daemon import nodes
 
 REFUSED = BpfError("attach", "veth", 22)
 
@@ -103,6 +106,9 @@ class Kernel:
             return tuple(tc.Filter(ifindex, one, "x") for one in self.filters.get(ifindex, ()))
         if error := self.refuses.get(ifindex):
             raise error
+        if function is tc.detach_filter:
+            self.filters.get(ifindex, set()).discard(settings["direction"])
+            return None
         assert function is tc.attach_filter
         self.attached.append(ifindex)
         self.filters.setdefault(ifindex, set()).add(settings["direction"])
@@ -141,10 +147,17 @@ def kernel(monkeypatch):
 def run(kernel):
     """Run ``scenario(attachments)`` with a writer thread: ``run(scenario, tcx=..., cgroup=...)``."""
 
-    def start(scenario, *, tcx=True, cgroup=None):
+    def start(scenario, *, tcx=True, cgroup=None, clock=None):
         async def body():
             with ThreadPoolExecutor(1) as writer:
-                one = Attachments(kernel, netlink=kernel, executor=writer, tcx=tcx, cgroup=cgroup)
+                one = Attachments(
+                    kernel,
+                    netlink=kernel,
+                    executor=writer,
+                    tcx=tcx,
+                    cgroup=cgroup,
+                    clock=clock or nodes.Clock(),
+                )
                 return await scenario(one)
 
         return asyncio.run(body())
@@ -281,6 +294,130 @@ def test_a_device_that_has_gone_is_let_go_by_repair(run, kernel, tcx):
         return repaired, one.devices, await one.missing()
 
     assert run(scenario, tcx=tcx) == ([], {}, [])
+
+
+@pytest.fixture
+def run_new(run, kernel):
+    """Run ``scenario(attachments, clock)`` with a new pod's device 7."""
+
+    def start(scenario):
+        clock = nodes.Clock()
+
+        async def body(one):
+            await one.attach_new(pod_device(7, "shop/web"))
+            await scenario(one, clock)
+
+        run(body, clock=clock)
+
+    return start
+
+
+BOTH_WAYS = set(tc.Direction)
+
+
+def test_a_new_pod_has_filters_at_once_and_links_later(run_new, kernel):
+    """Nothing of it is missing at any time, and in the end no filter is left."""
+
+    async def scenario(one, clock):
+        assert (kernel.filters, kernel.links) == ({7: BOTH_WAYS}, {})
+        assert await one.missing() == await one.missing_on(7) == []
+        await one.catch_up()
+        assert kernel.links == {}
+        clock.now += LATEST_SECONDS
+        await one.catch_up()
+        assert (kernel.filters, set(kernel.links.values())) == ({7: set()}, {7})
+        assert await one.missing() == []
+        attached = len(kernel.attached)
+        await one.catch_up()
+        assert len(kernel.attached) == attached
+
+    run_new(scenario)
+
+
+def test_a_filter_of_a_new_pod_that_somebody_took_away_is_missed(run_new, kernel):
+    """Repair hangs links, and takes the other filter away."""
+
+    async def scenario(one, _):
+        kernel.filters[7].remove(tc.Direction.EGRESS)
+        expected = [Missing(7, "entry_to_container on shop/web (egress)")]
+        assert await one.missing_on(7) == expected
+        assert await one.repair() == expected
+        assert (kernel.filters, set(kernel.links.values())) == ({7: set()}, {7})
+
+    run_new(scenario)
+
+
+def test_a_new_pod_that_goes_gets_no_links(run_new, kernel):
+    """Nor does one that goes while they are hung keep them."""
+
+    async def scenario(one, clock):
+        await one.detach(7)
+        clock.now += LATEST_SECONDS
+        await one.catch_up()
+        assert kernel.links == {}
+        await one.attach_new(pod_device(7, "shop/web"))
+        clock.now += LATEST_SECONDS
+        catching = asyncio.ensure_future(one.catch_up())
+        await asyncio.sleep(0)
+        await one.detach(7)
+        await catching
+        assert (kernel.links, one.devices) == ({}, {})
+
+    run_new(scenario)
+
+
+def test_links_that_cannot_be_hung_are_told_and_tried_again(run_new, kernel):
+    """The filters hold meanwhile, so nothing is missing; other devices get theirs first."""
+
+    async def scenario(one, clock):
+        await one.attach_new(pod_device(8, "shop/db"))
+        clock.now += LATEST_SECONDS
+        kernel.refuses[7] = REFUSED
+        with pytest.raises(BpfError):
+            await one.catch_up()
+        clock.now += LATEST_SECONDS
+        with pytest.raises(BpfError):
+            await one.catch_up()
+        assert set(kernel.links.values()) == {8}
+        assert kernel.filters == {7: BOTH_WAYS, 8: set()}
+        assert await one.missing() == []
+        kernel.refuses.clear()
+        clock.now += LATEST_SECONDS
+        await one.catch_up()
+        assert (kernel.filters[7], set(kernel.links.values())) == (set(), {7, 8})
+
+    run_new(scenario)
+
+
+def test_a_kernel_without_filters_has_links_at_once(run, kernel):
+    """tcx needs neither clsact nor its programs."""
+
+    async def scenario(one):
+        call = kernel.call
+
+        async def refuse(function, *arguments, **settings):
+            if function is tc.attach_filter:
+                raise NetError("attach", "Operation not supported", errno=95)
+            return await call(function, *arguments, **settings)
+
+        kernel.call = refuse
+        await one.attach_new(pod_device(7, "shop/web"))
+        assert set(kernel.links.values()) == {7}
+        assert await one.missing() == []
+
+    run(scenario)
+
+
+def test_without_tcx_a_new_pod_has_filters_for_good(run, kernel):
+    """As any other device."""
+
+    async def scenario(one):
+        await one.attach_new(pod_device(7, "shop/web"))
+        await one.catch_up()
+        assert (kernel.filters, kernel.links) == ({7: BOTH_WAYS}, {})
+        assert await one.missing() == []
+
+    run(scenario, tcx=False)
 
 
 def test_socket_programs_hang_on_their_control_group(run, kernel, tmp_path):

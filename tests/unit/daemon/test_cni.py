@@ -49,8 +49,9 @@ class RuntimeNode(Node):
         return await self.runtime.faults(Attachment(container, ifname), self.sandbox(container))
 
     async def detach(self, container, ifname="eth0"):
-        """DEL."""
+        """DEL, and what is done behind its answer."""
         await self.runtime.detach(Attachment(container, ifname))
+        await self.reaper.stop(1.0)
 
     def only(self):
         """The one endpoint there is."""

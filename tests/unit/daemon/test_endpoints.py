@@ -12,6 +12,7 @@ from ciliumd.daemon import endpoints as module
 from ciliumd.daemon.api import EndpointRequest, RequestRefused
 from ciliumd.daemon.endpoint_numbers import SLOT_QUARANTINE
 from ciliumd.daemon.endpoints import Endpoints, PodNetwork
+from ciliumd.daemon.reaper import Reaper
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.net.errors import NetError
 from ciliumd.net.links import Link, endpoint_alias
@@ -38,12 +39,14 @@ class Node:
         self.realizing = None
         self.generations = 0
         self.rows = set()
+        self.reaper = Reaper(self.netlink, detach=self.attachments.detach)
         self.endpoints = Endpoints(
             self.tables,
             network=PodNetwork(self.ipam.router, 1500, slots),
             ipam=self.ipam,
             netlink=self.netlink,
             attachments=self.attachments,
+            reaper=self.reaper,
             next_slot_gen=self.next_slot_gen,
             realized=self.realized,
             clock=self.clock,
@@ -76,6 +79,11 @@ class Node:
         if path not in self.netlink.namespaces and not changes.pop("dead", False):
             self.netlink.namespace(path)
         return EndpointRequest.model_validate({"netns": path, "pod": f"shop/{name}", **changes})
+
+    async def delete(self, number):
+        """Take it away, and see its device go."""
+        await self.endpoints.delete(number)
+        await self.reaper.stop(SECONDS)
 
     def left(self):
         """Everything that exists: endpoints, devices, programs, addresses, rows."""
@@ -123,7 +131,7 @@ def test_a_pod_comes_up_only_behind_its_programs_and_rows():
 
     async def scenario(node):
         made = await node.add()
-        assert node.names == ["prepare", "attach", "rows", "connect"]
+        assert node.names == ["prepare", "rows", "attach", "connect"]
         assert node.tables.endpoints.get(made.id) == made
         assert node.ipam.owner(made.ipv4) == "shop/web"
         assert node.netlink.links[made.ifindex].up
@@ -138,10 +146,10 @@ def test_a_pod_is_taken_away_rows_first_and_programs_last():
     async def scenario(node):
         made = await node.add()
         del node.journal[:]
-        await node.endpoints.delete(made.id)
-        assert node.names == ["rows gone", "delete device", "detach"]
+        await node.delete(made.id)
+        assert node.names == ["rows gone", "retire", "delete device", "detach"]
         assert node.left() == NOTHING
-        await node.endpoints.delete(made.id)
+        await node.delete(made.id)
 
     run(scenario)
 
@@ -181,7 +189,7 @@ def test_whatever_fails_undoes_everything(step, error, status):
 
 
 @pytest.mark.parametrize(
-    "broken", [{"detach": REFUSED}, {"delete_endpoint_link": BROKEN}], ids=["detach", "delete"]
+    "broken", [{"detach": REFUSED}, {"retire_endpoint_link": BROKEN}], ids=["detach", "retire"]
 )
 def test_an_undo_that_fails_goes_as_far_as_it_can(broken):
     """The first error is the answer; the address and the row are free whatever becomes of the device."""
@@ -199,7 +207,7 @@ def test_an_undo_that_fails_goes_as_far_as_it_can(broken):
 
 
 @pytest.mark.parametrize(
-    "broken", [{"detach": REFUSED}, {"delete_endpoint_link": BROKEN}], ids=["detach", "delete"]
+    "broken", [{"detach": REFUSED}, {"retire_endpoint_link": BROKEN}], ids=["detach", "retire"]
 )
 def test_a_removal_that_fails_goes_as_far_as_it_can(broken):
     """The endpoint is gone, its address free; a device that stays keeps its programs, which drop all."""
@@ -208,7 +216,7 @@ def test_a_removal_that_fails_goes_as_far_as_it_can(broken):
         made = await node.add()
         node.netlink.fail = node.attachments.fail = broken
         with capture_logs() as logs:
-            await node.endpoints.delete(made.id)
+            await node.delete(made.id)
         assert "warning" in [one["log_level"] for one in logs]
         endpoints, devices, programs, addresses, rows = node.left()
         assert (endpoints, addresses, rows) == (set(), set(), set())
@@ -225,7 +233,7 @@ def test_a_device_that_is_somebody_elses_by_now_is_left_alone():
         other = Link(made.ifindex, "eth7", "02:00:00:00:00:09", 1500, True, False, "", "dummy", 0)
         node.netlink.links[made.ifindex] = other
         with capture_logs() as logs:
-            await node.endpoints.delete(made.id)
+            await node.delete(made.id)
         assert [one["event"] for one in logs] == ["endpoint.device_left", "endpoint.deleted"]
         assert node.left() == (set(), {made.ifindex}, set(), set(), set())
 
@@ -240,7 +248,7 @@ def test_asking_twice_gives_the_same_pod():
         del node.journal[:]
         assert await node.add(**{"container-id": "abc"}) == first
         assert await node.add(ip=str(first.ipv4)) == first
-        assert node.names == ["prepare", "attach", "rows", "connect"] * 2
+        assert node.names == ["prepare", "rows", "attach", "connect"] * 2
         assert node.left()[0] == {first.id}
         assert node.generations == 1
 
@@ -376,7 +384,7 @@ def test_a_freed_slot_rests():
 
     async def scenario(node):
         first = await node.add("one")
-        await node.endpoints.delete(first.id)
+        await node.delete(first.id)
         second = await node.add("two")
         assert (first.slot, second.slot) == (0, 1)
         assert first.ipv4 != second.ipv4
@@ -448,13 +456,13 @@ def test_a_deletion_during_the_addition_comes_after_it():
         adding = asyncio.ensure_future(node.add())
         await asyncio.sleep(0.01)
         assert set(node.tables.endpoints) == {1}
-        deleting = asyncio.ensure_future(node.endpoints.delete(1))
+        deleting = asyncio.ensure_future(node.delete(1))
         await asyncio.sleep(0)
         node.realizing.set()
         assert (await adding).id == 1
         await deleting
         assert node.left() == NOTHING
-        assert node.names[-3:] == ["rows gone", "delete device", "detach"]
+        assert node.names[-4:] == ["rows gone", "retire", "delete device", "detach"]
 
     run(scenario)
 
@@ -671,7 +679,7 @@ def test_another_pod_cidr_cuts_no_running_pod_off():
             await after.endpoints.restore([moved])
         assert after.tables.endpoints.get(made.id) == moved
         assert "endpoint.foreign_address" in [one["event"] for one in logs]
-        await after.endpoints.delete(made.id)
+        await after.delete(made.id)
         assert after.left() == NOTHING
 
     run(scenario)
