@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from bench.result import Figure, Goal, Section
 from bench.samples import percentile, ratio
+from ciliumd.net.links import HEALTH_LINK, LXC_PREFIX
 from lab import manifests
 from lab.cni import Runtime, Sandbox, runtime_of
 from lab.netns import Namespace
@@ -37,11 +38,12 @@ POD_CIDR: Final = "10.11.0.0/20"
 
 def measure(*, pods: int) -> Section:
     """Pods in turns, then a crowd at once."""
-    section = Section("cni", "P10  CNI ADD and DEL")
+    section = Section("cni", "P10  CNI ADD and DEL", case="P10")
     ours: list[float] = []
     peers: list[float] = []
     deleted: list[float] = []
     peers_deleted: list[float] = []
+    gone: list[float] = []
     with World() as world, Node(world, pod_cidr=POD_CIDR) as node:
         cilium, bridge = runtime_of(node), _bridge(node)
         for name in [f"p{number}" for number in range(pods)] + [f"crowd{number}" for number in range(CROWD)]:
@@ -58,6 +60,7 @@ def measure(*, pods: int) -> Section:
                 for samples, add in turns if number % 2 else turns[::-1]:
                     samples.append(_timed(add))
                 deleted.append(_timed(lambda sandbox=ours_sandbox: cilium.delete(sandbox)))
+                gone.append(deleted[-1] + _timed(lambda: _wait_gone(node)))
                 peers_deleted.append(_timed(lambda sandbox=peers_sandbox: bridge.delete(sandbox)))
         seconds, failures = _crowd(node, cilium)
     add_ratio = ratio(ours, peers, higher_is_better=False)
@@ -71,13 +74,33 @@ def measure(*, pods: int) -> Section:
         Figure.of_ratio("CNI ADD / bridge + host-local", add_ratio, goal=ADD_RATIO),
         Figure.of("CNI DEL, p50", 1000 * percentile(deleted, 0.5), "ms"),
         Figure.of("CNI DEL, p99", 1000 * percentile(deleted, 0.99), "ms", goal=DEL_P99),
+        Figure.of("CNI DEL to its device gone, p50", 1000 * percentile(gone, 0.5), "ms"),
         Figure.of("bridge + host-local DEL, p50", 1000 * percentile(peers_deleted, 0.5), "ms"),
         Figure.of_ratio("CNI DEL / bridge + host-local", delete_ratio),
         Figure.of(f"{CROWD} ADDs at once: all done", seconds, "s", goal=CROWD_SECONDS),
         Figure.of(f"{CROWD} ADDs at once: failures", failures, goal=CROWD_FAILURES),
     )
-    section.data = {"added": ours, "peers": peers, "deleted": deleted, "peers_deleted": peers_deleted}
+    section.data = {
+        "added": ours,
+        "peers": peers,
+        "deleted": deleted,
+        "peers_deleted": peers_deleted,
+        "gone": gone,
+    }
     return section
+
+
+def _wait_gone(node: Node) -> None:
+    """
+    Until the device of a pod that was taken away is deleted.
+
+    That is behind the answer, with the lock of all devices held: nobody else must pay for it.
+    """
+    eventually(
+        lambda: not any(name.startswith(LXC_PREFIX) and name != HEALTH_LINK for name in node.netns.links()),
+        "its device is gone",
+        every=0.005,
+    )
 
 
 def _bridge(node: Node) -> Runtime:

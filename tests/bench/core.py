@@ -13,7 +13,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench import endpoints, latency, paths, programs, restarts, start, throughput, verdicts, walks
+from bench import (
+    cni,
+    endpoints,
+    latency,
+    many,
+    opening,
+    paths,
+    programs,
+    restarts,
+    start,
+    throughput,
+    verdicts,
+    walks,
+    wire,
+)
 from bench.interpreter.walk import Interpreter
 from bench.machine import Cores
 from bench.result import Section
@@ -37,12 +51,41 @@ class Effort:
     verdict_rounds: int
     starts: int
     pods: int
+    runtime_pods: int
     counted_packets: int
+    wire: Rounds
+    openings: int
+    services: int
 
 
-TOOLS: Final = ("ip", "nft", "ss", "iperf3", "sockperf", "taskset", "nsenter", "setpriv")
-FULL: Final = Effort(Rounds(100, 30), Rounds(20, 6), 25, 10, 50, 50_000)
-QUICK: Final = Effort(Rounds(10, 10), Rounds(4, 4), 10, 3, 10, 10_000)
+TOOLS: Final = (
+    *("ip", "nft", "iptables-legacy-restore", "ss", "iperf3", "sockperf"),
+    *("taskset", "nsenter", "setpriv"),
+)
+FULL: Final = Effort(
+    one_core=Rounds(100, 30),
+    two_cores=Rounds(10, 4),
+    verdict_rounds=25,
+    starts=10,
+    pods=50,
+    runtime_pods=500,
+    counted_packets=50_000,
+    wire=Rounds(60, 20),
+    openings=20,
+    services=10_000,
+)
+QUICK: Final = Effort(
+    one_core=Rounds(10, 10),
+    two_cores=Rounds(4, 4),
+    verdict_rounds=10,
+    starts=3,
+    pods=10,
+    runtime_pods=30,
+    counted_packets=10_000,
+    wire=Rounds(8, 8),
+    openings=6,
+    services=1_000,
+)
 # A sample takes one to two seconds; where a round takes longer than this there are fewer.
 SECONDS_PER_ROUND: Final = 20.0
 Part = Callable[[Effort], Iterator[Section]]
@@ -67,7 +110,8 @@ def traffic(effort: Effort) -> Iterator[Section]:
         routed = stack.enter_context(paths.routed())
         filtered = stack.enter_context(paths.routed(paths.FILTERED, paths.FIREWALL))
         cluster = stack.enter_context(paths.cluster())
-        compared = {path.name: path for path in (cable, routed, filtered, cluster.path)}
+        bridged = stack.enter_context(paths.bridged())
+        compared = {path.name: path for path in (cable, routed, filtered, bridged, cluster.path)}
         for cores, rounds in ((Cores.one(), effort.one_core), (Cores.two(), effort.two_cores)):
             with contextlib.ExitStack() as servers:
                 for path in compared.values():
@@ -91,9 +135,42 @@ def living(effort: Effort) -> Iterator[Section]:
     yield endpoints.measure(pods=effort.pods)
 
 
+def runtime(effort: Effort) -> Iterator[Section]:
+    """A container runtime's calls."""
+    yield cni.measure(pods=effort.runtime_pods)
+
+
+def between(effort: Effort) -> Iterator[Section]:
+    """Two nodes and a wire."""
+    with contextlib.ExitStack() as stack:
+        two = stack.enter_context(wire.nodes())
+        bare = stack.enter_context(wire.peer(wire.VXLAN, vxlan=True))
+        filtered = stack.enter_context(wire.peer(wire.FILTERED, vxlan=True, firewall=wire.FIREWALL))
+        plain = stack.enter_context(wire.peer(wire.PLAIN, vxlan=False))
+        compared = {path.name: path for path in (bare, filtered, plain, two.path)}
+        yield wire.counts(two, packets=effort.counted_packets)
+        for path in compared.values():
+            stack.enter_context(path.served(Cores.one()))
+        yield from wire.measure(compared, streams=effort.wire.throughput, trips=effort.wire.latency)
+
+
+def rules(effort: Effort) -> Iterator[Section]:
+    """Connections by the number of rules."""
+    yield opening.measure(pairs=effort.openings)
+
+
+def services(effort: Effort) -> Iterator[Section]:
+    """An agent with many services."""
+    yield many.measure(services=effort.services)
+
+
 PARTS: Final[dict[str, Part]] = {
     "counts": counts,
     "start": starting,
     "endpoints": living,
+    "cni": runtime,
+    "services": services,
+    "rules": rules,
+    "wire": between,
     "traffic": traffic,
 }

@@ -26,7 +26,7 @@ IPERF_PORT: Final = 5201
 SOCKPERF_PORT: Final = 11111
 FLOOD_PORT: Final = 9000
 VIP: Final = "10.96.0.50"
-BARE, ROUTED, FILTERED, CILIUMD = "bare veth", "routed", "routed+nft", "ciliumd"
+BARE, ROUTED, FILTERED, BRIDGED, CILIUMD = "bare veth", "routed", "routed+nft", "kernel bridge", "ciliumd"
 # What the map sizes of a real node are; the laboratory's own are small.
 DEFAULT_SIZES: Final = {
     "bpf-ct-max": "262144",
@@ -89,8 +89,27 @@ def bare() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def routed(name: str = ROUTED, firewall: str = "") -> Iterator[Path]:
-    """Two cables and a router between them, with or without a firewall."""
+def bridged() -> Iterator[Path]:
+    """Two cables and a bridge between them, as the reference plugin makes it."""
+    with Namespace("client") as client, Namespace("bridge") as bridge, Namespace("server") as server:
+        bridge.ip("link", "add", "cni0", "type", "bridge")
+        bridge.ip("link", "set", "cni0", "up")
+        for number, (end, device) in enumerate(((client, "left"), (server, "right")), start=2):
+            veth(end, "eth0", bridge, device)
+            bridge.ip("link", "set", device, "master", "cni0")
+            end.ip("address", "add", f"10.92.0.{number}/24", "dev", "eth0")
+        yield Path(BRIDGED, client, server, "10.92.0.3")
+
+
+@contextlib.contextmanager
+def routed(
+    name: str = ROUTED, firewall: str = "", *, by: tuple[list[str], str] | None = None
+) -> Iterator[Path]:
+    """
+    Two cables and a router between them, with or without a firewall.
+
+    *firewall* is for nft; *by* is another command and what it reads.
+    """
     with Namespace("client") as client, Namespace("router") as router, Namespace("server") as server:
         for side, (end, device) in enumerate(((client, "left"), (server, "right")), start=1):
             veth(end, "eth0", router, device)
@@ -100,6 +119,9 @@ def routed(name: str = ROUTED, firewall: str = "") -> Iterator[Path]:
         router.sysctl("net/ipv4/ip_forward", "1")
         if firewall:
             router.run([NFT, "-f", "-"], stdin=firewall)
+        if by is not None:
+            command, rules = by
+            router.run(command, stdin=rules)
         yield Path(name, client, server, "10.91.2.2")
 
 

@@ -27,7 +27,7 @@ INSTRUCTION_BYTES: Final = 8
 
 def sizes(generation: Generation) -> Section:
     """Every program of a loaded generation."""
-    section = Section("programs", "Programs: verified, translated, compiled")
+    section = Section("programs", "P18  programs: verified, translated, compiled", case="P18")
     table = Table(("program", "verified insns", "translated insns", "compiled bytes"))
     for name, program in sorted((generation.entries | generation.programs).items()):
         info = program.info
@@ -66,7 +66,9 @@ def flood(cluster: Cluster, address: str, port: int, packets: int) -> Fate:
 
 def runs(cluster: Cluster, *, packets: int) -> Section:
     """Runs of attached programs and their time per packet, pod to pod and through a service."""
-    section = Section("runs", "Runs of attached programs per packet of real traffic (UDP, one per packet)")
+    section = Section(
+        "runs", "P1  runs of attached programs per packet of real traffic (UDP, one per packet)", case="P1"
+    )
     with attached(cluster.node.bpf_root) as programs, run_time_stats():
         for name, address, port in (
             ("pod to pod", cluster.server.address, FLOOD_PORT),

@@ -8,7 +8,7 @@ could not be measured tells why, and makes the run fail when all others are done
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -49,6 +49,7 @@ class Figure:
     goal: str = ""
     met: bool | None = None
     note: str = ""
+    case: str = ""
 
     @classmethod
     def of(cls, name: str, value: Value, unit: str = "", *, goal: Goal | None = None, note: str = "") -> Self:
@@ -115,10 +116,11 @@ class Section:
     data: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     problem: str = ""
+    case: str = ""
 
-    def add(self, *figures: Figure) -> None:
-        """More lines."""
-        self.figures += figures
+    def add(self, *figures: Figure, case: str = "") -> None:
+        """More lines, of another row of the scorecard than the section's if *case* says so."""
+        self.figures += [replace(figure, case=case or self.case) for figure in figures]
 
     def __str__(self) -> str:
         lines = [f"{self.title}  ({self.seconds:.0f} s)"]

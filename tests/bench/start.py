@@ -78,7 +78,7 @@ def _start(node: Node, pods: Sequence[Pod], *, add: bool) -> Start:
 
 def measure(*, starts: int) -> Section:
     """Cold and warm starts, each beside the same agent's other kind."""
-    section = Section("start", "P18  start of the agent")
+    section = Section("start", "P18  start of the agent", case="P18")
     cold, warm, seen = [], [], Seen(Counter(), [])
     with tracefs(), SyscallTrace() as trace, World() as world:
         for number in range(starts):

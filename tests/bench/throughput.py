@@ -6,13 +6,17 @@ from collections.abc import Mapping
 
 from bench import rounds
 from bench.machine import Cores, busy_seconds
-from bench.paths import BARE, CILIUMD, FILTERED, IPERF, IPERF_PORT, ROUTED, Path
+from bench.paths import BARE, BRIDGED, CILIUMD, FILTERED, IPERF, IPERF_PORT, ROUTED, Path
 from bench.result import Figure, Goal, Section
 from bench.samples import spread
 
 SECONDS = 1
-GOALS: Mapping[str, Goal | None] = {ROUTED: Goal(at_least=1.0), BARE: Goal(at_least=0.97)}
-CPU_GOALS: Mapping[str, Goal | None] = {ROUTED: Goal(at_most=1.05), BARE: None}
+GOALS: Mapping[str, Goal | None] = {
+    ROUTED: Goal(at_least=1.0),
+    BARE: Goal(at_least=0.97),
+    BRIDGED: None,
+}
+CPU_GOALS: Mapping[str, Goal | None] = {ROUTED: Goal(at_most=1.05), BARE: None, BRIDGED: None}
 
 
 def sample(path: Path, cores: Cores) -> dict[str, float]:
@@ -31,8 +35,8 @@ def sample(path: Path, cores: Cores) -> dict[str, float]:
 def measure(paths: Mapping[str, Path], cores: Cores, *, pairs: int, seconds: float) -> Section:
     """Sample all paths in turn and compare ciliumd to each."""
     name = f"throughput, {cores}"
-    section = Section(name, f"P1  one TCP stream, same node, policy and conntrack on, {cores}")
-    chosen = {name: paths[name] for name in (BARE, ROUTED, CILIUMD)}
+    section = Section(name, f"P1  one TCP stream, same node, policy and conntrack on, {cores}", case="P1")
+    chosen = {name: paths[name] for name in (BARE, ROUTED, BRIDGED, CILIUMD)}
     take = {name: (lambda path=path: sample(path, cores)) for name, path in chosen.items()}
     taken = rounds.run(take, control_of=ROUTED, rounds=pairs, seconds=seconds)
     rounds.report(

@@ -115,7 +115,7 @@ def take(datapath: Datapath, *, rounds: int) -> dict[tuple[str, int], list[float
 
 def measure(state_dir: Path, *, rounds: int) -> Section:
     """New and known flows under policies of all sizes."""
-    section = Section("verdicts", "P7  verdict by number of rules")
+    section = Section("verdicts", "P7  verdict by number of rules", case="P7")
     flows = {"new flow": {"ct_timeout_any": 0, **QUIET}, "established": QUIET}
     best: dict[str, float] = {}
     for flow, options in flows.items():

@@ -206,7 +206,7 @@ def take_times(steps: list[Step]) -> float:
 
 def measure(datapath: Datapath, interpreter: Interpreter, *, native: int, from_host: int) -> Section:
     """Every path once counted, and timed where nothing changes by running it again."""
-    section = Section("walks", "P7  what one packet costs, by path")
+    section = Section("walks", "P7  what one packet costs, by path", case="P7")
     prepare(datapath)
     walk = Walker(datapath, interpreter)
     pod_to_pod(walk)
