@@ -99,8 +99,8 @@ static __always_inline int sock_find(struct bpf_sock_addr *ctx, const struct soc
  * Who connects: the pod, by the address that its packets would have, else the network namespace.
  * A socket has no address before it connects.
  */
-static __always_inline void client_of_socket(struct bpf_sock_addr *ctx, const struct sock_peer *peer,
-					     struct lb_client *client)
+static __always_inline void client_of_socket(struct bpf_sock_addr *ctx,
+					     const struct sock_peer *peer, struct lb_client *client)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 	const __u32 *slot = bpf_map_lookup_elem(&cilium_netns_v1, &cookie);

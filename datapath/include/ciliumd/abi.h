@@ -340,7 +340,8 @@ struct lb_revnat {
  */
 enum cil_lb_client {
 	LB_CLIENT_ADDRESS = 0,
-	LB_CLIENT_NETNS = 1, /* a network namespace that is no pod's: client.w[0..1] is its cookie */
+	LB_CLIENT_NETNS =
+		1, /* a network namespace that is no pod's: client.w[0..1] is its cookie */
 };
 
 struct lb_affinity_key {
