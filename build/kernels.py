@@ -17,9 +17,11 @@ import marshal
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import compile_bpf
 import kernel_packages
 from initramfs import Tree
 from toolchain import ROOT, build_lock, replace
@@ -32,6 +34,7 @@ MANIFEST = DIRECTORY / "kernels.json"
 PROGRAMS = ("ip", "tc", "bridge", "nsenter", "setpriv", "unshare", "mount", "bpftool", "bash", "env")
 DISTRIBUTIONS = ("ciliumd", "pytest", "scapy")
 CHECKOUT = ("build", "src", "tests", "pyproject.toml", "README.md", "examples/demo/manifests")
+PROGRAMS_OF_TESTS = ROOT / "tests" / "datapath" / "progs"
 LEFT_OUT = frozenset({"__pycache__", "out", "go", "e2e", "bench", "demo", "chart", "node_modules"})
 LIBRARY_LEFT_OUT = frozenset(
     {
@@ -112,6 +115,15 @@ def checkout(tree: Tree, more: list[Path]) -> None:
             tree.files(path, without=LEFT_OUT)
 
 
+def test_programs(tree: Tree) -> None:
+    """The objects of tests' own programs, beside their sources: no guest has a compiler."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for source in sorted(PROGRAMS_OF_TESTS.glob("*.bpf.c")):
+            target = Path(scratch) / source.with_suffix(".o").name
+            compile_bpf.compile_object(source, target)
+            tree.text(str(source.with_suffix(".o")), target.read_bytes())
+
+
 def compiled(path: Path) -> bytes:
     """A module's code, marked as not to be compared with its source (PEP 552): no guest compiles."""
     source = path.read_bytes()
@@ -154,6 +166,7 @@ def root(kernels: dict[str, kernel_packages.Kernel], more: list[Path]) -> bytes:
         for path in kernel.module_files:
             tree.file(path, f"/modules/{kernel.release}/{path.name}")
     checkout(tree, more)
+    test_programs(tree)
     compile_all(tree)
     tree.text("/init", INIT.format(root=ROOT, python=sys.executable), 0o755)
     return tree.cpio()

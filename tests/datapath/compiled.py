@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Programs of the tests' own, compiled as the build compiles the datapath; needs clang."""
+"""
+Programs of the tests' own, compiled as the build compiles the datapath.
+
+That needs clang.  A guest has none (tests/kernels): it is given the objects beside their sources.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,13 @@ SOURCES = ROOT / "tests/datapath/progs"
 
 
 def compiled(name: str, scratch: Path) -> Embedded:
-    """The object of tests/datapath/progs/NAME.bpf.c; its file is left in *scratch*."""
+    """The object of tests/datapath/progs/NAME.bpf.c; where it is compiled its file is left in *scratch*."""
+    brought = SOURCES / f"{name}.bpf.o"
+    data = brought.read_bytes() if brought.exists() else _compile(name, scratch)
+    return Embedded(name, data, hashlib.sha256(data).hexdigest())
+
+
+def _compile(name: str, scratch: Path) -> bytes:
     sys.path.insert(0, str(ROOT / "build"))
     try:
         from compile_bpf import compile_object
@@ -22,5 +32,4 @@ def compiled(name: str, scratch: Path) -> Embedded:
         sys.path.remove(str(ROOT / "build"))
     target = scratch / f"{name}.bpf.o"
     compile_object(SOURCES / f"{name}.bpf.c", target)
-    data = target.read_bytes()
-    return Embedded(name, data, hashlib.sha256(data).hexdigest())
+    return target.read_bytes()

@@ -91,8 +91,6 @@ def contests(node: None) -> Iterator[dict[str, Contest]]:
 @pytest.fixture
 def contest(contests: dict[str, Contest], hook: str) -> Contest:
     """The hook of this test, with nothing counted yet."""
-    if hook not in contests:
-        pytest.skip("this machine has no compiler for the program in front of the hook")
     contest = contests[hook]
     contest.outcomes.clear()
     contest.wrong.clear()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import tempfile
 from collections import Counter
@@ -34,7 +33,6 @@ from reference.forwarding import Forwarding
 from reference.node import Node, Verdict
 
 BATCH = 1000
-CLANG = "clang-19"  # as in build/compile_bpf.py
 # struct ct_key's kind, struct ct_entry's flags; of struct event what is compared.
 CT_KIND_AT, CT_FLAGS_AT = 37, 26
 TYPE_AT, REASON_AT, HOOK_AT, LINE_AT, FILE_AT = 8, 9, 10, 14, 92
@@ -187,11 +185,7 @@ class Brought:
 
 @contextlib.contextmanager
 def all_contests() -> Iterator[dict[str, Contest]]:
-    """
-    Every hook; this thread is on the tests' node already, and may load programs.
-
-    Without a compiler there is no from_overlay: a test run has no tunnel key of its own.
-    """
+    """Every hook; this thread is on the tests' node already, and may load programs."""
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"contest-{os.getpid()}-")))
         plain = stack.enter_context(Datapath.loaded(scratch, node_port=1, **OPTIONS))
@@ -211,9 +205,9 @@ def all_contests() -> Iterator[dict[str, Contest]]:
         fill_cluster(tunnel)
         node = tunnel_node_of(node_two.ip, AWAY)
         made |= {f"{hook}, tunnel": contest for hook, contest in contests(tunnel, node).items()}
-        if shutil.which(CLANG) is not None:
-            brought = stack.enter_context(Brought(tunnel, scratch))
-            made["from_overlay"] = brought.contest(tunnel, node_two.ip, AWAY)
+        # A test run has no tunnel key of its own.
+        brought = stack.enter_context(Brought(tunnel, scratch))
+        made["from_overlay"] = brought.contest(tunnel, node_two.ip, AWAY)
         made["to_overlay"] = Contest(
             tunnel, "to_overlay", tunnel.generation.entries[HOOKS["to_overlay"]].test_run, Forwarding(node)
         )
