@@ -128,7 +128,9 @@ def test_filters_of_others_are_kept(
 
     with probers:
         for device in devices:
-            node.netns.run([TC, "qdisc", "add", "dev", device, "clsact"])
+            # A new pod's programs hang by filters first, whose qdisc stays.
+            eventually(lambda device=device: not filters(device), "links hang")
+            node.netns.run([TC, "qdisc", "replace", "dev", device, "clsact"])
             # A program of classic BPF that matches nothing; action is left to those behind it.
             add = [TC, "filter", "add", "dev", device, "ingress", "pref", "9", "bpf", "bytecode", "1,6 0 0 0"]
             node.netns.run(add)

@@ -10,6 +10,7 @@ from ciliumd.cli.errors import CommandError
 from lab import manifests
 from lab.node import Node
 from lab.pod import Pod
+from lab.waiting import eventually
 
 pytestmark = pytest.mark.netns
 
@@ -217,6 +218,6 @@ def test_endpoint_commands_of_ciliumd(node: Node, pods: tuple[Pod, Pod]) -> None
         assert "default/manual 10.11.0." in first
         assert listed
         assert "removed" in removed
-        assert "eth0" not in netns.links()
+        eventually(lambda: "eth0" not in netns.links(), "its device is deleted behind the answer")
         assert "manual" not in json.dumps(node.agent.get("endpoint"))
         node.delete("pod-default-manual")

@@ -46,7 +46,7 @@ POD_NETWORK = "10.0.0."
 TARGETS = (
     *(names.IDENTITY_FILE, names.PREFIX_FILE, names.ENDPOINT_FILE, names.DEVICES, names.NODES, names.POLICY),
     *(names.STATES, names.FACTS, names.IPCACHE, names.IPCACHE_LPM, names.ROUTES, names.LXC, names.IFINDEX),
-    *(names.BACKENDS, names.REVNAT, names.SERVICE_SLOTS, names.SERVICES),
+    *(names.NETNS, names.BACKENDS, names.REVNAT, names.AFFINITY_MATCH, names.SERVICE_SLOTS, names.SERVICES),
 )
 _ROUNDS = 6
 
@@ -161,7 +161,7 @@ class Agent:
 
     def stages(self) -> list[Stage]:
         """What it writes, in order."""
-        return stages(self.plan, self.tables, self.maps, devices=dict, route_mtu=1450)
+        return stages(self.plan, self.tables, self.maps, devices=dict, route_mtu=lambda: 1450)
 
     # ---- what it is told ---------------------------------------------------------------------
 
