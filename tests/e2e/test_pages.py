@@ -27,10 +27,12 @@ SOUGHT = {
 }
 UPGRADE = "helm upgrade cilium charts/ciliumd --namespace kube-system --reset-then-reuse-values"
 ROLL_BACK = "helm rollback cilium"
+APP_ARMOR = "helm upgrade cilium charts/ciliumd --namespace kube-system --reuse-values --set securityContext"
 # Blocks that change what is installed, each followed by the part of the layer that says so.
 CHANGING = (
     ("README.md", "helm install"),  # conftest: how the layer installs
     ("docs/install.md", pages.BESIDE_KUBE_PROXY),
+    ("docs/install.md", APP_ARMOR),  # test_profile_of_apparmor_is_named
     ("docs/operations.md", UPGRADE),  # test_upgrade_and_roll_back
     ("docs/operations.md", ROLL_BACK),
     ("docs/operations.md", pages.CLEAN_UP),  # test_uninstall
@@ -77,6 +79,13 @@ def test_looking(ciliumd: Ciliumd, block: pages.Shown) -> None:
     assert all(text or pages.FOLLOWS in words for text, words in zip(said, block.commands, strict=True))
     for text, sought in zip(said, SOUGHT.get(block.first, ()), strict=False):
         assert sought in text
+
+
+def test_profile_of_apparmor_is_named(ciliumd: Ciliumd) -> None:
+    """The API server takes what the command would change; here, without AppArmor, no agent would start."""
+    (said,) = pages.follow(ciliumd, pages.the("docs/install.md", APP_ARMOR), "--dry-run=server")
+
+    assert "appArmorProfile: {type: Localhost, localhostProfile: ciliumd-agent}" in said
 
 
 def test_upgrade_and_roll_back(ciliumd: Ciliumd, cluster: Cluster) -> None:

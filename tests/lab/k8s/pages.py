@@ -79,9 +79,13 @@ def follow_on_node(node: ClusterNode, page: str, begins: str) -> str:
     return node.run(words, seconds=SECONDS).stdout
 
 
-def follow(ciliumd: Ciliumd, block: Shown) -> list[str]:
-    """Run the commands of a block, one after the other; what each printed.  Raises ``CommandFailed``."""
-    return [_run(ciliumd, words) for words in block.commands]
+def follow(ciliumd: Ciliumd, block: Shown, *more: str) -> list[str]:
+    """
+    Run the commands of a block, one after the other; what each printed.  Raises ``CommandFailed``.
+
+    *more* are words behind those of each command.
+    """
+    return [_run(ciliumd, (*words, *more)) for words in block.commands]
 
 
 def _run(ciliumd: Ciliumd, words: tuple[str, ...]) -> str:
