@@ -96,5 +96,6 @@ def detach(pins: list[Path]) -> None:
     """Detach links by hand and remove their pins."""
     for pin in pins:
         with Link.from_pin(pin) as link:
+            # In this order: an agent that looks in between takes the pin of a detached link away itself.
+            pin.unlink()
             link.detach()
-        pin.unlink()
