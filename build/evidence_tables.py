@@ -167,48 +167,26 @@ def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row
                 row.failed.append(test)
 
 
-def figures_of(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
-    """
-    Section, what it was measured on, and figure, of a benchmark's file.
-
-    Such a file has sections with their figures, or figures as rows with the section in front of the name.
-    """
-    for row in document.get("rows", ()):
-        section, _, name = row["quantity"].partition(": ")
-        yield section, document, {"value": row.get("ratio"), **row, "name": name}
-    for section, measured in document.get("sections", {}).items():
-        case = (measured["title"].split() or [""])[0]
-        for figure in measured["figures"]:
-            yield section, measured, figure | {"case": figure.get("case") or measured.get("case") or case}
-
-
-def problems_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """What went wrong in which section of a benchmark."""
-    found = {name: one["problem"] for name, one in document.get("sections", {}).items()}
-    return {**found, **(document["failed"] if "rows" in document else {})}
-
-
 def read_bench(document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:
     """Add a row for each case of each section, whose figures add up with nobody's; what went wrong."""
-    made: dict[tuple[str, str], Row] = {}
-    problems = problems_of(document)
-    for section, about, figure in figures_of(document):
-        case = figure["case"]
-        row = made.setdefault((section, case), Row(case))
-        row.of(about)
-        row.section = section
-        if figure["met"] is None and len(row.figures) >= MOST_REPORTS:
-            continue
-        goal = f" ({figure['goal']})" if figure["goal"] else ""
-        row.figures[figure["name"]] = f"{shown(figure['value'])} {figure['unit']}".strip() + goal
-        if figure["met"] is False:
-            row.missed.append(figure["name"])
-        if problems.get(section) and not row.failed:
-            row.failed.append(problems[section])
-    for (_, case), row in made.items():
-        rows.setdefault(case, []).append(row)
-    empty = problems.keys() - {section for section, _ in made}
-    yield from (f"{section}: {problems[section]}" for section in sorted(empty) if problems[section])
+    for section, measured in document["sections"].items():
+        made: dict[str, Row] = {}
+        title = (measured["title"].split() or [""])[0]
+        for figure in measured["figures"]:
+            case = figure.get("case") or measured.get("case") or title
+            row = made.setdefault(case, Row(case, section))
+            if figure["met"] is None and len(row.figures) >= MOST_REPORTS:
+                continue
+            goal = f" ({figure['goal']})" if figure["goal"] else ""
+            row.figures[figure["name"]] = f"{shown(figure['value'])} {figure['unit']}".strip() + goal
+            if figure["met"] is False:
+                row.missed.append(figure["name"])
+        for case, row in made.items():
+            row.of(measured)
+            row.failed += [measured["problem"]] if measured["problem"] else []
+            rows.setdefault(case, []).append(row)
+        if measured["problem"] and not made:
+            yield f"{section}: {measured['problem']}"
 
 
 def table(rows: Sequence[Row]) -> list[str]:

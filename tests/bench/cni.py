@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+from bench.machine import timed
 from bench.result import Figure, Goal, Section
 from bench.samples import percentile, ratio
 from ciliumd.net.links import HEALTH_LINK, LXC_PREFIX
@@ -58,10 +59,10 @@ def measure(*, pods: int) -> Section:
                     (peers, lambda sandbox=peers_sandbox: bridge.add(sandbox)),
                 ]
                 for samples, add in turns if number % 2 else turns[::-1]:
-                    samples.append(_timed(add))
-                deleted.append(_timed(lambda sandbox=ours_sandbox: cilium.delete(sandbox)))
-                gone.append(deleted[-1] + _timed(lambda: _wait_gone(node)))
-                peers_deleted.append(_timed(lambda sandbox=peers_sandbox: bridge.delete(sandbox)))
+                    samples.append(timed(add))
+                deleted.append(timed(lambda sandbox=ours_sandbox: cilium.delete(sandbox)))
+                gone.append(deleted[-1] + timed(lambda: _wait_gone(node)))
+                peers_deleted.append(timed(lambda sandbox=peers_sandbox: bridge.delete(sandbox)))
         seconds, failures = _crowd(node, cilium)
     add_ratio = ratio(ours, peers, higher_is_better=False)
     delete_ratio = ratio(deleted, peers_deleted, higher_is_better=False)
@@ -140,12 +141,6 @@ def _crowd(node: Node, cilium: Runtime) -> tuple[float, int]:
                 cilium.delete(sandbox)
         eventually(lambda: not node.agent.get("endpoint"), "the crowd is gone")
     return seconds, done.count(False)
-
-
-def _timed(action: Callable[[], object]) -> float:
-    began = time.monotonic()
-    action()
-    return time.monotonic() - began
 
 
 if __name__ == "__main__":

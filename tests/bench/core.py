@@ -23,6 +23,7 @@ from bench import (
     programs,
     restarts,
     start,
+    steps,
     throughput,
     verdicts,
     walks,
@@ -52,6 +53,7 @@ class Effort:
     starts: int
     pods: int
     runtime_pods: int
+    steps: int
     counted_packets: int
     wire: Rounds
     openings: int
@@ -69,6 +71,7 @@ FULL: Final = Effort(
     starts=10,
     pods=50,
     runtime_pods=500,
+    steps=40,
     counted_packets=50_000,
     wire=Rounds(60, 20),
     openings=20,
@@ -81,6 +84,7 @@ QUICK: Final = Effort(
     starts=3,
     pods=10,
     runtime_pods=30,
+    steps=10,
     counted_packets=10_000,
     wire=Rounds(8, 8),
     openings=6,
@@ -136,8 +140,10 @@ def living(effort: Effort) -> Iterator[Section]:
 
 
 def runtime(effort: Effort) -> Iterator[Section]:
-    """A container runtime's calls."""
+    """A container runtime's calls, and the steps behind them."""
     yield cni.measure(pods=effort.runtime_pods)
+    with tempfile.TemporaryDirectory() as directory:
+        yield steps.measure(Path(directory), pods=effort.steps)
 
 
 def between(effort: Effort) -> Iterator[Section]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.machine import memory_kib, process_seconds
+from bench.machine import memory_kib, process_seconds, timed
 from bench.paths import DEFAULT_SIZES
 from bench.result import Figure, Goal, Section, Table
 from bench.samples import percentile, ratio
@@ -46,8 +46,8 @@ def measure(*, pods: int) -> Section:
         with ExitStack() as stack:
             home, *others = [stack.enter_context(Namespace("plain")) for _ in range(pods + 1)]
             for number, (pod, other) in enumerate(zip(made, others, strict=True)):
-                added.append(_timed(lambda pod=pod: node.agent.client.put("endpoint", _request(pod))))
-                plain.append(_timed(lambda other=other, number=number: _plug(home, other, f"v{number}")))
+                added.append(timed(lambda pod=pod: node.agent.client.put("endpoint", _request(pod))))
+                plain.append(timed(lambda other=other, number=number: _plug(home, other, f"v{number}")))
         for pod in made:
             node.wait_endpoint(_with_endpoint(node, pod))
         _rest(section, node, f"{pods + 1} pods")
@@ -55,7 +55,7 @@ def measure(*, pods: int) -> Section:
             Figure.of("memory of the maps", _map_mib(node.bpf_root), "MiB", note="default sizes, by fdinfo"),
             case="P11",
         )
-        deleted = [_timed(lambda pod=pod: node.agent.client.delete(f"endpoint/{pod.id}")) for pod in made]
+        deleted = [timed(lambda pod=pod: node.agent.client.delete(f"endpoint/{pod.id}")) for pod in made]
         seen = _calls(node, made[0])
     # fmt: off
     section.add(
@@ -115,12 +115,6 @@ def _with_endpoint(node: Node, pod: Pod) -> Pod:
     )
     pod.endpoint = {"id": number}
     return pod
-
-
-def _timed(action: object) -> float:
-    began = time.monotonic()
-    action()  # type: ignore[operator]
-    return time.monotonic() - began
 
 
 def _calls(node: Node, pod: Pod) -> dict[str, int]:

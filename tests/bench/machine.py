@@ -4,6 +4,8 @@
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -100,3 +102,10 @@ def memory_kib(pid: int, *fields: str) -> dict[str, int]:
     wanted = {f"{field}:" for field in fields or ("Rss", "Pss")}
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in wanted}
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds that it takes."""
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began

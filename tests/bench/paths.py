@@ -138,10 +138,9 @@ def client_policy() -> manifests.Object:
 
 
 @dataclass(frozen=True, slots=True)
-class Cluster:
-    """A node with its agent, a client and a server pod."""
+class TwoPods:
+    """A client and a server pod of ours."""
 
-    node: Node
     client: Pod
     server: Pod
 
@@ -149,6 +148,13 @@ class Cluster:
     def path(self) -> Path:
         """From one pod to the other."""
         return Path(CILIUMD, self.client.netns, self.server.netns, self.server.address)
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster(TwoPods):
+    """Both on a node with its agent."""
+
+    node: Node
 
 
 @contextlib.contextmanager
@@ -165,4 +171,4 @@ def cluster() -> Iterator[Cluster]:
         )
         node.wait_service(f"{VIP}:90", 1)
         node.apply_policy("bench", client_policy())
-        yield Cluster(node, client, server)
+        yield Cluster(client, server, node)

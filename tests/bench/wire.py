@@ -14,20 +14,19 @@ from bench import rounds
 from bench.latency import sample as round_trip
 from bench.machine import Cores
 from bench.paths import (
-    CILIUMD,
     DEFAULT_SIZES,
     FLOOD_PORT,
     IPERF_PORT,
     NFT,
     SOCKPERF_PORT,
     Path,
+    TwoPods,
     client_policy,
 )
 from bench.result import Figure, Goal, Section
 from bench.throughput import sample as stream
 from lab.cluster import Cluster
 from lab.netns import Namespace, veth
-from lab.pod import Pod
 from lab.traffic import Fate, Flood, Flow
 
 VXLAN, FILTERED, PLAIN = "bare vxlan", "bare vxlan+nft", "plain routed"
@@ -94,17 +93,10 @@ def peer(name: str, *, vxlan: bool, firewall: str = "") -> Iterator[Path]:
 
 
 @dataclass(frozen=True, slots=True)
-class TwoNodes:
-    """Two nodes with agents in tunnel mode, a client on one and a server on the other."""
+class TwoNodes(TwoPods):
+    """Each on a node of its own, whose agents have a tunnel between them."""
 
     cluster: Cluster
-    client: Pod
-    server: Pod
-
-    @property
-    def path(self) -> Path:
-        """From one pod to the other."""
-        return Path(CILIUMD, self.client.netns, self.server.netns, self.server.address)
 
 
 @contextlib.contextmanager
@@ -125,7 +117,7 @@ def nodes() -> Iterator[TwoNodes]:
             }
         )
         far.apply_policy("bench", policy)
-        yield TwoNodes(cluster, client, server)
+        yield TwoNodes(client, server, cluster)
 
 
 def measure(paths: Mapping[str, Path], *, streams: int, trips: int) -> Iterator[Section]:

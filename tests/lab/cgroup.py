@@ -41,13 +41,31 @@ def _home_of(controller: str) -> tuple[Path, int]:
     return root, 2
 
 
-class Limited:
-    """A control group made here that limits *controller*; who is in it: :attr:`wrapper` and :meth:`take`."""
+class Cgroup:
+    """A control group made here; processes enter it before they start (``process.placed``)."""
+
+    def __init__(self, label: str, *, home: Path | None = None) -> None:
+        """Below *home*, or the cgroup2 mount."""
+        self.path = (home or cgroup2_mount()) / unique_name(label)
+        self.path.mkdir()
+
+    def remove(self) -> None:
+        """Remove it once the processes that were started in it have ended."""
+        remove_cgroup(self.path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+class Limited(Cgroup):
+    """One that limits *controller*; who is in it: :attr:`wrapper` and :meth:`take`."""
 
     def __init__(self, controller: str, label: str) -> None:
         home, version = _home_of(controller)
-        self.path = home / unique_name(label)
-        self.path.mkdir()
+        super().__init__(label, home=home)
         self._limit = self.path / LIMITS[controller][version - 1]
 
     @property
@@ -68,34 +86,6 @@ class Limited:
     def take(self, pid: int) -> None:
         """Move a process here with all its threads."""
         (self.path / "cgroup.procs").write_text(str(pid))
-
-    def remove(self) -> None:
-        """Remove it once it is empty."""
-        remove_cgroup(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
-
-
-class Cgroup:
-    """A control group made here; processes enter it before they start (``process.placed``)."""
-
-    def __init__(self, label: str) -> None:
-        self.path = cgroup2_mount() / unique_name(label)
-        self.path.mkdir()
-
-    def remove(self) -> None:
-        """Remove it once the processes that were started in it have ended."""
-        remove_cgroup(self.path)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def remove_cgroup(path: Path) -> None:

@@ -3,6 +3,7 @@
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -43,11 +44,21 @@ def hung(node: Node, cni: Runtime, sandbox: Sandbox) -> tuple[int, int]:
     return sum("cilium-" in text for text in shown), len(links)
 
 
-def test_filters_come_first_and_links_take_their_place(runtime: tuple[Node, Runtime]) -> None:
-    """At no time is there neither; CHECK is content all the while."""
+@contextmanager
+def pod(runtime: tuple[Node, Runtime]) -> Iterator[Sandbox]:
+    """A sandbox that is there for a pod; in the end it is taken away, and leaves nothing."""
     node, cni = runtime
     with Namespace("web") as netns:
         sandbox = known(node, cni, netns)
+        yield sandbox
+        cni.delete(sandbox)
+    assert_empty(node)
+
+
+def test_filters_come_first_and_links_take_their_place(runtime: tuple[Node, Runtime]) -> None:
+    """At no time is there neither; CHECK is content all the while."""
+    node, cni = runtime
+    with pod(runtime) as sandbox:
         cni.add(sandbox)
         seen = [hung(node, cni, sandbox)]
         while seen[-1] != (0, 2):
@@ -56,8 +67,6 @@ def test_filters_come_first_and_links_take_their_place(runtime: tuple[Node, Runt
             seen.append(hung(node, cni, sandbox))
         assert seen[0][0] == 2, f"the pod had {seen[0]} when it was made"
         assert all(max(one) == 2 for one in seen), seen
-        cni.delete(sandbox)
-    assert_empty(node)
 
 
 def test_an_agent_that_is_killed_in_between_is_followed_by_one_with_links(
@@ -65,29 +74,23 @@ def test_an_agent_that_is_killed_in_between_is_followed_by_one_with_links(
 ) -> None:
     """The filters hold while no agent is there; the next one needs no look at what the other planned."""
     node, cni = runtime
-    with Namespace("web") as netns:
-        sandbox = known(node, cni, netns)
+    with pod(runtime) as sandbox:
         cni.add(sandbox)
         node.agent.stop(signal.SIGKILL)
         assert hung(node, cni, sandbox)[0] == 2
         node.agent.start()
         assert hung(node, cni, sandbox) == (0, 2)
         cni.check(sandbox)
-        cni.delete(sandbox)
-    assert_empty(node)
 
 
 def test_a_filter_taken_away_before_links_came_is_repaired(runtime: tuple[Node, Runtime]) -> None:
     """CHECK says so until then."""
     node, cni = runtime
-    with Namespace("web") as netns:
-        sandbox = known(node, cni, netns)
+    with pod(runtime) as sandbox:
         device = next(one["name"] for one in cni.add(sandbox)["interfaces"] if not one.get("sandbox"))
         node.netns.run(["/usr/sbin/tc", "qdisc", "del", "dev", device, "clsact"])
         eventually(lambda: hung(node, cni, sandbox) == (0, 2), "links hang there")
         cni.check(sandbox)
-        cni.delete(sandbox)
-    assert_empty(node)
 
 
 def test_a_sandbox_that_is_used_again_at_once_is_another_pods(runtime: tuple[Node, Runtime]) -> None:

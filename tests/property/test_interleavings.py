@@ -19,14 +19,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-import structlog
 from hypothesis import given, settings
 
 from ciliumd.daemon import stages as names
 from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.kubernetes.store import KindStore, Sweep
 from ciliumd.reconcile.target import Stage
-from property.churn.agent import HOST, Agent, Watched, complete
+from property.churn.agent import HOST, Agent, Watched, complete, quiet_loop
 from property.churn.cluster import (
     ADDRESSES,
     FAR_ADDRESSES,
@@ -316,15 +315,10 @@ def interleave(
     first: int, count: int, pool: list[Document], *, agent: Callable[..., Agent] = Agent
 ) -> Outcome:
     """*count* interleavings, by their seeds, of an *agent* that is as it should be or is not."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     outcome = Outcome()
-    loop = asyncio.new_event_loop()
-    try:
+    with quiet_loop() as loop:
         for seed in range(first, first + count):
             Interleaving(loop, seed, pool, outcome, agent=agent).run()
-    finally:
-        loop.close()
-        structlog.reset_defaults()
     return outcome
 
 

@@ -16,12 +16,11 @@ from types import FrameType
 from typing import Any
 
 import pytest
-import structlog
 
 from ciliumd.kubernetes import kinds
 from ciliumd.kubernetes.kinds import TABLES_OF
 from fuzz.large import LARGE, MANY
-from property.churn.agent import Agent, complete
+from property.churn.agent import Agent, begin, quiet_loop
 from property.churn.cluster import Cluster, Told, Wired
 
 pytestmark = pytest.mark.property
@@ -35,23 +34,17 @@ _KINDS = {kind.kind: kind for kind in TABLES_OF}
 class Lab:
     """An agent with one pod, under no policy of its own, and one remote one."""
 
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.cluster = Cluster(random.Random(1), [])
-        self.agent = Agent(self.loop)
+        self.agent = Agent(loop)
         pod = {"metadata": {"name": "pod-0", "namespace": "blue", "labels": {"app": "app-1"}}}
-        pod["spec"] = {"containers": [], "serviceAccountName": "default"}  # type: ignore[dict-item]
+        pod["spec"] = {"containers": [], "serviceAccountName": "default"}
         web = {"clusterIP": "10.96.0.1", "ports": [{"name": "http", "port": 80}]}
         self._tell(kinds.NAMESPACE, {"metadata": {"name": "blue", "labels": {}}})
         self._tell(kinds.POD, pod)
         self._tell(kinds.SERVICE, {"metadata": {"name": "web", "namespace": "default"}, "spec": web})
         self.agent.wire(Wired(1, ("blue", "pod-0"), "10.0.0.1"))
-        complete(self.agent, self.cluster.version, self.cluster.objects)
-        self.agent.settle()
-        for labels in self.agent.unallocated:
-            for one in self.cluster.number(labels):
-                assert isinstance(one, Told)
-                self.agent.tell(one)
+        begin(self.agent, self.cluster)
         self.agent.settle()
         assert self.agent.plan.policy.versions
 
@@ -75,11 +68,8 @@ class Lab:
 @pytest.fixture
 def lab() -> Iterator[Lab]:
     """Quiet, and with a loop of its own."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    made = Lab()
-    yield made
-    made.loop.close()
-    structlog.reset_defaults()
+    with quiet_loop() as loop:
+        yield Lab(loop)
 
 
 def lines(work: Callable[[], Any]) -> int:
@@ -105,7 +95,7 @@ def test_twice_as_much_costs_twice_as_much(what: str, lab: Lab) -> None:
     """To take it in and to see it go."""
     small, large = (LARGE[what](many) for many in (FEW, 2 * FEW))
     lab.lose(lab.take(large))  # what is learned once is not counted
-    costs = [lines(lambda one=one: lab.lose(lab.take(one))) for one in (small, large)]  # type: ignore[misc]
+    costs = [lines(lambda one=one: lab.lose(lab.take(one))) for one in (small, large)]
     once = lines(lambda: lab.lose(lab.take(LARGE[what](1))))
 
     assert costs[1] - once <= MOST * max(costs[0] - once, 1), (costs, once)

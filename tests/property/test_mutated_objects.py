@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-import structlog
 
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.kubernetes import kinds
@@ -29,7 +28,7 @@ from ciliumd.resources import ResourceError, parse
 from ciliumd.tables import Problem
 from fuzz.mutate import Mutator, rooted
 from fuzz.samples import SAMPLES
-from property.churn.agent import Agent, complete
+from property.churn.agent import Agent, begin, quiet_loop
 from property.churn.cluster import Cluster, Document, Told
 from property.test_interleavings import policies
 
@@ -77,13 +76,8 @@ class Lab:
         self.cluster = Cluster(random.Random(7), policies(30))
         self.agent = Agent(loop)
         for one in self.cluster.begin():
-            (self.agent.tell if isinstance(one, Told) else self.agent.wire)(one)  # type: ignore[arg-type]
-        complete(self.agent, self.cluster.version, self.cluster.objects)
-        self.agent.settle()
-        for labels in self.agent.unallocated:
-            for one in self.cluster.number(labels):
-                assert isinstance(one, Told)
-                self.agent.tell(one)
+            (self.agent.tell if isinstance(one, Told) else self.agent.wire)(one)
+        begin(self.agent, self.cluster)
         self.agent.rest()
         self.before = self.agent.said()
         donors = [*SAMPLES, *self.cluster.objects.values()]
@@ -228,10 +222,8 @@ def _is_of(kind: Kind, namespace: str, name: str, row: Any) -> bool:
 
 def mutated(seed: int, count: int) -> Outcome:
     """*count* mutated objects."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     outcome = Outcome()
-    loop = asyncio.new_event_loop()
-    try:
+    with quiet_loop() as loop:
         lab = Lab(loop, seed, outcome)
         for number in range(1, count + 1):
             lab.one()
@@ -239,9 +231,6 @@ def mutated(seed: int, count: int) -> Outcome:
                 lab.round()
             if not number % CLEAN:
                 lab.clean()
-    finally:
-        loop.close()
-        structlog.reset_defaults()
     return outcome
 
 

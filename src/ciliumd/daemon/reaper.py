@@ -86,6 +86,7 @@ class Reaper:
     async def _quiet(self) -> None:
         latest = time.monotonic() + LATEST_SECONDS
         while (left := min(self._last + QUIET_SECONDS, latest) - time.monotonic()) > 0:
+            # Time that passed is what is waited for; the other way out is to be hurried.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left):
                     await self._hurry_up.wait()

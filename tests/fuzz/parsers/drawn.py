@@ -78,7 +78,7 @@ def _policy(drawn: Bytes, number: int) -> Document:
         ("egressDeny", "to"),
     ):
         if drawn.below(2):
-            spec[section] = drawn.some(lambda side=side: _rule(drawn, side), 0, 2)  # type: ignore[misc]
+            spec[section] = drawn.some(lambda side=side: _rule(drawn, side), 0, 2)
     metadata = {"name": f"policy-{number}"}
     if kind == "CiliumNetworkPolicy":
         metadata["namespace"] = drawn.one_of(NAMESPACES[:2])

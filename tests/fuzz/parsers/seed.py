@@ -34,7 +34,7 @@ def _event(kind: EventType, protocol: int) -> bytes:
 
     fields |= {"type": int(kind), "protocol": protocol, "sport": 8 << 8, "dport": 80, "ethertype": 0x0800}
     addresses = {"src": addr16(ip_address("10.0.0.1")), "dst": addr16(ip_address("fd00::1"))}
-    return Event(**fields | addresses | {"smac": bytes(6), "dmac": bytes(6)}).pack()  # type: ignore[arg-type]
+    return Event(**fields | addresses | {"smac": bytes(6), "dmac": bytes(6)}).pack()
 
 
 def seeds(folder: Path) -> Iterator[tuple[str, bytes]]:

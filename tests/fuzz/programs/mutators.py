@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable
 
@@ -25,6 +26,18 @@ def _at(script: Script, dice: random.Random) -> int:
 
 def _with(script: Script, at: int, frame: bytes) -> Script:
     return (*script[:at], frame[:LARGEST], *script[at + 1 :])
+
+
+def _of_ipv4(changed: Callable[[Script, int, random.Random], Script]) -> Change:
+    """A change of one frame, if it is IPv4; else the script stays as it is."""
+
+    @functools.wraps(changed)
+    def change(script: Script, other: Script, dice: random.Random) -> Script:
+        del other
+        at = _at(script, dice)
+        return changed(script, at, dice) if _is_ipv4(script[at]) else script
+
+    return change
 
 
 def changed_bytes(script: Script, other: Script, dice: random.Random) -> Script:
@@ -50,24 +63,19 @@ def addressed(script: Script, other: Script, dice: random.Random) -> Script:
     return _with(script, at, frame[:26] + more[26:L4_AT] + frame[L4_AT:])
 
 
-def turned(script: Script, other: Script, dice: random.Random) -> Script:
+@_of_ipv4
+def turned(script: Script, at: int, dice: random.Random) -> Script:
     """Sender and receiver, and their ports, change places."""
-    del other
-    at = _at(script, dice)
+    del dice
     frame = script[at]
-    if not _is_ipv4(frame):
-        return script
     ports = frame[36:38] + frame[34:36]
     return _with(script, at, frame[:26] + frame[30:34] + frame[26:30] + ports + frame[38:])
 
 
-def quoted(script: Script, other: Script, dice: random.Random) -> Script:
+@_of_ipv4
+def quoted(script: Script, at: int, dice: random.Random) -> Script:
     """An ICMP error about a frame of the script, to its sender or from it."""
-    del other
-    at = _at(script, dice)
     frame = script[at]
-    if not _is_ipv4(frame):
-        return script
     about = frame[IP_AT : IP_AT + dice.choice((28, 28, 28, 40, 60, 24))]
     src, dst = frame[26:30], frame[30:34]
     if dice.random() < 0.5:
@@ -80,13 +88,10 @@ def quoted(script: Script, other: Script, dice: random.Random) -> Script:
     return (*script, error)[-MOST_FRAMES:] if dice.random() < 0.7 else _with(script, at, error)
 
 
-def fragmented(script: Script, other: Script, dice: random.Random) -> Script:
+@_of_ipv4
+def fragmented(script: Script, at: int, dice: random.Random) -> Script:
     """A frame becomes a first fragment, a later one, or the two of them."""
-    del other
-    at = _at(script, dice)
     frame = script[at]
-    if not _is_ipv4(frame):
-        return script
     first = frame[:20] + b"\x20\0" + frame[22:]
     later = frame[:20] + dice.choice((b"\0\1", b"\x20\2", b"\x1f\xff")) + frame[22:]
     match dice.randrange(3):

@@ -8,13 +8,15 @@ API server (numbers asked for and claimed) are played.
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
 
+import structlog
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 
 from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
@@ -37,7 +39,7 @@ from ciliumd.reconcile.target import Stage
 from ciliumd.tables import Tables
 from lab.maps import Dump
 from lab.meaning import Meaning, meaning
-from property.churn.cluster import Document, Told, Wired
+from property.churn.cluster import Cluster, Document, Told, Wired
 from stories.replay import wired
 
 NODE = "node-one"
@@ -267,3 +269,25 @@ def complete(agent: Agent, version: int, documents: Mapping[Any, Document]) -> N
     """Show a listing of every kind."""
     for kind in TABLES_OF:
         agent.show(kind, version, [one for key, one in documents.items() if key[0] == kind])
+
+
+def begin(agent: Agent, cluster: Cluster) -> None:
+    """Complete and settle an agent that was told of all, numbers included."""
+    complete(agent, cluster.version, cluster.objects)
+    agent.settle()
+    for labels in agent.unallocated:
+        for one in cluster.number(labels):
+            assert isinstance(one, Told)
+            agent.tell(one)
+
+
+@contextmanager
+def quiet_loop() -> Iterator[asyncio.AbstractEventLoop]:
+    """A loop of one's own; agents say nothing meanwhile."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    loop = asyncio.new_event_loop()
+    try:
+        yield loop
+    finally:
+        loop.close()
+        structlog.reset_defaults()

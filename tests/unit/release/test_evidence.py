@@ -132,14 +132,16 @@ def test_benchmarks_are_kept_by_section(tmp_path, monkeypatch, capsys):
 
 
 def test_a_benchmark_may_name_the_case_of_each_figure(tmp_path, capsys):
-    """In rows or in sections; what could not be measured did not pass."""
-    row = {"case": "P1", "quantity": "core: Gbit/s", "ratio": 1.0, "unit": "", "goal": ">= 1", "met": True}
-    report = {"case": "P2", "quantity": "core: ms", "value": 3, "unit": "ms", "goal": "", "met": None}
-    failed = {"start": "no time", "core": ""}
-    (tmp_path / "bench-core.json").write_text(json.dumps(ABOUT | {"rows": [row, report], "failed": failed}))
-    figure = section()["figures"][0] | {"case": "P7"}
-    sections = {"one": ABOUT | section(figures=[figure], problem="cut short")}
-    (tmp_path / "bench-cni.json").write_text(json.dumps({"sections": sections}))
+    """What could not be measured did not pass, and is told where there is no figure of it."""
+    met = section()["figures"][0] | {"case": "P1", "name": "Gbit/s", "value": 1.0, "unit": "", "goal": ">= 1"}
+    figures = [met | {"met": True}, met | {"case": "P2", "met": None, "goal": ""}]
+    cut = section()["figures"][0] | {"case": "P7"}
+    sections = {
+        "core": ABOUT | section(figures=figures),
+        "one": ABOUT | section(figures=[cut], problem="cut short"),
+        "start": ABOUT | section(figures=[], problem="no time"),
+    }
+    (tmp_path / "bench-core.json").write_text(json.dumps({"sections": sections}))
     rows, problems = evidence_tables.read(tmp_path)
 
     assert {case: [one.verdict for one in found] for case, found in rows.items()} == {
