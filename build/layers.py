@@ -2,32 +2,27 @@
 """
 Run test layers, one line each, and the totals on the last line.
 
-A skipped test is a failure unless tests/expected_skips.toml names it together with a kernel
-feature that this machine really lacks.  The lint layer counts each of its checks as one test.
+Which there are, in which order, and what runs beside what; what became of one is counted in results.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import contextlib
-import fnmatch
-import json
 import os
-import shlex
 import subprocess
 import sys
 import time
-import tomllib
 import xml.etree.ElementTree as ET
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import compile_bpf
 import evidence
-from toolchain import OUT, ROOT, tool
+from kernel_packages import SUITES
+from lint import lint_layer
+from results import LOGS, SHOWN_LINES, Result, count
+from toolchain import ROOT, tool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -56,65 +51,6 @@ LONG = {
 PARALLEL = frozenset({"unit", "stories", "property", "chart"})
 # Each file has namespaces, pins and groups of its own, and most of its time is waiting.
 BY_FILE = frozenset({"netns", "faults"})
-# As tests/kernels/conftest.py has them.
-KERNELS = ("5.10", "6.1", "6.12", "newest")
-EXPECTED_SKIPS = ROOT / "tests" / "expected_skips.toml"
-LOGS = OUT / "test"
-SHOWN_LINES = 60
-
-
-@dataclass(slots=True)
-class Result:
-    """What became of one layer."""
-
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    notes: list[str] = field(default_factory=list)
-    # What tests measured, by name: see evidence.write.
-    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
-    # From its start to its end, which is more than was waited for it when it ran beside others.
-    seconds: float = 0.0
-
-    def fail(self, note: str) -> None:
-        """Count one failure that no test reported."""
-        self.failed += 1
-        self.notes.append(note)
-
-
-@dataclass(frozen=True, slots=True)
-class ExpectedSkip:
-    """A test that may be skipped where *probe* says that the kernel feature is missing."""
-
-    test: str
-    feature: str
-    probe: str
-
-    def missing(self) -> bool:
-        """Whether this machine lacks the feature: the probe ends with 0 where it exists."""
-        command = shlex.split(self.probe.replace("{python}", sys.executable))
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}/src"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
-        return done.returncode != 0
-
-
-def expected_skips() -> list[ExpectedSkip]:
-    """The rows of tests/expected_skips.toml."""
-    if not EXPECTED_SKIPS.exists():
-        return []
-    rows = tomllib.loads(EXPECTED_SKIPS.read_text()).get("skip", [])
-    return [ExpectedSkip(row["test"], row["feature"], row["probe"]) for row in rows]
-
-
-def skip_problem(test: str, reason: str, expected: list[ExpectedSkip]) -> str | None:
-    """Why a skip is not acceptable; None when it is."""
-    rows = [row for row in expected if fnmatch.fnmatch(test, row.test)]
-    if not rows:
-        return f"{test} was skipped ({reason}) and is not in {EXPECTED_SKIPS.name}"
-    if not any(row.missing() for row in rows):
-        features = ", ".join(row.feature for row in rows)
-        return f"{test} was skipped ({reason}) although this machine has {features}"
-    return None
 
 
 class ClusterTools:
@@ -223,106 +159,6 @@ def pytest_layer(layer: str, form: Form) -> Result:
         return run.result()
 
 
-def count(report: ET.Element, result: Result) -> None:
-    """Take in pytest's report; unexpected skips become failures."""
-    expected = expected_skips()
-    result.seconds = sum(float(suite.get("time") or 0) for suite in report.iter("testsuite"))
-    for case in report.iter("testcase"):
-        name = f"{case.get('file')}::{case.get('name')}"
-        skipped = case.find("skipped")
-        failed = case.find("failure") is not None or case.find("error") is not None
-        if measured := measurement(case):
-            result.measured[name] = measured | ({"failed": True} if failed else {})
-        if failed:
-            result.failed += 1
-        elif skipped is None:
-            result.passed += 1
-            result.notes += [f"  {line}" for line in measured.get("figure", ())]
-        elif (problem := skip_problem(name, skipped.get("message") or "no reason", expected)) is None:
-            result.skipped += 1
-        else:
-            result.fail(problem)
-
-
-def measurement(case: ET.Element) -> dict[str, Any]:
-    """
-    What a test measured and is worth to be kept.
-
-    record_property("figure", text): lines for people; record_property("data", text): JSON, for evidence, an
-    object with the id of its case ("case" or "fault"), or several, of several cases.
-    """
-    measured: dict[str, Any] = {}
-    for one in case.iterfind("properties/property"):
-        value = one.get("value") or ""
-        if one.get("name") == "figure":
-            measured.setdefault("figure", []).extend(value.splitlines())
-        elif one.get("name") == "data":
-            data = json.loads(value)
-            measured.setdefault("data", []).extend(data if isinstance(data, list) else [data])
-    return measured
-
-
-def checks() -> dict[str, list[str | Path]]:
-    """The commands of the lint layer, by name."""
-    scripts = Path(sys.executable).parent
-    c_files = sorted(
-        path
-        for folder in ("datapath", "src/ciliumd/cni/executable", "tests")
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".c", ".h"}
-    )
-    programs = sorted((ROOT / "datapath" / "progs").glob("*.bpf.c"))
-    tidy = {
-        f"clang-tidy {path.name}": [
-            *(tool("clang-tidy-19"), "--quiet", path.relative_to(ROOT), "--"),
-            *compile_bpf.flags(ROOT),
-        ]
-        for path in programs
-    }
-    return {
-        **tidy,
-        "mypy": [scripts / "mypy"],
-        "import-linter": [scripts / "lint-imports", "--cache-dir", OUT / "import_linter"],
-        "objects are reproducible": [sys.executable, ROOT / "build" / "reproducible.py"],
-        "CRDs are what the models say": [sys.executable, "-m", "ciliumd.resources.crd", "--check"],
-        "reference pages are what the sources say": [
-            sys.executable,
-            ROOT / "build" / "reference.py",
-            "--check",
-        ],
-        "abi.py is what the objects say": [sys.executable, ROOT / "build" / "gen_abi.py", "--check"],
-        "ruff check": [scripts / "ruff", "check", "--no-cache", "."],
-        "ruff format": [scripts / "ruff", "format", "--no-cache", "--check", "."],
-        "clang-format": [tool("clang-format-19"), "--dry-run", "-Werror", *c_files],
-        "licence lines": [sys.executable, ROOT / "build" / "spdx.py"],
-    }
-
-
-def run_check(command: list[str | Path]) -> str | None:
-    """What a check complains about; None when it is content."""
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}/src:{ROOT}/tests"}
-    words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, check=False)
-    return None if done.returncode == 0 else (done.stdout + done.stderr).decode(errors="replace")
-
-
-def lint_layer() -> Result:
-    """Run every check, as many at a time as there are processors."""
-    result = Result()
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        jobs = {name: pool.submit(run_check, command) for name, command in checks().items()}
-        for name, job in jobs.items():
-            complaint = job.result()
-            if complaint is None:
-                result.passed += 1
-            else:
-                log = LOGS / f"lint-{name.replace(' ', '-')}.log"
-                log.write_text(complaint)
-                shown = complaint.strip().splitlines()[:SHOWN_LINES]
-                result.fail("\n".join([f"--- {name}", *shown, f"(all of it: {log.relative_to(ROOT)})"]))
-    return result
-
-
 def run_layer(layer: str, form: Form) -> Result:
     """Run one layer."""
     return lint_layer() if layer == "lint" else pytest_layer(layer, form)
@@ -354,7 +190,7 @@ def main() -> int:
     """Run the layers in the order given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--long", action="store_true", help="the longer form of those layers that have one")
-    parser.add_argument("--kernel", choices=KERNELS, help="of the layer kernels, this one only")
+    parser.add_argument("--kernel", choices=list(SUITES), help="of the layer kernels, this one only")
     parser.add_argument("layers", nargs="*", choices=[*DEFAULT, []], metavar="layer")
     arguments = parser.parse_args()
     form = Form(arguments.long, arguments.kernel)

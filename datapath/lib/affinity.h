@@ -34,47 +34,51 @@ struct lb_client {
 	__u32 now;	    /* seconds, CLOCK_MONOTONIC */
 };
 
-static __always_inline void affinity_key(struct lb_affinity_key *key,
-					 const struct lb_client *client, __u16 rev_nat)
+/* A client at a frontend, and the fold of both. */
+struct affinity {
+	struct lb_affinity_key key;
+	__u32 check;
+};
+
+static __always_inline void affinity_of(struct affinity *who, const struct lb_client *client,
+					__u16 rev_nat)
 {
-	__builtin_memset(key, 0, sizeof(*key));
-	key->client = client->id;
-	key->kind = client->kind;
-	key->rev_nat = rev_nat;
+	__builtin_memset(who, 0, sizeof(*who));
+	who->key.client = client->id;
+	who->key.kind = client->kind;
+	who->key.rev_nat = rev_nat;
+	who->check = fold32(&who->key, sizeof(who->key));
 }
 
-/* The id of the backend that *client* is to keep, 0: none. */
-static __always_inline __u32 affinity_recall(const struct lb_client *client, __u16 rev_nat,
-					     __u32 timeout)
+/* The id of the backend that it is to keep, 0: none. */
+static __always_inline __u32 affinity_recall(const struct affinity *who, __u32 now, __u32 timeout)
 {
-	struct lb_affinity_match match = { .rev_nat = rev_nat };
-	struct lb_affinity_key key;
-	struct lb_affinity *row;
+	struct lb_affinity *row = bpf_map_lookup_elem(&cilium_lb_affinity_v1, &who->key);
+	struct lb_affinity_match match = { .rev_nat = who->key.rev_nat };
 	__u32 last_used;
 	__u64 word;
 
-	affinity_key(&key, client, rev_nat);
-	row = bpf_map_lookup_elem(&cilium_lb_affinity_v1, &key);
 	if (!row)
 		return 0;
 	last_used = row->last_used;
 	word = read_row_word(row);
-	if ((__u32)word != fold32(&key, sizeof(key)) || client->now - last_used >= timeout)
+	if ((__u32)word != who->check || now - last_used >= timeout)
 		return 0;
 	match.backend_id = word >> 32;
 	return bpf_map_lookup_elem(&cilium_lb_affinity_match_v1, &match) ? match.backend_id : 0;
 }
 
-static __always_inline void affinity_remember(const struct lb_client *client, __u16 rev_nat,
+static __always_inline void affinity_remember(const struct affinity *who, __u32 now,
 					      __u32 backend_id)
 {
-	struct lb_affinity row = { .backend_id = backend_id, .last_used = client->now };
-	struct lb_affinity_key key;
+	struct lb_affinity row = {
+		.check = who->check,
+		.backend_id = backend_id,
+		.last_used = now,
+	};
 
-	affinity_key(&key, client, rev_nat);
-	row.check = fold32(&key, sizeof(key));
 	/* Without room the client chooses anew next time. */
-	bpf_map_update_elem(&cilium_lb_affinity_v1, &key, &row, BPF_ANY);
+	bpf_map_update_elem(&cilium_lb_affinity_v1, &who->key, &row, BPF_ANY);
 }
 
 #endif /* CILIUMD_AFFINITY_H */

@@ -146,17 +146,19 @@ static __always_inline const struct lb_backend *lb_choose(struct lb_service_key 
 							  const struct lb_client *client)
 {
 	const struct lb_backend *backend = NULL;
+	struct affinity who;
 	__u32 id;
 
 	if (!(service->flags & LB_F_AFFINITY))
 		return lb_draw(key, service, protocol);
-	id = affinity_recall(client, service->rev_nat, service->affinity_timeout);
+	affinity_of(&who, client, service->rev_nat);
+	id = affinity_recall(&who, client->now, service->affinity_timeout);
 	if (id)
 		backend = lb_backend(id, protocol);
 	if (!backend)
 		backend = lb_draw(key, service, protocol);
 	if (backend)
-		affinity_remember(client, service->rev_nat, backend->id);
+		affinity_remember(&who, client->now, backend->id);
 	return backend;
 }
 

@@ -37,12 +37,11 @@ class StateFile:
 
     def load(self) -> dict[bytes, bytes]:
         """The rows of the file; none when there is no file that can be trusted."""
-        found = [self._read(path) for path in self._paths]
-        self._rows = next((rows for rows in found if rows is not None), {})
-        if any(rows is not None for rows in found):
-            self._even_out(
-                [path for path, rows in zip(self._paths, found, strict=True) if rows != self._rows]
-            )
+        found = {path: self._read(path) for path in self._paths}
+        whole = next((rows for rows in found.values() if rows is not None), None)
+        if whole is not None:
+            self._even_out([path for path, rows in found.items() if rows != whole], whole)
+        self._rows = whole or {}
         return {key.encode(): value.encode() for key, value in self._rows.items()}
 
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
@@ -73,10 +72,11 @@ class StateFile:
             log.warning("state.file_ignored", path=str(path), error=str(error))
             return None
 
-    def _even_out(self, paths: Iterable[Path]) -> None:
+    @staticmethod
+    def _even_out(paths: Iterable[Path], rows: Mapping[str, str]) -> None:
         for path in paths:
             try:
-                write_rows(path, self._rows)
+                write_rows(path, rows)
             except OSError as error:
                 log.warning("state.file_not_written", path=str(path), error=str(error))
 

@@ -18,7 +18,7 @@ import pytest
 
 # Behind: build/kernels.py is not this package.
 sys.path.append("build")
-import layers
+import results
 from ciliumd.bpf.object import embedded
 from kernels.guest.facts import FEATURES
 
@@ -39,7 +39,7 @@ class Teller:
     """Tells what became of each test, its fixtures included."""
 
     def __init__(self) -> None:
-        self._expected = layers.expected_skips()
+        self._expected = results.expected_skips()
         self._texts: dict[str, list[str]] = {}
         self._worst: dict[str, str] = {}
         self._seconds: dict[str, float] = {}
@@ -61,7 +61,7 @@ class Teller:
         text = "\n".join(self._texts.get(name, []))
         if outcome == "skipped":
             file, _, case = name.partition("::")
-            problem = layers.skip_problem(f"{file}::{case}", text, self._expected)
+            problem = results.skip_problem(f"{file}::{case}", text, self._expected)
             if problem is not None:
                 outcome, text = "failed", problem
         tell(test=name, outcome=outcome, text=text, seconds=round(self._seconds[name], 1))

@@ -10,7 +10,7 @@ import pytest
 
 import evidence
 import evidence_tables
-import layers
+import results
 from evidence_tables import CASES, main
 
 COMMIT = "0123456789abcdef"
@@ -159,8 +159,8 @@ def test_layers_keep_what_failed_too():
     text = """<testsuite><testcase file="a.py" name="test_b"><properties>
       <property name="data" value='{"case": "F1"}'/><property name="data" value='[{"case": "F2"}]'/>
       </properties><failure message="no"/></testcase></testsuite>"""
-    result = layers.Result()
-    layers.count(ET.fromstring(text), result)  # noqa: S314  # written here
+    result = results.Result()
+    results.count(ET.fromstring(text), result)  # noqa: S314  # written here
 
     assert result.failed == 1
     assert result.measured == {"a.py::test_b": {"data": [{"case": "F1"}, {"case": "F2"}], "failed": True}}
