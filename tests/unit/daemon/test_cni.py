@@ -15,7 +15,7 @@ from ciliumd.model.endpoint import HEALTH_POD
 from ciliumd.net.errors import NetError
 from ciliumd.net.links import Link, endpoint_alias, lxc_name
 from unit.daemon import nodes
-from unit.daemon.test_endpoints import NOTHING, Node
+from unit.daemon.endpoint_node import NOTHING, Node
 
 SECONDS = 5.0
 WEB = PodName("shop", "web")
