@@ -24,13 +24,14 @@ from lab.maps import INNER
 from lab.node import Node
 from lab.pod import Pod
 from lab.probers import Probers
-from lab.waiting import eventually
 from lab.world import World
 
 SEED = 6
 FLIPS, FLIPS_LONG = 200, 1000
 # A few packets of each denied flow meet every flip.
 SECONDS_EACH = 0.004
+# Of each flow, while the control leaves the door open.
+SEEN_BY_CONTROL = 100
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +152,8 @@ def test_the_probers_would_have_noticed(node: Node, probers: Probers) -> None:
     ):
         before = dict(rules.items())
         key = allow_by_hand(rules)
-        eventually(lambda: probers.stranger.reaches(probers.receiver.address, 80), "a stranger is let in")
+        probers.wait_sent(SEEN_BY_CONTROL)
         rules.update(key, before[key])
         probers.stop(figures)
 
-    assert figures.wrongly_allowed > 0
+    assert figures.wrongly_allowed >= SEEN_BY_CONTROL // 2, figures

@@ -33,7 +33,7 @@ class Probers:
         self._floods: list[Flood] = []
 
     def start(self) -> Self:
-        """Begin to send."""
+        """Begin to send; all of them do when this returns."""
         address = self.receiver.address
         may = [
             Flow("pod to pod", address, DIRECT, DIRECT, rate=RATE),
@@ -45,7 +45,14 @@ class Probers:
             Flood(self.sender.outside, self.receiver.outside, may).start(),
             Flood(self.stranger.outside, self.receiver.outside, strange).start(),
         ]
+        # What is broken from now on, each of them meets.
+        self.wait_sent(1)
         return self
+
+    def wait_sent(self, more: int) -> None:
+        """Wait until every flow has sent this many more."""
+        for flood in self._floods:
+            flood.wait_sent(more)
 
     def stop(self, figures: Figures) -> dict[str, Fate]:
         """Stop, and add what became of the packets to *figures*."""
