@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from bench.machine import memory_kib, process_seconds, timed
+from bench.machine import memory_kib, percent_at_rest, timed
 from bench.paths import DEFAULT_SIZES
 from bench.result import Figure, Goal, Section, Table
 from bench.samples import percentile, ratio
@@ -27,7 +27,6 @@ from lab.process import run
 from lab.waiting import eventually
 from lab.world import World
 
-IDLE_SECONDS: Final = 10.0
 IDLE_GOAL_MIB: Final = Goal(at_most=120)
 IDLE_GOAL_CPU: Final = Goal(at_most=1.0)
 ADD_P50, ADD_P99 = Goal(at_most=60), Goal(at_most=200)
@@ -129,17 +128,15 @@ def _calls(node: Node, pod: Pod) -> dict[str, int]:
 
 
 def _rest(section: Section, node: Node, label: str) -> None:
-    """Memory, and CPU over some seconds in which nothing is asked."""
+    """Memory and CPU while nothing is asked."""
     assert node.agent.process is not None
     pid = node.agent.process.pid
-    before = process_seconds(pid)
-    time.sleep(IDLE_SECONDS)
-    spent = process_seconds(pid) - before
+    percent = percent_at_rest(pid)
     memory = memory_kib(pid)
     section.add(
         Figure.of(f"at rest, {label}: RSS", memory["Rss"] / 1024, "MiB"),
         Figure.of(f"at rest, {label}: PSS", memory["Pss"] / 1024, "MiB", goal=IDLE_GOAL_MIB),
-        Figure.of(f"at rest, {label}: CPU", 100 * spent / IDLE_SECONDS, "% of a core", goal=IDLE_GOAL_CPU),
+        Figure.of(f"at rest, {label}: CPU", percent, "% of a core", goal=IDLE_GOAL_CPU),
         case="P11",
     )
 

@@ -21,6 +21,10 @@ STAT: Final = Path("/proc/stat")
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 # user, nice, system, irq, softirq in the lines of /proc/stat
 BUSY_COLUMNS: Final = (1, 2, 3, 6, 7)
+# Links behind a new pod's filters and devices taken away behind an answer are done in it.
+SETTLE_SECONDS: Final = 15.0
+# Two of the agent's full comparisons of maps.
+REST_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,14 @@ def process_seconds(pid: int) -> float:
     """CPU time of a process, all its threads, to the nanosecond."""
     tasks = Path(f"/proc/{pid}/task")
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks.iterdir()) / 1e9
+
+
+def percent_at_rest(pid: int) -> float:
+    """Percent of a core that an agent takes once all it was asked for is done, also behind its answers."""
+    time.sleep(SETTLE_SECONDS)
+    before = process_seconds(pid)
+    time.sleep(REST_SECONDS)
+    return 100 * (process_seconds(pid) - before) / REST_SECONDS
 
 
 def memory_kib(pid: int, *fields: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from bench.machine import memory_kib, process_seconds
+from bench.machine import memory_kib, percent_at_rest
 from bench.paths import DEFAULT_SIZES
 from bench.result import Figure, Goal, Section
 from lab import manifests
@@ -25,7 +25,6 @@ FIRST_VIP: Final = IPv4Address("10.96.0.10")
 FIRST_BACKEND: Final = IPv4Address("10.200.0.1")
 STEADY, PEAK, CPU = Goal(at_most=180), Goal(at_most=220), Goal(at_most=1.0)
 START: Final = Goal(at_most=20)
-IDLE_SECONDS: Final = 20.0
 SIZES: Final = {**DEFAULT_SIZES, "bpf-lb-map-max": "262144"}
 
 
@@ -81,14 +80,12 @@ def measure(*, services: int) -> Section:
         for label in ("cold", "restarted"):
             assert node.agent.process is not None
             pid = node.agent.process.pid
-            before = process_seconds(pid)
-            time.sleep(IDLE_SECONDS)
-            spent = process_seconds(pid) - before
+            percent = percent_at_rest(pid)
             mib = {field: kib / 1024 for field, kib in memory_kib(pid).items()}
             section.add(
                 Figure.of(f"{label}, at rest: PSS", mib["Pss"], "MiB", goal=STEADY),
                 Figure.of(f"{label}: peak RSS", _peak_kib(pid) / 1024, "MiB", goal=PEAK),
-                Figure.of(f"{label}, at rest: CPU", 100 * spent / IDLE_SECONDS, "% of a core", goal=CPU),
+                Figure.of(f"{label}, at rest: CPU", percent, "% of a core", goal=CPU),
             )
             if label == "restarted":
                 break
