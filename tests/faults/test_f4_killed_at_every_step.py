@@ -65,19 +65,22 @@ def killed_at(workload: Workload, call: Step, log: Path) -> tuple[bool, list[str
     problems: list[str] = []
     died = False
     name, nth = call
-    with Injection(agent.process.pid, [name], log, effect="signal=KILL", when=str(nth)):
+    with Injection(agent.process.pid, [name], log, effect="signal=KILL", when=str(nth)) as tracing:
         for number, step in enumerate(workload.steps):
             workload.begin(step)
             if workload.wait(number):
                 continue
             died = True
-            before = workload.after[number - 1] if number else workload.before
-            left = meaning(dump(workload.node.bpf_root))
-            problems = [f"{step.name}: {one}" for one in half_done(before, workload.after[number], left)]
             break
-    if not agent.process.running:
-        agent.start()
+    if tracing.reached(nth):
+        # Maybe behind the last step, at a file or a row that no step waits for.
+        agent.process.wait()
+        died = True
     if died:
+        before = workload.after[number - 1] if number else workload.before
+        left = meaning(dump(workload.node.bpf_root))
+        problems = [f"{step.name}: {one}" for one in half_done(before, workload.after[number], left)]
+        agent.start()
         workload.finish(number)
     workload.restore()
     return died, problems

@@ -68,6 +68,11 @@ class Injection:
         """Calls that were refused so far."""
         return sum(line.endswith(b"(INJECTED)") for line in self.lines())
 
+    def reached(self, nth: int) -> bool:
+        """Whether a thread has begun its *nth* call; to be asked after the end, when all of it is written."""
+        made = Counter(match[1] for line in self.lines() if (match := _CALL.match(line)))
+        return max(made.values(), default=0) >= nth
+
     def steps(self) -> list[Step]:
         """Every call so far of the thread that made most."""
         return steps(self._log)

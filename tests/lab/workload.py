@@ -78,11 +78,14 @@ class Workload:
             eventually(lambda: after.differences(meaning(dump(self.node.bpf_root))), step.name)
         return settled(self.node)
 
-    def begin(self, step: Step) -> None:
-        """Do a step; requests an agent that dies does not answer are given up."""
+    def begin(self, step: Step) -> str:
+        """Do a step, and say why it was refused; what a dying agent does not answer is given up."""
         step.write(self.node)
-        with suppress(CommandError):
+        try:
             step.ask(self.node)
+        except CommandError as refused:
+            return str(refused)
+        return ""
 
     def wait(self, number: int) -> bool:
         """Wait until step *number* is in the maps; False when the agent has died before."""
