@@ -5,14 +5,16 @@ The chart's profile of system calls, as the laboratory loads it: what it refuses
 F8 and F13 run under it with nothing refused, which says something only if something can be.
 """
 
+import io
 import json
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lab.confined import FORBIDDEN, MISSING, Confinement, capabilities, mask, status_of
+from lab.confined import FORBIDDEN, MISSING, Confinement, capabilities, judge, mask, status_of
 from lab.process import Process, run
 from lab.waiting import eventually
 
@@ -55,3 +57,14 @@ def test_what_is_started_from_there_is_confined_too(confinement: Confinement) ->
         held = status_of(process.pid)
     assert {int(held[name], 16) for name in ("CapEff", "CapPrm", "CapBnd")} == {mask(capabilities())}
     assert (held["NoNewPrivs"], held["Seccomp"]) == ("1", "2")
+
+
+def test_who_is_killed_before_it_is_confined_asks_nothing() -> None:
+    """Its socket is closed without a filter in it: who counts ends, and has nothing to report."""
+    here, there = socket.socketpair()
+    here.close()
+    report = io.StringIO()
+
+    judge(there.detach(), report)
+
+    assert report.getvalue() == ""

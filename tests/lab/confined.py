@@ -7,6 +7,7 @@ profile.  Each call that the profile refuses by default is refused, and is a lin
 the number of the thread.  A process of its own counts, and ends with the last of the confined.
 """
 
+import contextlib
 import os
 import select
 import socket
@@ -151,9 +152,15 @@ def count(report: Path, control: int) -> None:
 def judge(control: int, lines: IO[str]) -> None:
     """Take the filter's descriptor, and answer until the last of the confined has ended."""
     with socket.socket(fileno=control) as sock:
-        _, (descriptor,), _, _ = socket.recv_fds(sock, 1, 1)
+        _, descriptors, _, _ = socket.recv_fds(sock, 1, 1)
+        if not descriptors:
+            # Killed before it was confined.
+            return
+        (descriptor,) = descriptors
         asked = seccomp.Judge(descriptor)
-        sock.sendall(b".")
+        # Killed before it began: the descriptor says so, too.
+        with contextlib.suppress(BrokenPipeError):
+            sock.sendall(b".")
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     while True:
