@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods of two nodes reach each other through the tunnel, by name of who they are, to the byte."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -115,22 +116,26 @@ def test_policy_knows_who_asks_from_the_other_node(
 ) -> None:
     """The identity travels with the packet."""
     assert stranger.reaches(server.address, 80)
-    far.apply_policy(
-        "only-client",
-        manifests.cilium_policy(
-            "only-client",
-            {
-                "endpointSelector": {"matchLabels": {"app": "server"}},
-                "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "client"}}]}],
-            },
-        ),
-    )
+    far.apply_policy("only-client", _only_client())
     try:
         assert client.reaches(server.address, 80)
         assert not stranger.reaches(server.address, 80)
     finally:
         far.delete_policy("only-client")
     assert stranger.reaches(server.address, 80)
+
+
+def test_the_next_agent_knows_who_asks_from_the_other_node(
+    cluster: Cluster, far: Node, client: Pod, stranger: Pod, server: Pod
+) -> None:
+    """No pod of its node has these identities: their objects alone say whose they are."""
+    far.apply_policy("only-client", _only_client())
+    try:
+        far.agent.restart(signal.SIGKILL)
+        assert client.reaches(server.address, 80)
+        assert not stranger.reaches(server.address, 80)
+    finally:
+        far.delete_policy("only-client")
 
 
 def test_remote_node_is_an_entity(cluster: Cluster, near: Node, far: Node, client: Pod, server: Pod) -> None:
@@ -192,6 +197,16 @@ def test_cut_off_is_not_forgotten(cluster: Cluster, near: Node, client: Pod, ser
 
     assert said["outcome"] == "answered"
     eventually(lambda: client.reaches(server.address, 80), "new connections after the restart")
+
+
+def _only_client() -> manifests.Object:
+    return manifests.cilium_policy(
+        "only-client",
+        {
+            "endpointSelector": {"matchLabels": {"app": "server"}},
+            "ingress": [{"fromEndpoints": [{"matchLabels": {"app": "client"}}]}],
+        },
+    )
 
 
 def _web(server: Pod) -> tuple[manifests.Object, ...]:

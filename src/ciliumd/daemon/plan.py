@@ -244,6 +244,8 @@ class NodePlan:
         existing = tables.identities.view()
         adoption = identity_stage.adopt_identities(existing, cluster, wanted, self.condemned())
         if self.node.allocates:
+            for labels in identity_stage.found_again(existing, cluster):
+                tables.identities.delete(labels)
             for labels, number in adoption.numbers.items():
                 tables.identities.set(labels, number)
             taken = {**tables.identities.view(), **{labels: number for number, labels in cluster.items()}}

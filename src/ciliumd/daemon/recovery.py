@@ -17,8 +17,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, split_key
 from ciliumd.daemon import stages, state
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
-from ciliumd.model.labels import Label
+from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, lost_labels
 from ciliumd.model.net import mac_str
 from ciliumd.net.links import Link, endpoint_owner
 from ciliumd.reconcile import restore
@@ -26,8 +25,6 @@ from ciliumd.tables.schema import Tables
 
 Rows = Mapping[bytes, bytes]
 T = TypeVar("T")
-
-LOST = "lost-identity-"
 
 log = structlog.get_logger("recovery")
 
@@ -55,7 +52,7 @@ def restore_numbers(tables: Tables, *, rows: Callable[[str], Rows]) -> None:
     known = set(tables.identities.view().values())
     for number in sorted(_identities_in_use(rows) - known):
         log.warning("recovery.identity_lost", identity=number)
-        tables.identities.set(frozenset({Label("unspec", f"{LOST}{number}")}), number)
+        tables.identities.set(lost_labels(number), number)
     for prefix, number in restore.prefixes(rows(stages.IPCACHE), rows(stages.IPCACHE_LPM)).items():
         tables.prefixes.set(prefix, number)
     for prefix, number in readable(stages.PREFIX_FILE, rows(stages.PREFIX_FILE), state.prefix_of):

@@ -20,6 +20,7 @@ from ciliumd.model.identity import (
     NumericIdentity,
     Reserved,
     cidr_labels,
+    lost_labels,
     reserved_identities,
     reserved_labels,
 )
@@ -106,6 +107,17 @@ def adopt_identities(
         else:
             adoption.missing[labels] = None
     return adoption
+
+
+def found_again(
+    existing: Mapping[Labels, NumericIdentity], cluster: Mapping[NumericIdentity, Labels]
+) -> dict[Labels, NumericIdentity]:
+    """Those of the *existing* numbers that were lost, and of which the *cluster* tells whose they are."""
+    return {
+        labels: number
+        for labels, number in existing.items()
+        if number in cluster and labels == lost_labels(number)
+    }
 
 
 def allocate_identities(

@@ -69,3 +69,8 @@ def cidr_labels(prefix: Prefix) -> Labels:
 def reserved_identities() -> dict[NumericIdentity, Labels]:
     """Every reserved identity a packet may carry, by number (``unknown`` is not one)."""
     return {int(reserved): reserved_labels(reserved) for reserved in Reserved if reserved}
+
+
+def lost_labels(number: NumericIdentity) -> Labels:
+    """What stands for the labels of a number that is in use while nobody knows whose it is."""
+    return frozenset({Label("unspec", f"lost-identity-{number}")})

@@ -3,6 +3,7 @@
 
 from dataclasses import replace
 
+from ciliumd.model.identity import lost_labels
 from ciliumd.model.labels import Label
 from unit.daemon import nodes
 
@@ -71,3 +72,17 @@ def test_condemned_number_is_not_asked_for():
     node.tables.identities.set(web, 300)
     node.refresh()
     assert (node.plan.identities, node.plan.unallocated) == ({1: 300}, {})
+
+
+def test_a_lost_number_is_the_clusters_when_an_object_says_whose_it_is():
+    """Pods of other nodes have it, so no file of this node knew; where nobody says, it stays taken."""
+    node = nodes.Planned(nodes.filled())
+    nodes.add_pod(node.tables, 1, {"app": "web"})
+    for number in (300, 301):
+        node.tables.identities.set(lost_labels(number), number)
+    far = frozenset({Label("k8s", "app", "far")})
+    node.tables.cluster_identities.set(300, far)
+    node.refresh()
+
+    assert node.plan.known_identities[300] == far
+    assert node.plan.known_identities[301] == lost_labels(301)
