@@ -116,6 +116,12 @@ def memory_kib(pid: int, *fields: str) -> dict[str, int]:
     return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in wanted}
 
 
+def peak_kib(pid: int) -> int:
+    """The most memory that a process ever had resident."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
 def timed(action: Callable[[], object]) -> float:
     """Seconds that it takes."""
     began = time.monotonic()

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final
 
-from bench.machine import memory_kib, percent_at_rest
+from bench.machine import memory_kib, peak_kib, percent_at_rest
 from bench.paths import DEFAULT_SIZES
 from bench.result import Figure, Goal, Section
 from lab import manifests
@@ -84,7 +84,7 @@ def measure(*, services: int) -> Section:
             mib = {field: kib / 1024 for field, kib in memory_kib(pid).items()}
             section.add(
                 Figure.of(f"{label}, at rest: PSS", mib["Pss"], "MiB", goal=STEADY),
-                Figure.of(f"{label}: peak RSS", _peak_kib(pid) / 1024, "MiB", goal=PEAK),
+                Figure.of(f"{label}: peak RSS", peak_kib(pid) / 1024, "MiB", goal=PEAK),
                 Figure.of(f"{label}, at rest: CPU", percent, "% of a core", goal=CPU),
             )
             if label == "restarted":
@@ -108,8 +108,3 @@ def _wait(node: Node, services: int) -> None:
         return len(node.agent.get("service")) == services and node.agent.healthy()
 
     eventually(written, f"{services} services are written", seconds=300, every=0.5)
-
-
-def _peak_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from bench.machine import memory_kib, process_seconds
+from bench.machine import memory_kib, peak_kib, process_seconds
 from bench.result import Figure, Goal
 from lab.cgroup import cgroup2_mount
 from lab.k8s import baseline
@@ -53,7 +53,7 @@ class Resident(NamedTuple):
             pss=sum(one["Pss"] for one in memory) / 1024,
             anonymous=sum(one["Pss_Anon"] for one in memory) / 1024,
             rss=sum(one["Rss"] for one in memory) / 1024,
-            peak=_peak_kib(pids[0]) / 1024,
+            peak=peak_kib(pids[0]) / 1024,
             cpu=sum(process_seconds(pid) for pid in pids),
             processes=len(pids),
             mapped=sum(_mapped_kib(pid) for pid in pids) / 1024,
@@ -129,11 +129,6 @@ def _named(group: Path, name: str) -> list[int]:
     """Processes of a control group by their program's name."""
     pids = [int(word) for word in (group / "cgroup.procs").read_text().split()]
     return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
-
-
-def _peak_kib(pid: int) -> int:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def _mapped_kib(pid: int) -> int:

@@ -63,19 +63,16 @@ def killed_at(workload: Workload, call: Step, log: Path) -> tuple[bool, list[str
     agent = workload.node.agent
     assert agent.process is not None
     problems: list[str] = []
-    died = False
     name, nth = call
     with Injection(agent.process.pid, [name], log, effect="signal=KILL", when=str(nth)) as tracing:
         for number, step in enumerate(workload.steps):
             workload.begin(step)
-            if workload.wait(number):
-                continue
-            died = True
-            break
+            if not workload.wait(number):
+                break
     if tracing.reached(nth):
         # Maybe behind the last step, at a file or a row that no step waits for.
         agent.process.wait()
-        died = True
+    died = not agent.process.running
     if died:
         before = workload.after[number - 1] if number else workload.before
         left = meaning(dump(workload.node.bpf_root))

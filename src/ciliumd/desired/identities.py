@@ -111,12 +111,10 @@ def adopt_identities(
 
 def found_again(
     existing: Mapping[Labels, NumericIdentity], cluster: Mapping[NumericIdentity, Labels]
-) -> dict[Labels, NumericIdentity]:
-    """Those of the *existing* numbers that were lost, and of which the *cluster* tells whose they are."""
+) -> set[Labels]:
+    """What stands for *existing* numbers that were lost, of which the *cluster* tells whose they are."""
     return {
-        labels: number
-        for labels, number in existing.items()
-        if number in cluster and labels == lost_labels(number)
+        labels for labels, number in existing.items() if number in cluster and labels == lost_labels(number)
     }
 
 

@@ -69,6 +69,21 @@ class Node:
         """Ask for the pod shop/*name* in a namespace of that name."""
         return await self.endpoints.add(self.request(name, **changes))
 
+    def hold(self, step):
+        """Additions wait at this *step*, "rows" or a call of netlink, until the event is set."""
+        gate = asyncio.Event()
+        if step == "rows":
+            self.realizing = gate
+        else:
+            self.netlink.hold[step] = gate
+        return gate
+
+    async def begin(self):
+        """An addition under way, as far as it comes."""
+        adding = asyncio.ensure_future(self.add())
+        await asyncio.sleep(0.01)
+        return adding
+
     def request(self, name="web", **changes):
         """The request for it."""
         path = changes.pop("netns", f"/run/netns/{name}")

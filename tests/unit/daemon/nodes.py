@@ -4,6 +4,7 @@
 from ipaddress import IPv4Address, ip_address, ip_network
 
 from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.desired.policy import lookup
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import K8S, POD_NAMESPACE
 from ciliumd.model.policy import (
@@ -19,6 +20,7 @@ from ciliumd.model.policy import (
 from ciliumd.tables import NamespaceRow, PodRow, Tables
 
 INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
+TCP = 6
 HTTP = {"http": ("TCP", 8080)}
 SOURCES = (
     *("namespaces", "pods", "services", "slices", "policies"),
@@ -186,3 +188,20 @@ def copied(tables):
             getattr(fresh, name).set(key, row)
     mark_in_sync(fresh)
     return fresh
+
+
+def two_pods():
+    """A web pod that db pods may reach, and a db pod."""
+    node = Planned(filled())
+    add_pod(node.tables, 1, {"app": "web"})
+    add_pod(node.tables, 2, {"app": "db"})
+    add_policy(node.tables, policy("web", rule(app("db")), subject=subject(app="web")))
+    node.refresh()
+    return node
+
+
+def says(node, number, peer, protocol=TCP, port=80, direction=INGRESS):
+    """What the maps say about a peer's identity at an endpoint."""
+    state = node.plan.policy.states[node.plan.policy.versions[number]]
+    verdict, _ = lookup(state, peer, direction, protocol, port)
+    return verdict.name.removeprefix("POLICY_VERDICT_")

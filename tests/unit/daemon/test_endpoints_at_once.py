@@ -41,13 +41,12 @@ def test_a_deletion_during_the_addition_comes_after_it():
     """The pod is whole, then gone: no half of it survives either."""
 
     async def scenario(node):
-        node.realizing = asyncio.Event()
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        gate = node.hold("rows")
+        adding = await node.begin()
         assert set(node.tables.endpoints) == {1}
         deleting = asyncio.ensure_future(node.delete(1))
         await asyncio.sleep(0)
-        node.realizing.set()
+        gate.set()
         assert (await adding).id == 1
         await deleting
         assert node.left() == NOTHING
@@ -60,15 +59,14 @@ def test_a_device_that_vanishes_during_the_addition_takes_the_pod_with_it():
     """Whether connecting notices it or the event does."""
 
     async def scenario(node):
-        node.realizing = asyncio.Event()
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        gate = node.hold("rows")
+        adding = await node.begin()
         assert set(node.tables.endpoints) == {1}
         (ifindex,) = node.netlink.links
         node.netlink.delete_link(ifindex)
         noticing = asyncio.ensure_future(node.endpoints.device_gone(ifindex))
         await asyncio.sleep(0)
-        node.realizing.set()
+        gate.set()
         with pytest.raises(RequestRefused, match="disappeared"):
             await adding
         await noticing
@@ -111,11 +109,10 @@ def test_a_pod_made_while_devices_are_checked_is_none_of_the_lost():
     """The list of devices is read between changes, not across one."""
 
     async def scenario(node):
-        node.netlink.hold["all_links"] = asyncio.Event()
+        gate = node.hold("all_links")
         checking = asyncio.ensure_future(node.endpoints.check_devices())
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
-        node.netlink.hold.pop("all_links").set()
+        adding = await node.begin()
+        gate.set()
         made = await adding
         await checking
         assert node.left()[0] == {made.id}
@@ -128,13 +125,8 @@ def test_a_client_that_leaves_does_not_leave_half_a_pod(step):
     """The addition runs to its end; asking again finds the pod."""
 
     async def scenario(node):
-        gate = asyncio.Event()
-        if step == "rows":
-            node.realizing = gate
-        else:
-            node.netlink.hold[step] = gate
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        gate = node.hold(step)
+        adding = await node.begin()
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
@@ -150,10 +142,9 @@ def test_a_failure_nobody_waits_for_is_logged():
     """The client has gone; what went wrong is not lost with it."""
 
     async def scenario(node):
-        node.netlink.hold["connect_endpoint"] = gate = asyncio.Event()
+        gate = node.hold("connect_endpoint")
         node.netlink.fail["connect_endpoint"] = BROKEN
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        adding = await node.begin()
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
@@ -170,16 +161,15 @@ def test_the_end_waits_for_what_is_under_way():
     """SIGTERM during an addition: the pod is made whole and its client told; nothing new begins."""
 
     async def scenario(node):
-        node.realizing = asyncio.Event()
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        gate = node.hold("rows")
+        adding = await node.begin()
         stopping = asyncio.ensure_future(node.endpoints.stop())
         await asyncio.sleep(0)
         with pytest.raises(RequestRefused, match="ending") as caught:
             await node.add("late")
         assert caught.value.status == 503
         await node.endpoints.device_gone(101)
-        node.realizing.set()
+        gate.set()
         made = await adding
         await stopping
         assert node.left()[0] == {made.id}
@@ -193,13 +183,8 @@ def test_the_end_undoes_what_cannot_be_finished_in_time(step, monkeypatch):
 
     async def scenario(node):
         monkeypatch.setattr(module, "END_SECONDS", 0.05)
-        gate = asyncio.Event()
-        if step == "rows":
-            node.realizing = gate
-        else:
-            node.netlink.hold[step] = gate
-        adding = asyncio.ensure_future(node.add())
-        await asyncio.sleep(0.01)
+        gate = node.hold(step)
+        adding = await node.begin()
         asyncio.get_running_loop().call_later(0.07, gate.set)
         await node.endpoints.stop()
         with pytest.raises(RequestRefused, match="is undone") as caught:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The plan, case by case: when it plans at all, what shares a version, what needs another one, what fails."""
 
-import time
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -10,35 +9,18 @@ import pytest
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
-from ciliumd.desired.identities import named_ports_by_identity
-from ciliumd.desired.policy import lookup, resolve
-from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
 from ciliumd.model.labels import Label
 from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
 from ciliumd.tables import Problem
 from unit.daemon import nodes
-from unit.daemon.nodes import EGRESS, INGRESS
-
-TCP = 6
+from unit.daemon.nodes import EGRESS, says, two_pods
 
 
-def two_pods():
-    """A web pod that db pods may reach, and a db pod."""
-    node = nodes.Planned(nodes.filled())
-    nodes.add_pod(node.tables, 1, {"app": "web"})
-    nodes.add_pod(node.tables, 2, {"app": "db"})
-    nodes.add_policy(
-        node.tables, nodes.policy("web", nodes.rule(nodes.app("db")), subject=nodes.subject(app="web"))
-    )
-    node.refresh()
-    return node
-
-
-def says(node, number, peer, protocol=TCP, port=80, direction=INGRESS):
-    """What the maps say about a peer's identity at an endpoint."""
-    state = node.plan.policy.states[node.plan.policy.versions[number]]
-    verdict, _ = lookup(state, peer, direction, protocol, port)
-    return verdict.name.removeprefix("POLICY_VERDICT_")
+def service(name, created):
+    """A service at an address that others claim, too."""
+    port = ServicePort("", "TCP", 80, 80)
+    front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    return Service("shop", name, "ClusterIP", (front,), (port,), created=created)
 
 
 def test_nothing_is_planned_before_every_source_is_in_sync():
@@ -264,22 +246,6 @@ def test_versions_that_came_to_say_the_same_stay_apart_after_a_restart():
     assert again.plan.policy_rows == node.plan.policy_rows
 
 
-def test_rules_that_do_not_fit_keep_their_endpoint_closed_or_as_it_was_after_a_restart(monkeypatch):
-    """The version in force is known from the kernel."""
-    node = two_pods()
-    kept = node.plan.policy.versions[1]
-    classes = abi.MAPS["cilium_policy_classes_v1"]
-    small = replace(classes, inner=replace(classes.inner, max_entries=1))
-    monkeypatch.setitem(abi.MAPS, "cilium_policy_classes_v1", small)
-    again = node.restarted()
-    again.refresh()
-    assert again.plan.policy.versions[1] == kept
-    assert "at most 1 fit" in again.tables.problems.get(("Endpoint", "shop", "pod-1")).message
-    nodes.add_pod(again.tables, 3, {"app": "web"})
-    again.refresh()
-    assert 3 not in again.plan.policy.versions
-
-
 def test_a_corrupt_version_is_left_out_and_its_number_not_used_again():
     """Its rows are nobody's, so they are swept; the endpoint gets another version."""
     node = two_pods()
@@ -291,82 +257,6 @@ def test_a_corrupt_version_is_left_out_and_its_number_not_used_again():
     assert version not in again.plan.policy.states
     assert again.plan.policy.versions[1] > max(node.plan.policy.states)
     assert again.reserved[-1] > again.plan.policy.versions[1]
-
-
-def test_rules_that_do_not_fit_leave_the_endpoint_what_it_has(monkeypatch):
-    """The problem is told, nobody else waits for it, and it passes when the rules fit again."""
-    node = two_pods()
-    kept = node.plan.policy.versions[1]
-    inner = abi.MAPS["cilium_policy_rules_v1"].inner
-    small = replace(abi.MAPS["cilium_policy_rules_v1"], inner=replace(inner, max_entries=8))
-    monkeypatch.setitem(abi.MAPS, "cilium_policy_rules_v1", small)
-    many = tuple(nodes.port(number) for number in range(1, 40, 2))
-    nodes.add_policy(
-        node.tables,
-        nodes.policy(
-            "wide", nodes.rule(nodes.app("db"), ports=many, deny=True), subject=nodes.subject(app="web")
-        ),
-    )
-    nodes.add_policy(node.tables, nodes.policy("db", subject=nodes.subject(app="db")))
-    node.refresh()
-    problem = node.tables.problems.get(("Endpoint", "shop", "pod-1"))
-    assert "at most 8 fit" in problem.message
-    assert node.plan.policy.versions[1] == kept
-    assert kept not in node.plan._policies._versions._retired
-    assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
-
-    node.tables.policies.delete(("CNP", "shop", "wide"))
-    node.refresh()
-    assert node.tables.problems.get(("Endpoint", "shop", "pod-1")) is None
-    assert node.plan.policy.versions[1] == kept
-
-
-def test_growth_that_does_not_fit_makes_another_version(monkeypatch):
-    """Rows of classes nobody is in any more stay behind in the old one."""
-    node = nodes.Planned(nodes.filled())
-    nodes.add_pod(node.tables, 1, {"app": "web"})
-    nodes.add_pod(node.tables, 2, {"app": "db"})
-    rules = (
-        nodes.rule(nodes.app(name), ports=(nodes.port(80 + i),)) for i, name in enumerate(("db", "cache"))
-    )
-    nodes.add_policy(node.tables, nodes.policy("web", *rules, subject=nodes.subject(app="web")))
-    node.refresh()
-    before = node.plan.policy.versions[1]
-    full = replace(
-        abi.MAPS["cilium_policy_rules_v1"].inner, max_entries=len(node.plan.policy.states[before].entries)
-    )
-    monkeypatch.setitem(
-        abi.MAPS, "cilium_policy_rules_v1", replace(abi.MAPS["cilium_policy_rules_v1"], inner=full)
-    )
-
-    node.tables.endpoints.delete(2)
-    node.refresh()
-    node.tables.identities.delete(
-        next(k for k, _ in node.tables.identities.items() if Label("k8s", "app", "db") in k)
-    )
-    nodes.add_pod(node.tables, 3, {"app": "cache"})
-    node.refresh()
-    after = node.plan.policy.versions[1]
-    assert after > before
-    assert len(node.plan.policy.states[after].entries) == full.max_entries
-    assert says(node, 1, node.plan.identities[3], port=81) == "ALLOW"
-    assert node.tables.problems.get(("Endpoint", "shop", "pod-1")) is None
-
-
-def test_an_endpoint_no_identity_is_left_for_is_told(monkeypatch):
-    """It has no rows, so nothing passes; when a number is released it gets one."""
-    node = two_pods()
-    for number in range(CLUSTER_MIN, CLUSTER_MAX + 1):
-        node.tables.identities.set(frozenset({Label("k8s", "full", str(number))}), number)
-    nodes.add_pod(node.tables, 3, {"app": "db", "revision": "2"})
-    node.refresh()
-    assert node.tables.problems.get(("Endpoint", "shop", "pod-3")).field == "identity"
-    assert 3 not in node.plan.policy.versions
-
-    node.tables.identities.delete(frozenset({Label("k8s", "full", "400")}))
-    node.refresh()
-    assert node.plan.identities[3] == 400
-    assert node.tables.problems.get(("Endpoint", "shop", "pod-3")) is None
 
 
 def test_a_released_identity_leaves_every_version(monkeypatch):
@@ -402,11 +292,6 @@ def test_a_service_problem_vanishes_with_its_cause():
     """Two services claim one frontend; the younger is told until the older is gone."""
     node = two_pods()
 
-    def service(name, created):
-        port = ServicePort("", "TCP", 80, 80)
-        front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
-        return Service("shop", name, "ClusterIP", (front,), (port,), created=created)
-
     node.tables.services.set(("shop", "old"), service("old", "2020"))
     node.tables.services.set(("shop", "new"), service("new", "2021"))
     node.refresh()
@@ -422,11 +307,6 @@ def test_a_problem_found_here_does_not_hide_one_of_the_object():
     key = ("Service", "shop", "new")
     refused = Problem("spec.type", "must be another; its last good version stays")
 
-    def service(name, created):
-        port = ServicePort("", "TCP", 80, 80)
-        front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
-        return Service("shop", name, "ClusterIP", (front,), (port,), created=created)
-
     node.tables.services.set(("shop", "new"), service("new", "2021"))
     node.tables.problems.set(key, refused)
     node.tables.services.set(("shop", "old"), service("old", "2020"))
@@ -439,67 +319,3 @@ def test_a_problem_found_here_does_not_hide_one_of_the_object():
     node.tables.services.delete(("shop", "old"))
     node.refresh()
     assert node.tables.problems.get(key) == refused
-
-
-def test_a_change_on_a_large_node_costs_what_it_touches(capsys):
-    """200 endpoints, 200 policies, 2000 identities: figures are printed, the result is judged."""
-    node = nodes.Planned(nodes.filled())
-    for number in range(1, 201):
-        nodes.add_pod(node.tables, number, {"app": f"app-{number}", "tier": f"tier-{number % 20}"})
-    for number in range(200):
-        block = nodes.cidr(f"{20 + number}.0.0.0/8")
-        peers = [nodes.app(f"app-{(number * 7 + step) % 200}") for step in range(3)]
-        made = nodes.policy(
-            f"policy-{number}",
-            nodes.rule(*peers, ports=(nodes.port(80 + number), nodes.port(name="http"))),
-            nodes.rule(block, direction=EGRESS),
-            subject=nodes.subject(tier=f"tier-{number % 20}"),
-            egress=True,
-        )
-        nodes.add_policy(node.tables, made)
-    for number in range(1600):
-        labels = frozenset({Label("k8s", "app", f"app-{number % 200}"), Label("k8s", "pod", str(number))})
-        node.tables.identities.set(labels, 1000 + number)
-    figures = {"everything": timed(node)}
-    assert len(node.plan.known_identities) > 2000
-    nodes.add_pod(node.tables, 201, {"app": "app-3", "tier": "tier-3", "revision": "2"})
-    figures["a pod"] = timed(node)
-    node.tables.policies.delete(("CNP", "shop", "policy-7"))
-    figures["a policy"] = timed(node)
-    with capsys.disabled():
-        print(
-            "\nplan of a large node:",
-            ", ".join(f"{what} {1000 * took:.0f} ms" for what, took in figures.items()),
-        )
-
-    tables, plan = node.tables, node.plan
-    named = named_ports_by_identity(tables.endpoints.values(), tables.pods.view(), plan.identities)
-    for number in (3, 7, 201):
-        scratch = resolve(plan.policy.rules[number], plan.known_identities, named_ports=named)
-        assert plan.policy.states[plan.policy.versions[number]].meaning() == scratch.meaning()
-
-
-def timed(node):
-    """Seconds a refresh takes."""
-    began = time.perf_counter()
-    node.refresh()
-    return time.perf_counter() - began
-
-
-def test_what_is_remembered_does_not_grow_with_time():
-    """A thousand changes later, versions, rules and peers of long ago have left nothing behind."""
-    node = two_pods()
-    for turn in range(60):
-        nodes.add_policy(
-            node.tables,
-            nodes.policy("web", nodes.rule(nodes.app(f"db-{turn}")), subject=nodes.subject(app="web")),
-        )
-        nodes.add_pod(node.tables, 2, {"app": "db", "revision": str(turn)})
-        node.refresh()
-        node.clock.now += RETIRE_AFTER
-        node.refresh()
-    rows, kept = node.plan._policies, node.plan._policies._versions
-    assert len(rows.states) == len(rows._packed) == len(kept._contents) == 2
-    assert len(kept._sets) == len(kept._selected) == 2
-    assert len(kept._cache._matching) == len(kept._cache._interested) == 1
-    assert kept._cache._labels == node.plan.known_identities
