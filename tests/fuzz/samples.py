@@ -118,6 +118,23 @@ SAMPLES: tuple[Document, ...] = (
         },
     },
     {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "outside", "namespace": "red"},
+        "spec": {
+            "type": "LoadBalancer",
+            "clusterIP": "10.96.0.8",
+            "externalIPs": ["198.51.100.7", "198.51.100.8"],
+            "ports": [{"name": "tcp", "port": 53}, {"name": "udp", "port": 53, "protocol": "UDP"}],
+            "selector": {"app": "web"},
+        },
+        "status": {
+            "loadBalancer": {
+                "ingress": [{"ip": "192.0.2.10", "ipMode": "VIP"}, {"hostname": "lb.example.org"}]
+            }
+        },
+    },
+    {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
         "metadata": {

@@ -152,7 +152,8 @@ def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> I
     """
     The *services*, each with a frontend per node port and address of this node.
 
-    Of the addresses those of the service's own families count.
+    Of the addresses those of the service's own families count.  A frontend that means other backends inside
+    the cluster, be it a node port or an address outside, is there once more for the inside.
     """
     own = tuple(addresses)
     for service in services:
@@ -164,7 +165,11 @@ def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> I
             for addr in own
             if addr.version in families
         ]
-        frontends += [replace(one, scope=INTERNAL) for one in frontends if has_two_scopes(service, one)]
+        frontends += [
+            replace(one, scope=INTERNAL)
+            for one in (*service.frontends, *frontends)
+            if has_two_scopes(service, one)
+        ]
         yield replace(service, frontends=(*service.frontends, *frontends)) if frontends else service
 
 

@@ -2,9 +2,9 @@
 """
 Service (v1) and EndpointSlice (discovery.k8s.io/v1).
 
-All service types parse.  Frontends are made here for cluster addresses only: headless and ExternalName
-services have none, those of node ports are made where the node's addresses are known (``desired.services``),
-and external and load-balancer addresses give none in this version.
+All service types parse.  Frontends are made here for cluster, external and load-balancer addresses:
+headless and ExternalName services have none, those of node ports are made where the node's addresses are
+known, and there it is judged which addresses a service may take (``desired.services``).
 """
 
 from typing import Annotated, Literal
@@ -35,6 +35,9 @@ from ciliumd.resources.fields import (
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
+MOST_EXTERNAL = 1024
+"""External and load-balancer frontends of one service: every one takes a number, which all services share."""
+
 _AFFINITY_SECONDS = 10800
 _HEADLESS = "None"
 
@@ -72,6 +75,7 @@ class ServiceSpec(Lenient):
     type: Literal["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"] = "ClusterIP"
     cluster_ip: str | None = Field(None, alias="clusterIP")
     cluster_ips: list[str] | None = Field(None, alias="clusterIPs")
+    external_ips: list[str] | None = Field(None, alias="externalIPs")
     ports: list[ServicePortSpec] | None = None
     selector: LabelMap | None = None
     internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
@@ -106,19 +110,58 @@ class ServiceSpec(Lenient):
             raise FieldError("spec.clusterIPs", "may have one address of each family")
         return addresses
 
+    def external_addresses(self) -> tuple[Addr, ...]:
+        """The addresses somebody routes to the nodes (``externalIPs``)."""
+        return tuple(
+            _address(f"spec.externalIPs[{i}]", text) for i, text in enumerate(self.external_ips or ())
+        )
+
+
+class LoadBalancerIngress(Lenient):
+    """
+    One way into a load balancer: an address, or a name that is left to DNS.
+
+    With the mode ``Proxy`` the balancer sends to node ports and pods, and who wants it must go to it.
+    """
+
+    ip: str | None = None
+    ip_mode: Literal["VIP", "Proxy"] | None = None
+
+
+class LoadBalancerStatus(Lenient):
+    """What whoever made the load balancer says of it."""
+
+    ingress: list[LoadBalancerIngress] | None = None
+
+
+class ServiceStatus(Lenient):
+    """What we read of a service's status."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+    def addresses(self) -> tuple[Addr, ...]:
+        """The load balancer's addresses that nodes are to answer for."""
+        ingress = (self.load_balancer and self.load_balancer.ingress) or ()
+        return tuple(
+            _address(f"status.loadBalancer.ingress[{i}].ip", one.ip)
+            for i, one in enumerate(ingress)
+            if one.ip and one.ip_mode != "Proxy"
+        )
+
 
 class ServiceResource(Lenient):
     """A service."""
 
     metadata: ObjectMeta
     spec: ServiceSpec
+    status: ServiceStatus | None = None
 
     def rows(self) -> list[Row]:
         """One row of ``services``."""
         spec = self.spec
         ports = tuple(port.to_model() for port in spec.ports or ())
         _check_ports(ports)
-        addresses = spec.cluster_addresses()
+        addresses = self._addresses()
         if addresses and not ports:
             raise FieldError("spec.ports", "is missing: a service with an address needs a port")
         service = Service(
@@ -126,9 +169,7 @@ class ServiceResource(Lenient):
             name=self.metadata.name,
             type=spec.type,
             frontends=tuple(
-                Frontend(addr, port.port, port.protocol, ServiceKind.CLUSTER_IP)
-                for addr in addresses
-                for port in ports
+                Frontend(addr, port.port, port.protocol, kind) for addr, kind in addresses for port in ports
             ),
             ports=ports,
             selector=() if spec.type == "ExternalName" else tuple(sorted((spec.selector or {}).items())),
@@ -139,6 +180,31 @@ class ServiceResource(Lenient):
             created=self.metadata.creation_timestamp or "",
         )
         return [("services", service.key, service)]
+
+    def _addresses(self) -> tuple[tuple[Addr, ServiceKind], ...]:
+        """
+        Every address with its kind, each once.
+
+        A service without a cluster address has no other either; of external ones those of its families
+        count.
+        """
+        cluster = self.spec.cluster_addresses()
+        balancer = self.status.addresses() if self.status and self.spec.type == "LoadBalancer" else ()
+        external = self.spec.external_addresses()
+        families = {addr.version for addr in cluster}
+        kinds = dict.fromkeys(cluster, ServiceKind.CLUSTER_IP)
+        for addresses, kind in (
+            (balancer, ServiceKind.LOAD_BALANCER),
+            (external, ServiceKind.EXTERNAL_IP),
+        ):
+            for addr in addresses:
+                if addr.version in families:
+                    kinds.setdefault(addr, kind)
+        if (len(kinds) - len(cluster)) * len(self.spec.ports or ()) > MOST_EXTERNAL:
+            raise FieldError(
+                "spec.externalIPs", f"times ports, and load balancer addresses, are more than {MOST_EXTERNAL}"
+            )
+        return tuple(kinds.items())
 
 
 class EndpointConditions(Lenient):

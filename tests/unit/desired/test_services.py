@@ -20,7 +20,9 @@ from ciliumd.model.service import (
     INTERNAL,
     Backend,
     BackendState,
+    Frontend,
     Service,
+    ServiceKind,
     ServicePort,
     TrafficPolicy,
 )
@@ -222,6 +224,27 @@ def test_node_ports_are_served_on_the_nodes_own_addresses() -> None:
     ]
     assert not problems
     assert grown.port_of(grown.frontends[-1]).name == "http"
+
+
+def test_what_is_local_for_the_world_is_open_inside_at_every_address() -> None:
+    """External and load balancer addresses like node ports; the cluster address has a policy of its own."""
+    one = replace(service("web", "10.96.0.1"), external_policy=TrafficPolicy.LOCAL)
+    outside = [
+        Frontend(ip_address("198.51.100.7"), 80, "TCP", ServiceKind.EXTERNAL_IP),
+        Frontend(ip_address("192.0.2.10"), 80, "TCP", ServiceKind.LOAD_BALANCER),
+    ]
+    (grown,) = with_node_ports([replace(one, frontends=(*one.frontends, *outside))], [])
+    slices = [endpoint_slice("web", backend("10.0.0.1", node="there"))]
+    served, problems = served_frontends([grown], slices, node="here")
+
+    assert [(str(s.frontend.addr), s.frontend.scope, len(s.chosen)) for s in served] == [
+        ("10.96.0.1", EXTERNAL, 1),
+        ("192.0.2.10", EXTERNAL, 0),
+        ("192.0.2.10", INTERNAL, 1),
+        ("198.51.100.7", EXTERNAL, 0),
+        ("198.51.100.7", INTERNAL, 1),
+    ]
+    assert not problems
 
 
 def test_service_without_node_ports_stays_as_it_is() -> None:

@@ -15,20 +15,24 @@ from ciliumd.model.service import (
     ServicePort,
     TrafficPolicy,
 )
+from ciliumd.resources.services import MOST_EXTERNAL
 from ciliumd.tables import EndpointSliceRow
 from unit.resources.documents import problems, rows
 
 pytestmark = pytest.mark.unit
 
 
-def service_text(spec: str) -> str:
-    """A Service with this spec."""
-    return f"{{apiVersion: v1, kind: Service, metadata: {{name: web, namespace: shop}}, spec: {spec}}}"
+def service_text(spec: str, status: str = "{}") -> str:
+    """A Service with this spec and status."""
+    return (
+        "{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, "
+        f"spec: {spec}, status: {status}}}"
+    )
 
 
-def service(spec: str) -> Service:
-    """The row of a Service with this spec."""
-    ((table, key, row),) = rows(service_text(spec))
+def service(spec: str, status: str = "{}") -> Service:
+    """The row of a Service with this spec and status."""
+    ((table, key, row),) = rows(service_text(spec, status))
     assert (table, key) == ("services", ("shop", "web"))
     assert isinstance(row, Service)
     return row
@@ -67,6 +71,8 @@ def test_dual_stack_service_has_frontends_of_both_families() -> None:
         "{clusterIP: None, clusterIPs: [None]}",
         "{type: ExternalName, externalName: example.org}",
         "{type: ExternalName, externalName: example.org, selector: {a: b}}",
+        "{clusterIP: None, externalIPs: [198.51.100.7], ports: [{port: 80}]}",
+        "{type: ExternalName, externalName: example.org, externalIPs: [198.51.100.7], ports: [{port: 80}]}",
     ],
 )
 def test_service_without_cluster_address_has_no_frontends(spec: str) -> None:
@@ -79,12 +85,95 @@ def test_wider_types_serve_their_cluster_address(kind: str) -> None:
     """What is inside such a service works; its node port is kept for later."""
     row = service(
         f"{{type: {kind}, clusterIP: 10.96.0.10, externalTrafficPolicy: Local, "
-        "ports: [{port: 80, nodePort: 30080}], status: {}}"
+        "ports: [{port: 80, nodePort: 30080}]}"
     )
 
     assert [frontend.kind for frontend in row.frontends] == [ServiceKind.CLUSTER_IP]
     assert (row.type, row.external_policy) == (kind, TrafficPolicy.LOCAL)
     assert row.ports[0].node_port == 30080
+
+
+TWO_PORTS = "ports: [{name: tcp, port: 53}, {name: udp, port: 53, protocol: UDP}]"
+BALANCER = "{loadBalancer: {ingress: [{ip: 192.0.2.10}, {hostname: lb.example.org}]}}"
+
+
+@pytest.mark.parametrize("kind", ["ClusterIP", "NodePort", "LoadBalancer"])
+def test_external_addresses_are_frontends_of_every_type(kind: str) -> None:
+    """Each port at each, also where one number is a port of two protocols."""
+    row = service(
+        f"{{type: {kind}, clusterIP: 10.96.0.10, externalIPs: [198.51.100.7, 198.51.100.8], {TWO_PORTS}}}"
+    )
+
+    outside = [one for one in row.frontends if one.kind is ServiceKind.EXTERNAL_IP]
+    assert [(str(one.addr), one.port, one.protocol) for one in outside] == [
+        ("198.51.100.7", 53, "TCP"),
+        ("198.51.100.7", 53, "UDP"),
+        ("198.51.100.8", 53, "TCP"),
+        ("198.51.100.8", 53, "UDP"),
+    ]
+    assert {row.port_of(one).name for one in outside} == {"tcp", "udp"}
+
+
+def test_addresses_of_the_load_balancer_are_frontends() -> None:
+    """Names are left to DNS."""
+    row = service(f"{{type: LoadBalancer, clusterIP: 10.96.0.10, {TWO_PORTS}}}", BALANCER)
+
+    found = [(one.kind, str(one.addr), one.protocol) for one in row.frontends[2:]]
+    assert found == [(ServiceKind.LOAD_BALANCER, "192.0.2.10", protocol) for protocol in ("TCP", "UDP")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("LoadBalancer", "{loadBalancer: {ingress: [{ip: 192.0.2.10, ipMode: Proxy}]}}"),
+        ("LoadBalancer", "{loadBalancer: {ingress: null}}"),
+        ("LoadBalancer", "{loadBalancer: {}}"),
+        ("LoadBalancer", "{}"),
+        ("NodePort", BALANCER),
+        ("ClusterIP", BALANCER),
+    ],
+)
+def test_what_is_no_address_of_ours_is_left_alone(kind: str, status: str) -> None:
+    """A balancer that is a proxy must be gone through; a service that has none may still say where it was."""
+    row = service(f"{{type: {kind}, clusterIP: 10.96.0.10, ports: [{{port: 80}}]}}", status)
+
+    assert [one.kind for one in row.frontends] == [ServiceKind.CLUSTER_IP]
+
+
+def test_an_address_is_one_frontend_however_often_it_is_written() -> None:
+    """The cluster's and the load balancer's win over the external one; other families do not count."""
+    row = service(
+        "{type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{port: 80}], externalIPs: "
+        "[10.96.0.10, 192.0.2.10, 198.51.100.7, 198.51.100.7, '2001:db8::7']}",
+        BALANCER,
+    )
+
+    assert [(str(one.addr), one.kind) for one in row.frontends] == [
+        ("10.96.0.10", ServiceKind.CLUSTER_IP),
+        ("192.0.2.10", ServiceKind.LOAD_BALANCER),
+        ("198.51.100.7", ServiceKind.EXTERNAL_IP),
+    ]
+
+
+def test_load_balancer_without_node_ports() -> None:
+    """allocateLoadBalancerNodePorts false: its addresses do without them."""
+    row = service(
+        "{type: LoadBalancer, clusterIP: 10.96.0.10, allocateLoadBalancerNodePorts: false, "
+        "ports: [{port: 80}]}",
+        BALANCER,
+    )
+
+    assert (row.ports[0].node_port, row.frontends[1].port) == (0, 80)
+
+
+def test_one_service_takes_no_more_frontends_than_are_good_for_all() -> None:
+    """Numbers of frontends are shared."""
+    ports = ", ".join(f"{{name: p{number}, port: {number}}}" for number in range(1, 129))
+    addresses = [f"198.51.100.{number}" for number in range(1, MOST_EXTERNAL // 128 + 2)]
+    spec = f"{{clusterIP: 10.96.0.10, ports: [{ports}], externalIPs: [%s]}}"
+
+    assert len(service(spec % ", ".join(addresses[1:])).frontends) == MOST_EXTERNAL + 128
+    assert list(problems(service_text(spec % ", ".join(addresses)))) == ["spec.externalIPs"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +217,27 @@ def test_affinity_is_in_seconds(spec: str, seconds: int) -> None:
         ("{clusterIP: 10.96.0.1, ports: [{name: a, port: 1}, {name: b, port: 1}]}", "spec.ports[1].port"),
         ("{clusterIP: 10.96.0.1, selector: {'a b': c}, ports: [{port: 1}]}", 'spec.selector["a b"]'),
         ("{clusterIP: 10.96.0.1, type: Magic, ports: [{port: 1}]}", "spec.type"),
+        ("{clusterIP: 10.96.0.1, externalIPs: [10.0.0.1, x], ports: [{port: 1}]}", "spec.externalIPs[1]"),
+        ("{clusterIP: 10.96.0.1, externalIPs: [10.0.0.0/8], ports: [{port: 1}]}", "spec.externalIPs[0]"),
     ],
 )
 def test_service_that_cannot_be_is_refused_by_field(spec: str, field: str) -> None:
     """Each mistake leads to its line."""
     assert list(problems(service_text(spec))) == [field]
+
+
+@pytest.mark.parametrize(
+    ("ingress", "field"),
+    [
+        ("[{ip: 192.0.2.1}, {ip: nowhere}]", "status.loadBalancer.ingress[1].ip"),
+        ("[{ip: 192.0.2.1, ipMode: Magic}]", "status.loadBalancer.ingress[0].ipMode"),
+    ],
+)
+def test_status_that_cannot_be_is_refused_by_field(ingress: str, field: str) -> None:
+    """Nobody guesses what a controller meant."""
+    spec = "{type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{port: 80}]}"
+
+    assert list(problems(service_text(spec, f"{{loadBalancer: {{ingress: {ingress}}}}}"))) == [field]
 
 
 def slice_text(body: str) -> str:

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every kind of service between the world, two nodes and their pods: who answers, and whom each side sees.
+
+``inside`` and ``outside`` of a pod are translated by socket and per packet (see ``lab.pod``).
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lab import kinds
+from lab.cluster import Cluster
+from lab.pod import Pod
+
+pytestmark = pytest.mark.netns
+
+EXTERNAL, BALANCER = "198.51.100.7", "198.51.100.8"
+CLUSTER_IP = "10.96.0.20"
+PORTS = [("TCP", 53, 8080), ("UDP", 53, 5353)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, agents running; the world sends what is for outside addresses to either."""
+    with Cluster() as cluster:
+        yield cluster.start()
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Pod:
+    """Asks from the first node."""
+    return cluster.pod(cluster.nodes[0], "client", {"app": "client"})
+
+
+@pytest.fixture(scope="module")
+def servers(cluster: Cluster) -> tuple[Pod, Pod]:
+    """One on each node."""
+    one, two = (
+        cluster.pod(node, f"server-{node.name}", {"app": "server"}).serve(tcp=(8080,), udp=(5353,))
+        for node in cluster.nodes
+    )
+    return one, two
+
+
+def by_way_of(cluster: Cluster, node: int, address: str) -> None:
+    """The world sends what is for *address* to a node."""
+    cluster.world.add_route(f"{address}/32", cluster.nodes[node].address)
+
+
+def world_asks(cluster: Cluster, address: str, **options: Any) -> dict[str, Any]:
+    """Somebody out there connects."""
+    return dict(cluster.world.actor.call("tcp_connect", address=address, port=53, **options))
+
+
+@pytest.mark.parametrize(("kind", "address"), [("ClusterIP", EXTERNAL), ("LoadBalancer", BALANCER)])
+def test_outside_address(
+    cluster: Cluster, client: Pod, servers: tuple[Pod, Pod], kind: str, address: str
+) -> None:
+    """
+    The world by both nodes, pods and the node itself reach one port of two protocols at it.
+
+    The backend is on the second node: that one shows it the client, the first one itself.
+    """
+    server = servers[1]
+    addresses: dict[str, Any] = {"externalIPs": [address]}
+    if kind == "LoadBalancer":
+        addresses = {"balancer": [address]}
+    cluster.apply(
+        "outside",
+        kinds.service("outside", CLUSTER_IP, ports=PORTS, kind=kind, **addresses),
+        kinds.endpoints("outside", kinds.endpoint(server.address, "node2"), ports=PORTS),
+    )
+    for node in cluster.nodes:
+        node.wait_service(f"{address}:53", 1)
+    seen = []
+    for way in (0, 1):
+        by_way_of(cluster, way, address)
+        tcp = world_asks(cluster, address)
+        udp = cluster.world.actor.call("udp_exchange", address=address, port=53)
+        assert [tcp["outcome"], udp["outcome"]] == ["answered"] * 2, (tcp, udp)
+        assert (tcp["peer"], udp["sender"]) == ([address, 53], [address, 53])
+        seen.append(tcp["answer"]["client"][0])
+    assert seen[0] == cluster.router(cluster.nodes[0])
+    assert seen[1].startswith(("192.168.", cluster.world.far))
+    for person in (client.inside, client.outside, cluster.nodes[0].inside):
+        reply = person.call("tcp_connect", address=address, port=53)
+        assert (reply["outcome"], reply.get("peer")) == ("answered", [address, 53]), (person.who, reply)
+        assert reply["answer"]["server"] == server.name
