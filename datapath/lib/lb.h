@@ -40,7 +40,8 @@ struct {
 
 enum {
 	/* Frontends that are reached from outside, too. */
-	LB_F_OUTSIDE = LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER | LB_F_HOST_PORT,
+	LB_F_OUTSIDE =
+		LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER | LB_F_HOST_PORT | LB_F_OPEN,
 };
 
 /* What is read of struct lb_service. */

@@ -229,6 +229,7 @@ class LbServiceFlags(IntEnum):
     LB_F_HOST_PORT = 16
     LB_F_AFFINITY = 32
     LB_F_TWO_SCOPES = 64
+    LB_F_OPEN = 128
 
 
 class LbBackendState(IntEnum):
@@ -1765,4 +1766,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "fcd92b57a523dda83cd273d0d85ca35441c3a080dde26358e68ff18263a45786"
+ABI_HASH = "1758a33ae377aa63f5b16529bdfbc3eb9e4e6602f10802c55766e6a0e88c19b9"

@@ -383,6 +383,51 @@ def test_a_networkpolicy_gets_an_event_and_nothing_else(kubectl):
     kubectl.delete("netpol", "odd")
 
 
+# -- services ------------------------------------------------------------------------------------
+
+
+def _service(name, **spec):
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"ports": [{"port": 80}], **spec},
+    }
+
+
+def _told(kubectl, name):
+    """The operator's events on a service; the API server has some of its own."""
+    reasons = {"FrontendRefused", "ServiceInvalid"}
+    return [event for event in _events(kubectl, "Service", name) if event[1] in reasons]
+
+
+def test_a_service_that_takes_what_is_of_others_is_told_so(kubectl, nodes):
+    """A node's address, another service's; once, and not when it is its own."""
+    nodes("victim", address="192.0.2.77")
+    spec = {"spec": {"addresses": [{"type": "InternalIP", "ip": "192.0.2.77"}]}}
+    kubectl.apply(_cilium("CiliumNode", "victim", spec))
+    kubectl.apply(_service("honest", externalIPs=["198.51.100.7"]))
+    cluster_ip = kubectl.get("service", "honest")["spec"]["clusterIP"]
+    wanted = {
+        "of-a-node": ("192.0.2.77", "192.0.2.77 is an address of node victim"),
+        "of-a-service": (cluster_ip, f"{cluster_ip} is the cluster address of service default/honest"),
+        "of-its-own": ("198.51.100.7", "198.51.100.7:80/TCP belongs to service default/honest"),
+    }
+    for name, (address, _) in wanted.items():
+        kubectl.apply(_service(name, externalIPs=[address]))
+    for name, (_, message) in wanted.items():
+        expected = [("Warning", "FrontendRefused", f"spec.externalIPs: {message}")]
+        eventually(
+            lambda name=name, expected=expected: _told(kubectl, name) == expected,
+            f"{name} is told",
+        )
+    kubectl("annotate", "service", "of-a-node", "touched=1")
+    kubectl.apply(_service("of-a-node", externalIPs=["198.51.100.7", "192.0.2.77"]))
+    eventually(lambda: len(_told(kubectl, "of-a-node")) == 2, "what is new is told")
+    assert _told(kubectl, "honest") == []
+    kubectl.delete("service", "honest", *wanted)
+
+
 # -- the operator itself -------------------------------------------------------------------------
 
 

@@ -29,6 +29,8 @@ OPERATOR = {
     ("", "nodes"): READ | {"patch"},
     ("", "nodes/status"): {"patch"},
     ("", "events"): {"create"},
+    ("", "services"): READ,
+    ("discovery.k8s.io", "endpointslices"): READ,
     ("networking.k8s.io", "networkpolicies"): READ,
     ("networking.k8s.io", "servicecidrs"): {"list"},
     ("apiextensions.k8s.io", "customresourcedefinitions"): {"create", "get", "update"},

@@ -53,6 +53,13 @@ RECIPES = {
         {"routing-mode": "tunnel", "kube-proxy-replacement": "true"},
     ),
     "beside kube-proxy": ({"kubeProxyReplacement": "disabled"}, {"kube-proxy-replacement": "false"}),
+    "services": (
+        {"bpf.lbExternalClusterIP": "true", "externalIPs.allow": "{192.0.2.0/24,10.0.0.1/32}"},
+        {
+            "bpf-lb-external-clusterip": "true",
+            "allow-external-addresses": "192.0.2.0/24 10.0.0.1/32",
+        },
+    ),
     "old switches": (
         {"hostServices.enabled": "true", "externalIPs.enabled": "true", "nodePort.enabled": "true"},
         {"bpf-lb-sock": "true"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ciliumd.abi import DropReason
+from ciliumd.abi import DropReason, LbServiceFlags
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.wire import asks
@@ -82,6 +82,17 @@ def test_from_outside_it_is_nobodys(cluster_ip: Datapath, layer: Packet) -> None
         packet,
         DropReason.DROP_IS_CLUSTER_IP,
     )
+
+
+def test_cluster_address_that_is_open_is_reached_from_outside(cluster_ip: Datapath) -> None:
+    """With bpf-lb-external-clusterip: as a node port is, and its other ports still lead nowhere."""
+    flags = LbServiceFlags.LB_F_CLUSTER_IP | LbServiceFlags.LB_F_OPEN
+    cluster_ip.add_service(11, svc_one.ip, 80, 6, {111: (pod_two.ip, 8080)}, flags=flags)
+    result = cluster_ip.run("from_netdev", asks(world_one.ip, LISTED, dst=svc_one.ip), "net0")
+    assert_frame(to_pod(pod_two, world_one.ip, tcp(30000, 8080)), result.packet)
+    for layer in NOWHERE:
+        other = cluster_ip.run("from_netdev", asks(world_one.ip, layer, dst=svc_one.ip), "net0")
+        assert (other.action, other.drop.reason) == (DROP, DropReason.DROP_IS_CLUSTER_IP)
 
 
 def test_what_the_node_routes_for_others_is_left_alone(cluster_ip: Datapath) -> None:

@@ -46,6 +46,8 @@ RULES: Final = (
     _rule("", "pods", "get list watch delete"),
     _rule("", "namespaces", "list"),
     _rule("", "events", "create"),
+    _rule("", "services", "list watch"),
+    _rule("discovery.k8s.io", "endpointslices", "list watch"),
     _rule("networking.k8s.io", "networkpolicies", "list watch"),
     _rule("networking.k8s.io", "servicecidrs", "list"),
     _rule("coordination.k8s.io", "leases", "get create update"),

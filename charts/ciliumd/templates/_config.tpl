@@ -15,7 +15,7 @@
       "bpf-lb-mode" "snat"
       "bpf-lb-algorithm" "random"
       "bpf-lb-acceleration" "disabled"
-      "bpf-lb-external-clusterip" false
+      "bpf-lb-external-clusterip" $values.bpf.lbExternalClusterIP
       "enable-ipv4" true
       "enable-ipv6" false
       "enable-ipv4-masquerade" $values.enableIPv4Masquerade
@@ -61,6 +61,7 @@
 {{- if kindIs "slice" $devices }}{{ $devices = join " " $devices }}{{ end -}}
 {{- with $devices }}{{ $_ := set $config "devices" . }}{{ end -}}
 {{- with $values.nodePort.range }}{{ $_ := set $config "node-port-range" . }}{{ end -}}
+{{- with $values.externalIPs.allow }}{{ $_ := set $config "allow-external-addresses" (join " " .) }}{{ end -}}
 {{- with $values.labels }}{{ $_ := set $config "labels" . }}{{ end -}}
 {{- with $values.logFormat }}{{ $_ := set $config "log-format" . }}{{ end -}}
 {{- with $values.bpf.ctTcpMax }}{{ $_ := set $config "bpf-ct-global-tcp-max" (int .) }}{{ end -}}

@@ -300,6 +300,7 @@ enum cil_lb_service_flags {
 	LB_F_HOST_PORT = 16,
 	LB_F_AFFINITY = 32,
 	LB_F_TWO_SCOPES = 64, /* inside the cluster, the rows of LB_SCOPE_INTERNAL count instead */
+	LB_F_OPEN = 128,      /* a cluster address that is reached from outside, too */
 };
 
 struct lb_service {

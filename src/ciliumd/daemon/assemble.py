@@ -32,6 +32,7 @@ from ciliumd.daemon.health import build_health
 from ciliumd.daemon.network import NodeNetwork
 from ciliumd.daemon.origin import Origin, StartFailed
 from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.protected import protected_addresses
 from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
 from ciliumd.daemon.release import Release
@@ -112,6 +113,10 @@ async def build(
             addresses=wiring.addresses,
             node_port_addresses=node_port_addresses(wiring.native),
             tunnel=wiring.overlay is not None,
+            pod_cidr=origin.pod_cidr,
+            protected=await loop.run_in_executor(writer, protected_addresses, origin.api_server),
+            allowed=settings.allow_external_addresses,
+            external_cluster_ip=settings.bpf_lb_external_clusterip,
             allocates=origin.numbers_identities,
             enforcement=Enforcement(settings.enable_policy),
             label_filter=_label_filter(settings),

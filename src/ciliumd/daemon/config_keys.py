@@ -34,7 +34,6 @@ FIXED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "auto-direct-node-routes": _off("installing routes to other nodes' pods"),
     "bpf-lb-acceleration": _off("XDP acceleration"),
     "bpf-lb-algorithm": (frozenset({"random"}), "backends are chosen at random in this version"),
-    "bpf-lb-external-clusterip": _off("access to ClusterIPs from outside"),
     "bpf-lb-mode": (frozenset({"snat"}), "services are forwarded by SNAT only in this version"),
     "cluster-pool-ipv6-cidr": _off("IPv6"),
     "clustermesh-enable-endpoint-sync": _off("ClusterMesh"),

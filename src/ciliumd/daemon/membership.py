@@ -57,6 +57,7 @@ class ClusterOrigin:
         received: Received,
     ) -> None:
         self.name = settings.node_name or os.uname().nodename
+        self.api_server = where.cluster.server
         self._api = api
         self._settings = settings
         self._tables = tables

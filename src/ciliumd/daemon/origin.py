@@ -40,6 +40,9 @@ class Origin(Protocol):
     numbers_identities: bool
     """Whether this node gives label sets their numbers by itself."""
 
+    api_server: str
+    """URL of the API server objects come from; empty without one."""
+
     @property
     def pod_cidr(self) -> IPv4Network:
         """The network of this node's pods."""
@@ -55,6 +58,7 @@ class DirectoryOrigin:
     """A directory of manifests; this node stands alone."""
 
     numbers_identities = True
+    api_server = ""
 
     def __init__(self, directory: Path, *, pod_cidr: IPv4Network, state_dir: Path) -> None:
         """StartFailed if there is no such *directory*."""

@@ -18,6 +18,7 @@ from ciliumd.desired import identities as identity_stage
 from ciliumd.desired import ipcache as ipcache_stage
 from ciliumd.desired import services as service_stage
 from ciliumd.desired.endpoints import EndpointRows
+from ciliumd.desired.guard import NO_GUARD, guard
 from ciliumd.desired.hostports import host_ports
 from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
@@ -45,7 +46,9 @@ class NodeFacts:
     What is known of the node itself.
 
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
-    *tunnel* other nodes' pods are reached by encapsulation.  *allocates* tells whether this node numbers
+    *tunnel* other nodes' pods are reached by encapsulation.  *protected* are further addresses that no
+    service may take, and whose they are, *allowed* those that one may take from anybody.
+    *allocates* tells whether this node numbers
     label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
     """
 
@@ -54,6 +57,10 @@ class NodeFacts:
     addresses: tuple[Addr, ...]
     node_port_addresses: tuple[Addr, ...] = ()
     tunnel: bool = False
+    pod_cidr: Prefix | None = None
+    protected: tuple[tuple[Addr, str], ...] = ()
+    allowed: tuple[Prefix, ...] = ()
+    external_cluster_ip: bool = False
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
     label_filter: LabelFilter = EVERY_LABEL
@@ -107,6 +114,7 @@ class NodePlan:
         )
         self._policy_rounds = 0
         self._beyond = Beyond()
+        self._guard = NO_GUARD
         self._prefixes: set[Prefix] = set()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
@@ -180,10 +188,16 @@ class NodePlan:
             extra=(self.node, self._policy_rounds, self._beyond),
         )
         self._plan(
+            "guard",
+            lambda: self._plan_guard(api_servers),
+            "nodes",
+            extra=(self.node, api_servers),
+        )
+        self._plan(
             "services",
             self._plan_services,
             *("services", "slices", "pods", "endpoints"),
-            extra=(self.node.node_port_addresses,),
+            extra=(self.node.node_port_addresses, self._guard),
         )
         self._tell_problems()
 
@@ -340,6 +354,19 @@ class NodePlan:
             beyond=self._beyond,
         )
 
+    def _plan_guard(self, api_servers: frozenset[Addr]) -> None:
+        node = self.node
+        self._guard = guard(
+            self._tables.nodes.values(),
+            protected=(
+                *((addr, "an address of the API server") for addr in api_servers),
+                *((addr, "an address of this node") for addr in node.addresses),
+                *node.protected,
+            ),
+            pods=() if node.pod_cidr is None else (node.pod_cidr,),
+            allowed=node.allowed,
+        )
+
     def _plan_services(self) -> None:
         tables = self._tables
         written = tables.slices.values()
@@ -363,6 +390,7 @@ class NodePlan:
             ],
             [*written, *derived.values(), *ports.slices],
             node=self.node.name,
+            guard=self._guard,
         )
         services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
         for frontend, number in services.assigned.items():
@@ -370,14 +398,14 @@ class NodePlan:
         backends = service_stage.allocate_backend_ids(tables.backend_ids.view(), self.served)
         for backend, number in backends.assigned.items():
             tables.backend_ids.set(backend, number)
-        self.lb_rows = lb_rows(self.served, tables.service_ids.view(), tables.backend_ids.view())
-        self._report(
-            "Service",
-            {
-                _object_of(problem.service): Problem(str(problem.frontend), problem.message)
-                for problem in (*refused, *ports.problems, *self.lb_rows.problems)
-            },
+        self.lb_rows = lb_rows(
+            self.served,
+            tables.service_ids.view(),
+            tables.backend_ids.view(),
+            external_cluster_ip=self.node.external_cluster_ip,
         )
+        problems = service_stage.by_service((*refused, *ports.problems, *self.lb_rows.problems))
+        self._report("Service", {_object_of(service): Problem(*found) for service, found in problems.items()})
 
     def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
         """Problems found here, instead of those found by this *part* before."""

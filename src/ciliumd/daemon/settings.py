@@ -7,7 +7,7 @@ Validation only; nothing is looked up on the machine here.
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -122,6 +122,16 @@ class Settings(BaseSettings):
     enable_host_legacy_routing: bool = Field(
         default=False,
         description="what pods send out of the node goes through its stack; always so beside kube-proxy",
+    )
+    allow_external_addresses: Annotated[
+        tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_words)
+    ] = Field(
+        default=(),
+        description="networks that services may take addresses of although a node, a pod, another service, a "
+        "resolver or the API server has them",
+    )
+    bpf_lb_external_clusterip: bool = Field(
+        default=False, description="cluster addresses of services are reached from outside, too"
     )
     node_port_range: Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_words)] = Field(
         default=(30000, 32767), description="first and last port of NodePorts"

@@ -81,14 +81,18 @@ def _add(
     name = f"{pod.name}{MARK}{where}/{wanted.protocol}"
     families = {addr.version: addr for addr in endpoint.addresses}
     frontends = []
+
+    def problem(key: FrontendKey, message: str) -> ServiceProblem:
+        return ServiceProblem((pod.namespace, name), key, message, ServiceKind.HOST_PORT)
+
     for addr in own if wanted.addr is None else (wanted.addr,):
         key = FrontendKey(addr, wanted.port, wanted.protocol, NODE if addr.is_loopback else EXTERNAL)
         if addr not in own and not addr.is_loopback:
             message = f"hostIP {addr} is no address at which this node is reached"
-            found.problems.append(ServiceProblem((pod.namespace, name), key, message))
+            found.problems.append(problem(key, message))
         elif (owner := taken.setdefault(key, endpoint.pod_key)) != endpoint.pod_key:
             message = f"{key} is a host port of pod {'/'.join(owner)}"
-            found.problems.append(ServiceProblem((pod.namespace, name), key, message))
+            found.problems.append(problem(key, message))
         elif addr.version in families:
             frontends.append(Frontend(*key[:3], ServiceKind.HOST_PORT, key.scope))
     if not frontends:

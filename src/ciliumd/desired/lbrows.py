@@ -77,11 +77,14 @@ def lb_rows(
     served: Iterable[ServedFrontend],
     service_ids: Mapping[FrontendKey, int],
     backend_ids: Mapping[BackendKey, int],
+    *,
+    external_cluster_ip: bool = False,
 ) -> LbRows:
     """
     Every load-balancer row of the *served* frontends.
 
-    A frontend without an id is left out and reported; so is a backend without one.
+    With *external_cluster_ip* cluster addresses are reached from outside, too.  A frontend without an id is
+    left out and reported; so is a backend without one.
     """
     rows = LbRows()
     states: dict[BackendKey, BackendState] = {}
@@ -100,10 +103,11 @@ def lb_rows(
         if len(chosen) > _SLOT_MAX:
             rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
             chosen = chosen[:_SLOT_MAX]
-        slots, head = _service_rows(one, service_id, chosen)
+        flags = abi.LbServiceFlags.LB_F_OPEN if external_cluster_ip and _is_cluster_ip(one) else 0
+        slots, head = _service_rows(one, service_id, chosen, flags)
         rows.slots.update(slots)
         rows.frontends[_service_key(one.frontend.key, 0)] = head
-        if one.frontend.kind is ServiceKind.CLUSTER_IP:
+        if _is_cluster_ip(one):
             rows.frontends.update([_cluster_ip_row(one.frontend.key)])
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
         if one.service.affinity_timeout:
@@ -184,7 +188,13 @@ def _spec_model(
 
 
 def _problem(one: ServedFrontend, message: str) -> ServiceProblem:
-    return ServiceProblem(one.service.key, one.frontend.key, message)
+    return ServiceProblem(
+        one.service.key, one.frontend.key, f"{one.frontend.key}: {message}", one.frontend.kind
+    )
+
+
+def _is_cluster_ip(one: ServedFrontend) -> bool:
+    return one.frontend.kind is ServiceKind.CLUSTER_IP
 
 
 def is_slot(key: bytes) -> bool:
@@ -210,11 +220,11 @@ _FRONTEND = bytes(2)
 
 
 def _service_rows(
-    one: ServedFrontend, service_id: int, chosen: list[int]
+    one: ServedFrontend, service_id: int, chosen: list[int], more_flags: int
 ) -> tuple[dict[bytes, bytes], bytes]:
     """The slots of a frontend, and the value of its slot 0."""
     timeout = one.service.affinity_timeout
-    flags = _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
+    flags = more_flags | _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
     if one.frontend.scope == EXTERNAL and has_two_scopes(one.service, one.frontend):
         flags |= abi.LbServiceFlags.LB_F_TWO_SCOPES
 

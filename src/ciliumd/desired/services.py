@@ -2,13 +2,15 @@
 """
 Load balancing: which frontends this node serves, for which service, with which backends and ids.
 
-How that is spelled in maps is said in ``desired.lbrows``.
+Which addresses no service may take is said in ``desired.guard``, how rows are spelled in ``desired.lbrows``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.model.net import Addr
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
 from ciliumd.model.service import (
@@ -30,14 +32,42 @@ BACKEND_ID_MAX = 0xFFFFFFFF
 _ByPort = dict[tuple[str, str, int], list[Backend]]
 """Backends by port name, protocol and address family."""
 
+Owned = dict[FrontendKey, tuple[Service, Frontend]]
+"""Frontends, each with the service that has it."""
+
+_PRECEDENCE = (
+    frozenset({ServiceKind.CLUSTER_IP}),
+    frozenset({ServiceKind.NODE_PORT, ServiceKind.HOST_PORT}),
+    frozenset({ServiceKind.LOAD_BALANCER}),
+    frozenset({ServiceKind.EXTERNAL_IP}),
+)
+"""
+Who has a frontend that several claim: what Kubernetes gave out, before what the balancer's controller said,
+before what anybody may write.
+"""
+
+_FIELDS = {
+    ServiceKind.CLUSTER_IP: "spec.clusterIPs",
+    ServiceKind.NODE_PORT: "spec.ports",
+    ServiceKind.EXTERNAL_IP: "spec.externalIPs",
+    ServiceKind.LOAD_BALANCER: "status.loadBalancer.ingress",
+    ServiceKind.HOST_PORT: "spec.containers.ports",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ServiceProblem:
-    """Why part of a valid service is not in force."""
+    """Why part of a valid service is not in force; *kind* is that of the frontend."""
 
     service: NamespacedName
     frontend: FrontendKey
     message: str
+    kind: ServiceKind = ServiceKind.CLUSTER_IP
+
+    @property
+    def field(self) -> str:
+        """Where in the object the frontend is written."""
+        return _FIELDS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,24 +85,71 @@ class ServedFrontend:
 
 
 def claimed_frontends(
-    services: Iterable[Service],
-) -> tuple[dict[FrontendKey, Service], list[ServiceProblem]]:
+    services: Iterable[Service], guard: Guard = NO_GUARD
+) -> tuple[Owned, list[ServiceProblem]]:
     """
     Which service each frontend belongs to, and what is wrong with the others that claim it.
 
-    The older service keeps it, of equally old ones the first by namespace and name; a service that
-    does not say when it was created counts as the youngest.
+    Nobody takes an external or load balancer address that the *guard* keeps or that is a cluster address,
+    at whatever port.  Of several services that claim one frontend the kind decides (``_PRECEDENCE``), then
+    age: the older one keeps it, of equally old ones the first by namespace and name; a service that does
+    not say when it was created counts as the youngest.  So a claim that comes later never takes anything.
     """
-    owners: dict[FrontendKey, Service] = {}
-    problems: list[ServiceProblem] = []
-    for service in sorted(services, key=lambda s: (s.created == "", s.created, s.key)):
+    by_age = sorted(services, key=lambda s: (s.created == "", s.created, s.key))
+    cluster_ips: dict[Addr, Service] = {}
+    for service in by_age:
         for frontend in service.frontends:
-            owner = owners.setdefault(frontend.key, service)
+            if frontend.kind is ServiceKind.CLUSTER_IP:
+                cluster_ips.setdefault(frontend.addr, service)
+    owned: Owned = {}
+    problems: list[ServiceProblem] = []
+    for service, frontend in _by_precedence(by_age):
+        message = _refusal(frontend, cluster_ips, guard)
+        if not message:
+            owner, _ = owned.setdefault(frontend.key, (service, frontend))
             if owner is not service:
-                where = f"{frontend.addr}:{frontend.port}/{frontend.protocol}"
-                message = f"{where} belongs to service {owner.namespace}/{owner.name}"
-                problems.append(ServiceProblem(service.key, frontend.key, message))
-    return owners, problems
+                message = f"{frontend.key} belongs to service {owner.namespace}/{owner.name}"
+        if message:
+            problems.append(ServiceProblem(service.key, frontend.key, message, frontend.kind))
+    return owned, problems
+
+
+def _by_precedence(services: list[Service]) -> Iterator[tuple[Service, Frontend]]:
+    """The frontends of all *services*; of one kind in the order of these."""
+    for kinds in _PRECEDENCE:
+        for service in services:
+            for frontend in service.frontends:
+                if frontend.kind in kinds:
+                    yield service, frontend
+
+
+def _refusal(frontend: Frontend, cluster_ips: Mapping[Addr, Service], guard: Guard) -> str:
+    """Why an address is not the service's to take; empty when it is, as what Kubernetes gave it always is."""
+    if frontend.kind not in _OUTSIDE:
+        return ""
+    owner = cluster_ips.get(frontend.addr)
+    if owner is not None and not guard.allows(frontend.addr):
+        return f"{frontend.addr} is the cluster address of service {owner.namespace}/{owner.name}"
+    return guard.objection(frontend.addr)
+
+
+def by_service(problems: Iterable[ServiceProblem]) -> dict[NamespacedName, tuple[str, str]]:
+    """What is wrong with each service: the field that is, and the first few of its messages."""
+    found: dict[NamespacedName, dict[str, dict[str, None]]] = {}
+    for one in problems:
+        # Once for each address, which is refused for each of its ports.
+        found.setdefault(one.service, {}).setdefault(one.field, {})[one.message] = None
+    return {service: _told(next(iter(fields.items()))) for service, fields in found.items()}
+
+
+def _told(problem: tuple[str, Collection[str]]) -> tuple[str, str]:
+    field, messages = problem
+    more = f"; and {len(messages) - _MOST_TOLD} more" if len(messages) > _MOST_TOLD else ""
+    return field, "; ".join(islice(messages, _MOST_TOLD)) + more
+
+
+_MOST_TOLD = 4
+_OUTSIDE = frozenset({ServiceKind.EXTERNAL_IP, ServiceKind.LOAD_BALANCER})
 
 
 def served_frontend(
@@ -89,17 +166,24 @@ def served_frontend(
 
 
 def served_frontends(
-    services: Iterable[Service], slices: Iterable[EndpointSliceRow], *, node: str | None = None
+    services: Iterable[Service],
+    slices: Iterable[EndpointSliceRow],
+    *,
+    node: str | None = None,
+    guard: Guard = NO_GUARD,
 ) -> tuple[list[ServedFrontend], list[ServiceProblem]]:
     """Every frontend of the node with its backends, in a stable order, and claims that were refused."""
-    owners, problems = claimed_frontends(services)
-    by_service: dict[NamespacedName, list[EndpointSliceRow]] = {}
+    owned, problems = claimed_frontends(services, guard)
+    slices_of: dict[NamespacedName, list[EndpointSliceRow]] = {}
     for row in slices:
-        by_service.setdefault(row.service_key, []).append(row)
+        slices_of.setdefault(row.service_key, []).append(row)
+    of_owner: dict[int, tuple[Service, list[Frontend]]] = {}
+    for owner, frontend in owned.values():
+        of_owner.setdefault(id(owner), (owner, []))[1].append(frontend)
     served = [
         one
-        for owner in {id(owner): owner for owner in owners.values()}.values()
-        for one in _served_of(owner, owners, by_service.get(owner.key, ()), node)
+        for owner, frontends in of_owner.values()
+        for one in _served_of(owner, frontends, slices_of.get(owner.key, ()), node)
     ]
     served.sort(key=lambda one: frontend_order(one.frontend.key))
     return served, problems
@@ -107,20 +191,19 @@ def served_frontends(
 
 def _served_of(
     service: Service,
-    owners: Mapping[FrontendKey, Service],
+    frontends: Iterable[Frontend],
     slices: Iterable[EndpointSliceRow],
     node: str | None,
 ) -> Iterator[ServedFrontend]:
     """
-    The frontends *service* owns.
+    The *frontends* that *service* owns.
 
     Ports and backends are looked up: a service with thousands of ports must not hold up the others.
     """
     listed = _by_port(slices)
     names = service.port_names()
-    for frontend in service.frontends:
-        if owners[frontend.key] is service:
-            yield _served(service, frontend, names[port_place(frontend)], listed, node)
+    for frontend in frontends:
+        yield _served(service, frontend, names[port_place(frontend)], listed, node)
 
 
 def _by_port(slices: Iterable[EndpointSliceRow]) -> _ByPort:

@@ -8,7 +8,7 @@ are no mistake; on the command line they are.
 """
 
 import re
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         default=24, ge=1, le=30, description="prefix length of a node's pod CIDR"
     )
 
+    allow_external_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
+        default=(), description="networks that services may take addresses of whoever has them"
+    )
     skip_crd_creation: bool = Field(default=False, description="leave the CustomResourceDefinitions alone")
     identity_gc_interval: Interval = Field(default=900.0, description="time between looks at identities")
     identity_heartbeat_timeout: Duration = Field(
@@ -141,11 +144,11 @@ class Settings(BaseSettings):
         """Behind the command line: the environment, then what is handed over, the directory's."""
         return env_settings, init_settings
 
-    @field_validator("cluster_pool_ipv4_cidr", mode="before")
+    @field_validator("cluster_pool_ipv4_cidr", "allow_external_addresses", mode="before")
     @classmethod
     def _listed(cls, value: object) -> object:
         """A ConfigMap separates by spaces, a command line by commas."""
-        return tuple(re.split(r"[\s,]+", value.strip())) if isinstance(value, str) else value
+        return tuple(filter(None, re.split(r"[\s,]+", value))) if isinstance(value, str) else value
 
     @field_validator("operator_api_serve_addr", "operator_prometheus_serve_addr")
     @classmethod

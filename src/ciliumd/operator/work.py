@@ -14,7 +14,7 @@ from lightkube.config.kubeconfig import SingleConfig
 
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.errors import ApiError
-from ciliumd.kubernetes.kinds import CILIUM_NODE, NODE, POD, Kind
+from ciliumd.kubernetes.kinds import CILIUM_NODE, ENDPOINT_SLICE, NODE, POD, SERVICE, Kind
 from ciliumd.operator.gc import EndpointGc, IdentityGc, NodeGc
 from ciliumd.operator.ipam import PodCidrs
 from ciliumd.operator.metrics import Metrics
@@ -23,6 +23,8 @@ from ciliumd.operator.objects import POLICIES, Key, key_of
 from ciliumd.operator.podcidrs import Pool
 from ciliumd.operator.policies import Policies
 from ciliumd.operator.queue import WorkQueue, delay, repeat
+from ciliumd.operator.services import FOLLOWED as SERVICES_FOLLOWED
+from ciliumd.operator.services import Services
 from ciliumd.operator.settings import Settings
 from ciliumd.operator.store import Store
 from ciliumd.operator.unmanaged import UnmanagedPods
@@ -51,6 +53,7 @@ class Work:
             Followed(POD, settings.cilium_pod_labels),
             Followed(CILIUM_NODE),
             *map(Followed, POLICIES),
+            *SERVICES_FOLLOWED,
         )
         self._nodes = Nodes(
             api,
@@ -91,6 +94,8 @@ class Work:
         self._policy_queue: WorkQueue[tuple[Kind, Key]] = WorkQueue(
             "policies", policies.reconcile, workers=_WORKERS
         )
+        self._services = Services(api, store, allowed=settings.allow_external_addresses)
+        self._service_queue: WorkQueue[str] = WorkQueue("services", self._services.reconcile)
         self._connect()
 
     def _connect(self) -> None:
@@ -100,6 +105,8 @@ class Work:
         follow(CILIUM_NODE, self._cilium_node_changed)
         for kind in POLICIES:
             follow(kind, partial(self._policy_changed, kind))
+        for kind in (CILIUM_NODE, ENDPOINT_SLICE, SERVICE):
+            follow(kind, partial(self._service_changed, kind))
 
     async def run(self) -> None:
         """Work until cancelled.  Raises :class:`WatchEnded`."""
@@ -116,7 +123,10 @@ class Work:
         settings = self._settings
         try:
             async with asyncio.TaskGroup() as group:
-                for queue in (self._cidr_queue, self._node_queue, self._orphan_queue, self._policy_queue):
+                for queue in (
+                    *(self._cidr_queue, self._node_queue, self._orphan_queue),
+                    *(self._policy_queue, self._service_queue),
+                ):
                     group.create_task(queue.run())
                 for name, interval, work in (
                     ("resync", settings.resync_interval, self._resync),
@@ -189,6 +199,10 @@ class Work:
 
     def _policy_changed(self, kind: Kind, key: Key) -> None:
         self._policy_queue.add((kind, key))
+
+    def _service_changed(self, kind: Kind, key: Key) -> None:
+        if self._services.changed(kind, key):
+            self._service_queue.add(_ALL)
 
     def _cilium_node_changed(self, key: Key) -> None:
         self._orphan_queue.add(key[1])

@@ -10,6 +10,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.model.labels import Label
+from ciliumd.model.objects import INTERNAL_IP, NodeRow
 from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
 from ciliumd.tables import Problem
 from unit.daemon import nodes
@@ -299,6 +300,36 @@ def test_a_service_problem_vanishes_with_its_cause():
     node.tables.services.delete(("shop", "old"))
     node.refresh()
     assert node.tables.problems.get(("Service", "shop", "new")) is None
+
+
+def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
+    """Whoever is first; without the node the address is free, without the service all is as before."""
+    node = two_pods()
+    before = node.plan.lb_rows.services
+    port = ServicePort("", "TCP", 80, 80)
+    own = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    taken = Frontend(ip_address("192.0.2.7"), 80, "TCP", ServiceKind.EXTERNAL_IP)
+    key = ("Service", "shop", "thief")
+    far = NodeRow("far", addresses=((INTERNAL_IP, ip_address("192.0.2.7")),))
+
+    node.tables.services.set(key[1:], Service(*key[1:], "ClusterIP", (own, taken), (port,)))
+    node.refresh()
+    assert {one.frontend for one in node.plan.served} == {own, taken}
+    assert node.tables.problems.get(key) is None
+
+    node.tables.nodes.set("far", far)
+    node.refresh()
+    assert {one.frontend for one in node.plan.served} == {own}
+    assert node.tables.problems.get(key) == Problem("spec.externalIPs", "192.0.2.7 is an address of node far")
+
+    node.tables.nodes.delete("far")
+    node.refresh()
+    assert {one.frontend for one in node.plan.served} == {own, taken}
+    assert node.tables.problems.get(key) is None
+
+    node.tables.services.delete(key[1:])
+    node.refresh()
+    assert node.plan.lb_rows.services == before
 
 
 def test_a_problem_found_here_does_not_hide_one_of_the_object():

@@ -2,7 +2,7 @@
 """Options: each from the command line and the environment, each wrong value told by the option's name."""
 
 import resource
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,10 @@ OPTIONS = {
         (IPv4Network("10.1.0.0/16"), IPv4Network("10.2.0.0/16")),
     ),
     "cluster-pool-ipv4-mask-size": ("26", 26),
+    "allow-external-addresses": (
+        "192.0.2.0/24 2001:db8::/64",
+        (IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8::/64")),
+    ),
     "node-port-range": ("31000,31999", (31000, 31999)),
     "enable-policy": ("always", "always"),
     "labels": ("k8s:app !k8s:foo", ("k8s:app", "!k8s:foo")),
@@ -64,6 +68,7 @@ SWITCHES = {
     "enable-ipv4-masquerade": True,
     "kube-proxy-replacement": True,
     "enable-host-legacy-routing": False,
+    "bpf-lb-external-clusterip": False,
     "cni-exclusive": True,
     "enable-health-checking": True,
     "enable-endpoint-health-checking": True,
@@ -78,6 +83,7 @@ INVALID = {
     "ipam": ["eni"],
     "cluster-pool-ipv4-cidr": ["10.0.0.0/28", "10.0.0.1/8", "fd00::/64"],
     "cluster-pool-ipv4-mask-size": ["31", "7"],
+    "allow-external-addresses": ["192.0.2.1/24", "everything"],
     "node-port-range": ["30000", "2,1", "0,9", "1,2,3"],
     "enable-policy": ["sometimes"],
     "identity-allocation-mode": ["kvstore"],

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load-balancer rows: what the datapath finds in them is what was meant."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 from struct import Struct
 
@@ -15,8 +16,8 @@ from ciliumd.desired.services import (
     allocate_service_ids,
     served_frontends,
 )
-from ciliumd.model.net import addr16
-from ciliumd.model.service import BackendKey, BackendState, FrontendKey, Service
+from ciliumd.model.net import addr16, addr_from16
+from ciliumd.model.service import BackendKey, BackendState, Frontend, FrontendKey, Service, ServiceKind
 from ciliumd.tables import EndpointSliceRow
 from unit.desired.worlds import SERVICES, SLICES, backend, endpoint_slice, service
 
@@ -132,6 +133,25 @@ def test_affinity_is_in_every_row() -> None:
     assert [(row.flags, row.affinity_timeout) for row in found] == [(expected, 60)] * 2
 
 
+def test_cluster_addresses_are_opened_by_the_option_and_nothing_else_is() -> None:
+    """In every row of theirs; what is reached from outside anyway is not marked."""
+    one = service("web", "10.96.0.1")
+    balancer = Frontend(ip_address("192.0.2.10"), 80, "TCP", ServiceKind.LOAD_BALANCER)
+    found, _ = served_frontends([replace(one, frontends=(*one.frontends, balancer))], [])
+    ids = allocate_service_ids({}, found).assigned
+
+    def opened(*, external: bool) -> set[str]:
+        rows = lb_rows(found, ids, {}, external_cluster_ip=external).services
+        return {
+            str(addr_from16(abi.LbServiceKey.unpack(key).addr))
+            for key, row in rows.items()
+            if abi.LbService.unpack(row).flags & abi.LbServiceFlags.LB_F_OPEN
+        }
+
+    assert opened(external=True) == {"10.96.0.1"}
+    assert opened(external=False) == set()
+
+
 def test_frontend_without_an_id_is_left_out_and_reported() -> None:
     """A full range of ids harms only who came last."""
     found, _ = served_frontends([service("web", "10.96.0.1"), service("api", "10.96.0.2")], [])
@@ -150,7 +170,7 @@ def test_backend_without_an_id_is_left_out_and_reported() -> None:
     rows = lb_rows(found, {FRONTEND: 7}, {backend("10.0.0.2").key: 9})
 
     assert backends_in_rows(FRONTEND, rows.services, rows.backends) == (backend("10.0.0.2").key,)
-    assert [problem.message for problem in rows.problems] == ["1 backends have no id"]
+    assert [problem.message for problem in rows.problems] == ["10.96.0.1:80/TCP: 1 backends have no id"]
 
 
 def test_dangling_rows_are_found() -> None:

@@ -2,15 +2,18 @@
 """Which service owns a frontend, and which backends it gets."""
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ciliumd.desired.guard import guard
 from ciliumd.desired.services import (
+    ServiceProblem,
     allocate_backend_ids,
     allocate_service_ids,
+    by_service,
     served_frontend,
     served_frontends,
     with_node_ports,
@@ -21,6 +24,7 @@ from ciliumd.model.service import (
     Backend,
     BackendState,
     Frontend,
+    FrontendKey,
     Service,
     ServiceKind,
     ServicePort,
@@ -150,6 +154,101 @@ def test_age_decides_and_then_the_name(created: tuple[str, str], owner: str) -> 
     served, _ = served_frontends(services, [])
 
     assert [one.service.name for one in served] == [owner]
+
+
+def outside(name: str, address: str, kind: ServiceKind, *, created: str = "", own: str = "") -> Service:
+    """A service with a cluster address of its own, and 80/TCP of *address* outside."""
+    one = service(name, own or f"10.96.1.{len(name)}", created=created)
+    return replace(one, frontends=(*one.frontends, Frontend(ip_address(address), 80, "TCP", kind)))
+
+
+EXTERNAL_IP, LOAD_BALANCER = ServiceKind.EXTERNAL_IP, ServiceKind.LOAD_BALANCER
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "owner"),
+    [
+        (("old", LOAD_BALANCER), ("young", LOAD_BALANCER), "old"),
+        (("old", EXTERNAL_IP), ("young", EXTERNAL_IP), "old"),
+        (("old", LOAD_BALANCER), ("young", EXTERNAL_IP), "old"),
+        # Its author may have written it in yesterday, when the balancer's address was known.
+        (("old", EXTERNAL_IP), ("young", LOAD_BALANCER), "young"),
+    ],
+)
+def test_who_has_an_address_outside_keeps_it(
+    one: tuple[str, ServiceKind], two: tuple[str, ServiceKind], owner: str
+) -> None:
+    """What a balancer's controller said comes before what anybody may write; then the older service."""
+    services = [
+        outside(name, "198.51.100.7", kind, created={"old": "2024", "young": "2025"}[name])
+        for name, kind in (one, two)
+    ]
+
+    for order in (services, services[::-1]):
+        served, problems = served_frontends(order, [])
+        at = [each.service.name for each in served if str(each.frontend.addr) == "198.51.100.7"]
+        assert at == [owner]
+        ((field, message),) = by_service(problems).values()
+        loser = next(each for each in services if each.name != owner)
+        assert field == problems[0].field == ServiceProblem(("", ""), *_claim(loser)).field
+        assert message == f"198.51.100.7:80/TCP belongs to service shop/{owner}"
+
+
+def _claim(one: Service) -> tuple[FrontendKey, str, ServiceKind]:
+    return one.frontends[-1].key, "", one.frontends[-1].kind
+
+
+@pytest.mark.parametrize("kind", [EXTERNAL_IP, LOAD_BALANCER])
+@pytest.mark.parametrize("port", [80, 81])
+def test_nobody_takes_a_cluster_address(kind: ServiceKind, port: int) -> None:
+    """Neither at a port that its service has nor at another, however old who wants it is."""
+    victim = service("dns", "10.96.0.10", ServicePort("http", "TCP", port, 53), created="2025")
+    thief = outside("thief", "10.96.0.10", kind, created="2020")
+    served, problems = served_frontends([thief, victim], [])
+
+    assert [each.service.name for each in served if str(each.frontend.addr) == "10.96.0.10"] == ["dns"]
+    assert [problem.message for problem in problems] == [
+        "10.96.0.10 is the cluster address of service shop/dns"
+    ]
+    lent = guard([], allowed=[ip_network("10.96.0.10/32")])
+    served, problems = served_frontends([thief, victim], [], guard=lent)
+    found = {
+        each.frontend.port: each.service.name for each in served if str(each.frontend.addr) == "10.96.0.10"
+    }
+    assert found == {80: "thief", port: "dns"}, "what the service itself serves stays its own"
+    assert len(problems) == (port == 80)
+
+
+def test_node_ports_come_before_addresses_outside() -> None:
+    """Also where the configuration lends the node's address."""
+    lent = guard([], protected=[(ip_address("192.0.2.1"), "node")], allowed=[ip_network("192.0.2.1/32")])
+    port = ServicePort("http", "TCP", 8080, 8080, node_port=80)
+    (victim,) = with_node_ports([service("web", "10.96.0.1", port)], [ip_address("192.0.2.1")])
+    thief = outside("thief", "192.0.2.1", EXTERNAL_IP, created="2020")
+    served, problems = served_frontends([thief, victim], [], guard=lent)
+
+    assert [each.service.name for each in served if each.frontend.port == 80] == ["thief", "web"]
+    assert [str(each.frontend.addr) for each in served if each.service is thief] == ["10.96.1.5"]
+    assert [problem.message for problem in problems] == ["192.0.2.1:80/TCP belongs to service shop/web"]
+
+
+def test_what_is_refused_is_told_once_for_each_address() -> None:
+    """Not for each port, and of many addresses the first few."""
+    ports = tuple(ServicePort(f"p{number}", "TCP", number, number) for number in range(1, 4))
+    one = service("web", "10.96.0.1", *ports)
+    loopback = [
+        Frontend(ip_address(f"127.0.0.{host}"), port.port, "TCP", EXTERNAL_IP)
+        for host in range(1, 8)
+        for port in ports
+    ]
+    _, problems = served_frontends([replace(one, frontends=(*one.frontends, *loopback))], [])
+
+    ((field, message),) = by_service(problems).values()
+    assert len(problems) == 21
+    assert field == "spec.externalIPs"
+    assert message.startswith("127.0.0.1 is a loopback address")
+    assert message.count("127.0.0.") == 4
+    assert message.endswith("; and 3 more")
 
 
 @given(SERVICES, SLICES, st.randoms())
