@@ -119,6 +119,8 @@ int call_service(struct __sk_buff *skb)
 		return tail_call(skb, p, CALL_EGRESS);
 	}
 	backend = service.target ? service_backend(p, &key, &service) : NULL;
+	if (!backend && service.flags & LB_F_ELSEWHERE)
+		return DROP(skb, p, DROP_NO_SERVICE, DIR_EGRESS, p->endpoint_id);
 	if (!backend)
 		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_PORT_UNREACHABLE);

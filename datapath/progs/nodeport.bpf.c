@@ -98,8 +98,8 @@ int call_node_port(struct __sk_buff *skb)
 	struct packet *p = packet_in_hand();
 	const struct lb_backend *backend = NULL;
 	struct ipcache_info info = {};
+	struct lb_slot service = {};
 	struct lb_service_key key;
-	struct lb_slot service;
 	struct cil_addr addr;
 	__be16 port;
 	int reason;
@@ -110,6 +110,9 @@ int call_node_port(struct __sk_buff *skb)
 	if (lb_find(&p->dst, p->dport, p->protocol, LB_SCOPE_EXTERNAL, &key, &service) &&
 	    service.target)
 		backend = service_backend(p, &key, &service);
+	/* Who came by a balancer is not told no: it is about to learn that nobody is here any more. */
+	if (!backend && service.flags & LB_F_ELSEWHERE)
+		return DROP(skb, p, DROP_NO_SERVICE, DIR_INGRESS, 0);
 	if (!backend)
 		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_PORT_UNREACHABLE);

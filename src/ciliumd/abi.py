@@ -230,6 +230,7 @@ class LbServiceFlags(IntEnum):
     LB_F_AFFINITY = 32
     LB_F_TWO_SCOPES = 64
     LB_F_OPEN = 128
+    LB_F_ELSEWHERE = 256
 
 
 class LbBackendState(IntEnum):
@@ -1766,4 +1767,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "1758a33ae377aa63f5b16529bdfbc3eb9e4e6602f10802c55766e6a0e88c19b9"
+ABI_HASH = "e99cfa9c6ac44aafb8a0f06f6e4bc78be1cd59e4ce654bf876ae2a3f1ade3b92"

@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 
-from lab import kinds
+from lab import kinds, manifests
 from lab.cluster import Cluster
+from lab.kernel import chooses_errno_of_connect
+from lab.node import Node
 from lab.pod import Pod
+from lab.waiting import eventually
 
 pytestmark = pytest.mark.netns
 
 EXTERNAL, BALANCER = "198.51.100.7", "198.51.100.8"
-CLUSTER_IP = "10.96.0.20"
+CLUSTER_IP, LOCAL = "10.96.0.20", "10.96.0.21"
 PORTS = [("TCP", 53, 8080), ("UDP", 53, 5353)]
 
 
@@ -88,3 +91,80 @@ def test_outside_address(
         reply = person.call("tcp_connect", address=address, port=53)
         assert (reply["outcome"], reply.get("peer")) == ("answered", [address, 53]), (person.who, reply)
         assert reply["answer"]["server"] == server.name
+
+
+def test_external_traffic_policy_local(cluster: Cluster, client: Pod, servers: tuple[Pod, Pod]) -> None:
+    """The node without a backend is silent for the world, the other shows it the client; pods reach all."""
+    server = servers[1]
+    cluster.apply(
+        "outside",
+        kinds.service(
+            "outside",
+            CLUSTER_IP,
+            ports=PORTS,
+            kind="LoadBalancer",
+            balancer=[BALANCER],
+            externalTrafficPolicy="Local",
+        ),
+        kinds.endpoints("outside", kinds.endpoint(server.address, "node2"), ports=PORTS),
+    )
+    eventually(lambda: "elsewhere" in flags_at(cluster.nodes[0], BALANCER), "nobody is on the first node")
+    eventually(
+        lambda: "two-scopes" in flags_at(cluster.nodes[1], BALANCER), "the second node knows the policy"
+    )
+    by_way_of(cluster, 0, BALANCER)
+    assert world_asks(cluster, BALANCER, timeout=0.5)["outcome"] == "timeout"
+    by_way_of(cluster, 1, BALANCER)
+    seen = world_asks(cluster, BALANCER)
+    assert seen["outcome"] == "answered", seen
+    assert seen["answer"]["client"][0].startswith(("192.168.", cluster.world.far))
+    for person in (client.inside, client.outside, cluster.nodes[0].inside):
+        reply = person.call("tcp_connect", address=BALANCER, port=53)
+        assert reply["outcome"] == "answered", (person.who, reply)
+
+
+def test_internal_traffic_policy_local(cluster: Cluster, client: Pod, servers: tuple[Pod, Pod]) -> None:
+    """Each node's clients get their own node's backend: an active one, one that leaves, or none."""
+    here, there = servers
+
+    def serve(*found: manifests.Object) -> None:
+        cluster.apply(
+            "local",
+            kinds.service("local", LOCAL, ports=PORTS, internalTrafficPolicy="Local"),
+            kinds.endpoints("local", *found, ports=PORTS),
+        )
+
+    def answers() -> set[str]:
+        replies = [
+            person.call("tcp_connect", address=LOCAL, port=53, timeout=0.5)
+            for person in (client.inside, client.outside)
+            for _ in range(4)
+        ]
+        return {
+            one["answer"]["server"] if one["outcome"] == "answered" else one["outcome"] for one in replies
+        }
+
+    leaving = {"ready": False, "serving": True, "terminating": True}
+    over_there = kinds.endpoint(there.address, "node2")
+    serve(kinds.endpoint(here.address, "node1"), over_there)
+    cluster.nodes[0].wait_service(f"{LOCAL}:53", 1)
+    assert answers() == {here.name}
+    serve(kinds.endpoint(here.address, "node1", conditions=leaving), over_there)
+    eventually(lambda: is_leaving(cluster.nodes[0], here.address), "the backend here is on its way out")
+    assert answers() == {here.name}
+    serve(over_there)
+    cluster.nodes[0].wait_service(f"{LOCAL}:53", 0)
+    refused = "refused" if chooses_errno_of_connect() else "forbidden"
+    assert answers() == {refused, "timeout"}
+
+
+def flags_at(node: Node, address: str) -> set[str]:
+    """Flags of the frontends at an address in a node's map."""
+    rows = node.agent.get("map/cilium_lb_services_v1")
+    return {flag for row in rows if row["key"]["addr"] == address for flag in row["value"]["flags"]}
+
+
+def is_leaving(node: Node, address: str) -> bool:
+    """Whether a node's map says that the backends at an address terminate."""
+    rows = node.agent.get("map/cilium_lb_backends_v1")
+    return {row["value"]["state"] for row in rows if row["value"]["addr"] == address} == {"terminating"}

@@ -301,6 +301,7 @@ enum cil_lb_service_flags {
 	LB_F_AFFINITY = 32,
 	LB_F_TWO_SCOPES = 64, /* inside the cluster, the rows of LB_SCOPE_INTERNAL count instead */
 	LB_F_OPEN = 128,      /* a cluster address that is reached from outside, too */
+	LB_F_ELSEWHERE = 256, /* no backend here may be chosen, but there are some elsewhere */
 };
 
 struct lb_service {

@@ -5,7 +5,8 @@ Load-balancer rows: served frontends as the datapath reads them, and back.
 Slot 0 of a frontend carries the number of its backends, slots 1..n lead to them.  Backends that are
 shutting down keep their rows as long as they are listed, so that connections they have go on.  A frontend
 without backends keeps slot 0 with a count of zero: the datapath then refuses at once instead of sending
-packets into the void.
+packets into the void.  Only where the traffic policy keeps a frontend from backends of other nodes it says
+nothing: whoever tries again may be sent to one of those.
 
 Of the three maps, backends and revNAT are to be written before services, and slots before slot 0.
 """
@@ -227,6 +228,8 @@ def _service_rows(
     flags = more_flags | _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
     if one.frontend.scope == EXTERNAL and has_two_scopes(one.service, one.frontend):
         flags |= abi.LbServiceFlags.LB_F_TWO_SCOPES
+    if one.elsewhere and not chosen:
+        flags |= abi.LbServiceFlags.LB_F_ELSEWHERE
 
     def value(target: int) -> bytes:
         return abi.LbService(target, rev_nat=service_id, flags=flags, affinity_timeout=timeout).pack()

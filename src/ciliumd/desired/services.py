@@ -75,13 +75,15 @@ class ServedFrontend:
     """
     One frontend and everything behind it.
 
-    *chosen* get new connections, in slot order; *backends* are all that are listed, chosen or not.
+    *chosen* get new connections, in slot order; *backends* are all that are listed, chosen or not.  With a
+    local traffic policy *elsewhere* says that other nodes have some that this one may not choose.
     """
 
     service: Service
     frontend: Frontend
     chosen: tuple[Backend, ...]
     backends: tuple[Backend, ...]
+    elsewhere: bool = False
 
 
 def claimed_frontends(
@@ -218,9 +220,11 @@ def _served(
     service: Service, frontend: Frontend, name: str, listed: _ByPort, node: str | None
 ) -> ServedFrontend:
     local_only = policy_of(service, frontend) is TrafficPolicy.LOCAL
+    elsewhere = False
     best: dict[BackendKey, Backend] = {}
     for backend in listed.get((name, frontend.protocol, frontend.addr.version), ()):
         if local_only and (node is None or backend.node != node):
+            elsewhere = True
             continue
         known = best.get(backend.key)
         if known is None or _preference(backend) < _preference(known):
@@ -228,7 +232,7 @@ def _served(
     backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
     active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
     fallback = tuple(backend for backend in backends if backend.state is BackendState.TERMINATING)
-    return ServedFrontend(service, frontend, active or fallback, backends)
+    return ServedFrontend(service, frontend, active or fallback, backends, elsewhere)
 
 
 def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> Iterator[Service]:

@@ -17,7 +17,15 @@ from ciliumd.desired.services import (
     served_frontends,
 )
 from ciliumd.model.net import addr16, addr_from16
-from ciliumd.model.service import BackendKey, BackendState, Frontend, FrontendKey, Service, ServiceKind
+from ciliumd.model.service import (
+    BackendKey,
+    BackendState,
+    Frontend,
+    FrontendKey,
+    Service,
+    ServiceKind,
+    TrafficPolicy,
+)
 from ciliumd.tables import EndpointSliceRow
 from unit.desired.worlds import SERVICES, SLICES, backend, endpoint_slice, service
 
@@ -92,6 +100,21 @@ def test_frontend_without_backends_is_kept_to_be_refused() -> None:
     assert abi.LbService.unpack(rows.services[key(0)]).target == 0
     assert backends_in_rows(FRONTEND, rows.services, rows.backends) == ()
     assert len(rows.revnat) == 1
+
+
+def test_frontend_that_others_could_serve_is_kept_from_saying_no() -> None:
+    """In slot 0, as long as nobody here is chosen."""
+    one = service("web", "10.96.0.1", internal_policy=TrafficPolicy.LOCAL)
+
+    def flags(*nodes: str) -> int:
+        backends = [backend(f"10.0.0.{number}", node=node) for number, node in enumerate(nodes, 1)]
+        found, _ = served_frontends([one], [endpoint_slice("web", *backends)], node="here")
+        rows = lb_rows(found, {FRONTEND: 7}, allocate_backend_ids({}, found).assigned)
+        return abi.LbService.unpack(rows.services[key(0)]).flags & abi.LbServiceFlags.LB_F_ELSEWHERE
+
+    assert flags("there")
+    assert not flags("there", "here")
+    assert not flags()
 
 
 def test_unknown_frontend_is_not_a_refused_one() -> None:

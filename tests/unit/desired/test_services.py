@@ -35,7 +35,7 @@ from unit.desired.worlds import BACKENDS, SERVICES, SLICES, backend, endpoint_sl
 
 pytestmark = pytest.mark.unit
 
-TERMINATING = BackendState.TERMINATING
+ACTIVE, TERMINATING = BackendState.ACTIVE, BackendState.TERMINATING
 
 
 def chosen(one: Service, *slices: EndpointSliceRow, node: str | None = None) -> list[Backend]:
@@ -119,6 +119,48 @@ def test_local_traffic_policy_stays_on_the_node() -> None:
     assert chosen(one, *slices, node="one") == [backend("10.0.0.1")]
     assert chosen(one, *slices, node="three") == []
     assert chosen(one, *slices) == []
+    assert served_frontend(one, one.frontends[0], slices, node="three").elsewhere
+    assert not served_frontend(one, one.frontends[0], [], node="three").elsewhere
+    assert not served_frontend(service("web", "10.96.0.1"), one.frontends[0], slices, node="three").elsewhere
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "expected"),
+    [
+        ([ACTIVE], [ACTIVE], ["here-0"]),
+        ([ACTIVE, TERMINATING], [ACTIVE], ["here-0"]),
+        ([TERMINATING], [ACTIVE], ["here-0"]),
+        ([], [ACTIVE], []),
+        ([], [TERMINATING], []),
+    ],
+)
+def test_local_policy_uses_what_terminates_here_before_it_gives_up(
+    here: list[BackendState], there: list[BackendState], expected: list[str]
+) -> None:
+    """KEP-1669: a node that a balancer still sends to serves as long as somebody on it can."""
+    one = service("web", "10.96.0.1", internal_policy=TrafficPolicy.LOCAL)
+    names = {}
+    backends = []
+    for node, states in (("here", here), ("there", there)):
+        for number, state in enumerate(states):
+            made = backend(f"10.0.{len(node)}.{number + 1}", state=state, node=node)
+            names[made.addr] = f"{node}-{number}"
+            backends.append(made)
+
+    assert [
+        names[each.addr] for each in chosen(one, endpoint_slice("web", *backends), node="here")
+    ] == expected
+
+
+def test_cluster_policy_uses_what_terminates_when_nothing_else_is_left() -> None:
+    """KEP-1669: anywhere in the cluster."""
+    one = service("web", "10.96.0.1")
+    leaving = [backend(f"10.0.0.{number}", state=TERMINATING, node="two") for number in (1, 2)]
+
+    assert chosen(one, endpoint_slice("web", *leaving), node="one") == leaving
+    assert chosen(one, endpoint_slice("web", *leaving, backend("10.0.0.3", node="two")), node="one") == [
+        backend("10.0.0.3", node="two")
+    ]
 
 
 def test_older_service_keeps_a_frontend() -> None:
