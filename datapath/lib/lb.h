@@ -38,10 +38,20 @@ struct {
 	__type(value, struct lb_revnat);
 } cilium_lb_revnat_v1 SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lb_source_key);
+	__type(value, __u32);
+} cilium_lb_source_ranges_v1 SEC(".maps");
+
 enum {
 	/* Frontends that are reached from outside, too. */
 	LB_F_OUTSIDE =
 		LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER | LB_F_HOST_PORT | LB_F_OPEN,
+	/* Frontends that not everybody may ask. */
+	LB_F_SOURCES = LB_F_SOURCES_ALLOW | LB_F_SOURCES_DENY,
 };
 
 /* What is read of struct lb_service. */
@@ -92,6 +102,20 @@ static __always_inline int lb_find(const struct cil_addr *addr, __be16 port, __u
 		return 1;
 	key->scope = scope;
 	return lb_read_slot(key, service);
+}
+
+/* Whether a client at *source* may ask at the frontend whose row 0 is *service*. */
+static __always_inline int lb_admits(const struct lb_slot *service, const struct cil_addr *source)
+{
+	struct lb_source_key key = { .prefixlen = LB_SOURCE_PREFIX_ADDRESS };
+	int listed;
+
+	if (!(service->flags & LB_F_SOURCES))
+		return 1;
+	key.rev_nat = service->rev_nat;
+	key.addr = *source;
+	listed = bpf_map_lookup_elem(&cilium_lb_source_ranges_v1, &key) != NULL;
+	return service->flags & LB_F_SOURCES_DENY ? !listed : listed;
 }
 
 /* Whether a service has this address for itself: what none of its ports takes leads nowhere. */

@@ -118,6 +118,8 @@ int call_service(struct __sk_buff *skb)
 					       ICMP_V4_PORT_UNREACHABLE);
 		return tail_call(skb, p, CALL_EGRESS);
 	}
+	if (!lb_admits(&service, &p->src))
+		return DROP(skb, p, DROP_NOT_IN_SRC_RANGE, DIR_EGRESS, p->endpoint_id);
 	backend = service.target ? service_backend(p, &key, &service) : NULL;
 	if (!backend && service.flags & LB_F_ELSEWHERE)
 		return DROP(skb, p, DROP_NO_SERVICE, DIR_EGRESS, p->endpoint_id);

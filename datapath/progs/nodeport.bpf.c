@@ -107,9 +107,12 @@ int call_node_port(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	ct_key_of_packet(p, 1);
-	if (lb_find(&p->dst, p->dport, p->protocol, LB_SCOPE_EXTERNAL, &key, &service) &&
-	    service.target)
-		backend = service_backend(p, &key, &service);
+	if (lb_find(&p->dst, p->dport, p->protocol, LB_SCOPE_EXTERNAL, &key, &service)) {
+		if (!lb_admits(&service, &p->src))
+			return DROP(skb, p, DROP_NOT_IN_SRC_RANGE, DIR_INGRESS, 0);
+		if (service.target)
+			backend = service_backend(p, &key, &service);
+	}
 	/* Who came by a balancer is not told no: it is about to learn that nobody is here any more. */
 	if (!backend && service.flags & LB_F_ELSEWHERE)
 		return DROP(skb, p, DROP_NO_SERVICE, DIR_INGRESS, 0);

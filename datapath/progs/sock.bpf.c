@@ -135,8 +135,11 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 		return SOCK_PROCEED;
 	if (!sock_find(ctx, peer, &key, &service))
 		return lb_is_cluster_ip(&peer->addr) ? refuse_connection() : SOCK_PROCEED;
-	if (service.flags & LB_F_AFFINITY)
+	if (service.flags & (LB_F_AFFINITY | LB_F_SOURCES))
 		client_of_socket(ctx, peer, &client);
+	/* The node's own processes are not kept out: they have no address before they connect. */
+	if (client.kind == LB_CLIENT_ADDRESS && !lb_admits(&service, &client.id))
+		return refuse_connection();
 	backend = lb_choose(&key, &service, peer->protocol, &client);
 	if (!backend)
 		return refuse_connection();

@@ -231,6 +231,8 @@ class LbServiceFlags(IntEnum):
     LB_F_TWO_SCOPES = 64
     LB_F_OPEN = 128
     LB_F_ELSEWHERE = 256
+    LB_F_SOURCES_ALLOW = 0x200
+    LB_F_SOURCES_DENY = 0x400
 
 
 class LbBackendState(IntEnum):
@@ -240,6 +242,13 @@ class LbBackendState(IntEnum):
     BACKEND_TERMINATING = 1
     BACKEND_QUARANTINED = 2
     BACKEND_MAINTENANCE = 3
+
+
+class LbSourcePrefix(IntEnum):
+    """enum cil_lb_source_prefix."""
+
+    LB_SOURCE_PREFIX_FRONTEND = 32
+    LB_SOURCE_PREFIX_ADDRESS = 160
 
 
 class LbClient(IntEnum):
@@ -291,6 +300,7 @@ class DropReason(IntEnum):
     DROP_UNKNOWN_SENDER = 172
     DROP_IS_CLUSTER_IP = 174
     DROP_FRAG_NOT_FOUND = 175
+    DROP_NOT_IN_SRC_RANGE = 177
     DROP_POLICY_DENY = 181
     DROP_TTL_EXCEEDED = 196
     DROP_HOST_NOT_READY = 202
@@ -873,6 +883,29 @@ class LbRevnat:
         """The values in these bytes."""
         (id, port, addr) = _LB_REVNAT.unpack(data)
         return cls(id, int.from_bytes(port, "big"), addr)
+
+
+_LB_SOURCE_KEY = Struct("<IH2x16s")
+
+
+@dataclass(frozen=True, slots=True)
+class LbSourceKey:
+    """struct lb_source_key."""
+
+    SIZE: ClassVar[int] = 24
+    prefixlen: int
+    rev_nat: int
+    addr: bytes
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _LB_SOURCE_KEY.pack(self.prefixlen, self.rev_nat, _exact(self.addr, 16))
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (prefixlen, rev_nat, addr) = _LB_SOURCE_KEY.unpack(data)
+        return cls(prefixlen, rev_nat, addr)
 
 
 _LB_AFFINITY_KEY = Struct("<16sHB1x")
@@ -1559,6 +1592,20 @@ MAPS: dict[str, MapSpec] = {
             "pad0@20:4:u32}"
         ),
     ),
+    "cilium_lb_source_ranges_v1": MapSpec(
+        "cilium_lb_source_ranges_v1",
+        MapType.LPM_TRIE,
+        24,
+        4,
+        65536,
+        0x1,
+        LbSourceKey,
+        None,
+        (
+            "LPM_TRIE flags=0x1 key=lb_source_key:24{prefixlen@0:4:u32,rev_nat@4:2:u16,"
+            "pad0@6:2:u16,addr@8:16:bytes} value=u32:4"
+        ),
+    ),
     "cilium_lxc_v1": MapSpec(
         "cilium_lxc_v1",
         MapType.HASH,
@@ -1767,4 +1814,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "e99cfa9c6ac44aafb8a0f06f6e4bc78be1cd59e4ce654bf876ae2a3f1ade3b92"
+ABI_HASH = "3ed7f2ca8087ccc3a4c749139f686c6e5647b5412cfae09926b45a457d9047ca"

@@ -20,7 +20,7 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.netns
 
 EXTERNAL, BALANCER = "198.51.100.7", "198.51.100.8"
-CLUSTER_IP, LOCAL = "10.96.0.20", "10.96.0.21"
+CLUSTER_IP, LOCAL, GUARDED = "10.96.0.20", "10.96.0.21", "10.96.0.22"
 PORTS = [("TCP", 53, 8080), ("UDP", 53, 5353)]
 
 
@@ -156,6 +156,54 @@ def test_internal_traffic_policy_local(cluster: Cluster, client: Pod, servers: t
     cluster.nodes[0].wait_service(f"{LOCAL}:53", 0)
     refused = "refused" if chooses_errno_of_connect() else "forbidden"
     assert answers() == {refused, "timeout"}
+
+
+def test_load_balancer_source_ranges(cluster: Cluster, client: Pod, servers: tuple[Pod, Pod]) -> None:
+    """The world by one link and not by the other, pods by their own address; the cluster address is open."""
+    uplinks = [f"{node.gateway}/32" for node in cluster.nodes]
+
+    def serve(policy: str, *ranges: str) -> None:
+        cluster.apply(
+            "guarded",
+            kinds.service(
+                "guarded",
+                GUARDED,
+                ports=PORTS,
+                kind="LoadBalancer",
+                balancer=[BALANCER],
+                annotations={"service.cilium.io/src-ranges-policy": policy},
+                loadBalancerSourceRanges=list(ranges),
+            ),
+            kinds.endpoints("guarded", kinds.endpoint(servers[1].address, "node2"), ports=PORTS),
+        )
+        for node in cluster.nodes:
+            eventually(lambda node=node: ranges_of(node) == set(ranges), f"{node.name} has {ranges}")
+
+    def answered() -> list[bool]:
+        found = []
+        for way in (0, 1):
+            by_way_of(cluster, way, BALANCER)
+            found.append(world_asks(cluster, BALANCER, timeout=0.4)["outcome"] == "answered")
+        people = (client.inside, client.outside)
+        replies = [one.call("tcp_connect", address=BALANCER, port=53, timeout=0.4) for one in people]
+        return found + [one["outcome"] == "answered" for one in replies]
+
+    for name in ("outside", "local"):
+        for node in cluster.nodes:
+            node.delete(name)
+    serve("allow", uplinks[0])
+    assert answered() == [True, False, False, False]
+    for person in (client.inside, client.outside):
+        assert person.call("tcp_connect", address=GUARDED, port=53)["outcome"] == "answered"
+    serve("allow", uplinks[1], f"{client.address}/32")
+    assert answered() == [False, True, True, True]
+    serve("deny", uplinks[1], f"{client.address}/32")
+    assert answered() == [True, False, False, False]
+
+
+def ranges_of(node: Node) -> set[str]:
+    """The source ranges in a node's map."""
+    return {row["key"]["prefix"] for row in node.agent.get("map/cilium_lb_source_ranges_v1")}
 
 
 def flags_at(node: Node, address: str) -> set[str]:

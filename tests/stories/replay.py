@@ -88,6 +88,7 @@ class Node:
             "cilium_lb_backends_v1": dict(plan.lb_rows.backends),
             "cilium_lb_revnat_v1": dict(plan.lb_rows.revnat),
             "cilium_lb_affinity_match_v1": dict(plan.lb_rows.matches),
+            "cilium_lb_source_ranges_v1": dict(plan.lb_rows.sources),
             "cilium_lb_services_v1": dict(plan.lb_rows.services),
             "cilium_endpoints_v1": dict(plan.endpoint_rows.facts),
             "cilium_lxc_v1": dict(plan.endpoint_rows.addresses),

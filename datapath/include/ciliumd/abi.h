@@ -302,8 +302,11 @@ enum cil_lb_service_flags {
 	LB_F_TWO_SCOPES = 64, /* inside the cluster, the rows of LB_SCOPE_INTERNAL count instead */
 	LB_F_OPEN = 128,      /* a cluster address that is reached from outside, too */
 	LB_F_ELSEWHERE = 256, /* no backend here may be chosen, but there are some elsewhere */
+	LB_F_SOURCES_ALLOW = 512, /* only who is in cilium_lb_source_ranges_v1 may ask */
+	LB_F_SOURCES_DENY = 1024, /* who is in it may not */
 };
 
+/* Some flags are in slot 0 only: OPEN, ELSEWHERE and SOURCES_*. */
 struct lb_service {
 	__u32 target;  /* slot 0: number of backends; else backend id */
 	__u16 rev_nat; /* service id: the same in every row of one frontend */
@@ -332,6 +335,22 @@ struct lb_backend {
 struct lb_revnat {
 	__u32 id; /* the key again */
 	__be16 port;
+	__u16 pad0;
+	struct cil_addr addr;
+};
+
+/*
+ * cilium_lb_source_ranges_v1: LPM -> 1, the ranges of addresses that a frontend with LB_F_SOURCES_ALLOW
+ * or LB_F_SOURCES_DENY names; prefixlen counts rev_nat and pad0 (32) + address bits.
+ */
+enum cil_lb_source_prefix {
+	LB_SOURCE_PREFIX_FRONTEND = 32,
+	LB_SOURCE_PREFIX_ADDRESS = 160,
+};
+
+struct lb_source_key {
+	__u32 prefixlen;
+	__u16 rev_nat;
 	__u16 pad0;
 	struct cil_addr addr;
 };
@@ -471,6 +490,7 @@ enum cil_drop_reason {
 	DROP_UNKNOWN_SENDER = 172,
 	DROP_IS_CLUSTER_IP = 174,
 	DROP_FRAG_NOT_FOUND = 175,
+	DROP_NOT_IN_SRC_RANGE = 177,
 	DROP_POLICY_DENY = 181,
 	DROP_TTL_EXCEEDED = 196,
 	DROP_HOST_NOT_READY = 202,

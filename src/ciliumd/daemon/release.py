@@ -103,7 +103,9 @@ class Release:
         # Gathered only if a number is unwanted: there may be half a million rows.
         slots = self._rows(stages.SERVICE_SLOTS)
         services_held = cache(
-            lambda: _service_ids(self._rows(stages.REVNAT), self._rows(stages.SERVICES), slots)
+            lambda: _service_ids(
+                self._rows(stages.REVNAT), self._rows(stages.SOURCES), self._rows(stages.SERVICES), slots
+            )
         )
         backends_held = cache(lambda: _backend_ids(slots, self._rows(stages.BACKENDS)))
         held = cache(
@@ -152,9 +154,10 @@ class Release:
                 table.forget(table.revision if read is None else read())
 
 
-def _service_ids(revnat: Rows, *services: Rows) -> set[int]:
+def _service_ids(revnat: Rows, sources: Rows, *services: Rows) -> set[int]:
     """Service ids the load balancer's rows know."""
     found = {int.from_bytes(key, "little") for key in revnat}
+    found.update(abi.LbSourceKey.unpack(key).rev_nat for key in sources)
     for rows in services:
         found.update(abi.LbService.unpack(row).rev_nat for row in rows.values())
     return found

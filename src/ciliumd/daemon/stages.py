@@ -29,7 +29,7 @@ BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "ci
 # Slots of cilium_lb_services_v1 are a stage of their own: a frontend that counts slots which did not fit
 # into the map would lose the packets sent to them.
 SERVICE_SLOTS = "cilium_lb_services_v1.slots"
-AFFINITY_MATCH = "cilium_lb_affinity_match_v1"
+AFFINITY_MATCH, SOURCES = "cilium_lb_affinity_match_v1", "cilium_lb_source_ranges_v1"
 DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
 ROUTES = RemoteRoutes.name
 
@@ -150,6 +150,12 @@ def stages(
             target=targets[AFFINITY_MATCH],
             compute=whole(lambda: plan.lb_rows.matches, part="services"),
         ),
+        # Before the frontends that are restricted to them, or from them.
+        Stage(
+            name=SOURCES,
+            target=targets[SOURCES],
+            compute=whole(lambda: plan.lb_rows.sources, part="services"),
+        ),
         Stage(
             name=SERVICE_SLOTS,
             target=targets[SERVICE_SLOTS],
@@ -161,10 +167,13 @@ def stages(
             name=SERVICES,
             target=targets[SERVICES],
             compute=whole(lambda: plan.lb_rows.frontends, part="services"),
-            needs=(REVNAT, SERVICE_SLOTS),
-            refers=frontend_refers,
+            needs=(REVNAT, SOURCES, SERVICE_SLOTS),
+            refers=lambda key, value: frontend_refers(key, value, plan.lb_rows.sources_of.get(key, ())),
         ),
     ]
+
+
+_RESTRICTED = abi.LbServiceFlags.LB_F_SOURCES_ALLOW | abi.LbServiceFlags.LB_F_SOURCES_DENY
 
 
 def slot_refers(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
@@ -174,11 +183,14 @@ def slot_refers(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
     yield BACKENDS, row.target.to_bytes(4, "little")
 
 
-def frontend_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
-    """The slots a frontend counts, and its revNAT row."""
+def frontend_refers(key: bytes, value: bytes, sources: Iterable[bytes] = ()) -> Iterable[tuple[str, bytes]]:
+    """The slots a frontend counts, its revNAT row, and the *sources* it is to be restricted to, if it is."""
     service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
     if not service.port:  # the whole address of a service, which leads nowhere
         return
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
     for slot in slot_keys(service, row.target):
         yield SERVICE_SLOTS, slot
+    if row.flags & _RESTRICTED:
+        for source in sources:
+            yield SOURCES, source

@@ -24,7 +24,7 @@ from ciliumd.desired.services import (
     has_two_scopes,
     policy_of,
 )
-from ciliumd.model.net import addr16, addr_from16
+from ciliumd.model.net import Prefix, addr16, addr_from16, prefix_bits16
 from ciliumd.model.service import (
     EXTERNAL,
     PROTOCOL_NUMBERS,
@@ -36,7 +36,7 @@ from ciliumd.model.service import (
 
 _SLOT_MAX = 65535
 _U32 = Struct("<I")
-_MATCHES = _U32.pack(1)
+_MATCHES = _LISTED = _U32.pack(1)
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 _FLAGS = {
     ServiceKind.CLUSTER_IP: abi.LbServiceFlags.LB_F_CLUSTER_IP,
@@ -47,6 +47,12 @@ _FLAGS = {
 }
 
 
+_SOURCES = {
+    False: abi.LbServiceFlags.LB_F_SOURCES_ALLOW,
+    True: abi.LbServiceFlags.LB_F_SOURCES_DENY,
+}
+
+
 class DanglingRowError(ValueError):
     """A service's row leads to nothing."""
 
@@ -54,16 +60,18 @@ class DanglingRowError(ValueError):
 @dataclass(slots=True)
 class LbRows:
     """
-    Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1``, ``cilium_lb_affinity_match_v1`` (*matches*)
-    and ``cilium_lb_services_v1``.
+    Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1``, ``cilium_lb_affinity_match_v1`` (*matches*),
+    ``cilium_lb_source_ranges_v1`` (*sources*) and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
-    written after all of them.
+    written after all of them.  *sources_of* are the keys of the ranges of each of the latter that has any.
     """
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
     revnat: dict[bytes, bytes] = field(default_factory=dict)
     matches: dict[bytes, bytes] = field(default_factory=dict)
+    sources: dict[bytes, bytes] = field(default_factory=dict)
+    sources_of: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     slots: dict[bytes, bytes] = field(default_factory=dict)
     frontends: dict[bytes, bytes] = field(default_factory=dict)
     problems: list[ServiceProblem] = field(default_factory=list)
@@ -105,6 +113,10 @@ def lb_rows(
             rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
             chosen = chosen[:_SLOT_MAX]
         flags = abi.LbServiceFlags.LB_F_OPEN if external_cluster_ip and _is_cluster_ip(one) else 0
+        if one.frontend.kind is ServiceKind.LOAD_BALANCER and one.service.source_ranges:
+            sources = tuple(_source_key(prefix, service_id) for prefix in one.service.source_ranges)
+            rows.sources.update(dict.fromkeys(sources, _LISTED))
+            rows.sources_of[_service_key(one.frontend.key, 0)] = sources
         slots, head = _service_rows(one, service_id, chosen, flags)
         rows.slots.update(slots)
         rows.frontends[_service_key(one.frontend.key, 0)] = head
@@ -221,21 +233,23 @@ _FRONTEND = bytes(2)
 
 
 def _service_rows(
-    one: ServedFrontend, service_id: int, chosen: list[int], more_flags: int
+    one: ServedFrontend, service_id: int, chosen: list[int], head_flags: int
 ) -> tuple[dict[bytes, bytes], bytes]:
-    """The slots of a frontend, and the value of its slot 0."""
+    """The slots of a frontend, and the value of its slot 0, which has some flags for itself."""
     timeout = one.service.affinity_timeout
-    flags = more_flags | _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
+    flags = _FLAGS[one.frontend.kind] | (abi.LbServiceFlags.LB_F_AFFINITY if timeout else 0)
     if one.frontend.scope == EXTERNAL and has_two_scopes(one.service, one.frontend):
         flags |= abi.LbServiceFlags.LB_F_TWO_SCOPES
     if one.elsewhere and not chosen:
-        flags |= abi.LbServiceFlags.LB_F_ELSEWHERE
+        head_flags |= abi.LbServiceFlags.LB_F_ELSEWHERE
+    if one.frontend.kind is ServiceKind.LOAD_BALANCER and one.service.source_ranges:
+        head_flags |= _SOURCES[one.service.denies_sources]
 
-    def value(target: int) -> bytes:
-        return abi.LbService(target, rev_nat=service_id, flags=flags, affinity_timeout=timeout).pack()
+    def value(target: int, more: int = 0) -> bytes:
+        return abi.LbService(target, rev_nat=service_id, flags=flags | more, affinity_timeout=timeout).pack()
 
     slots = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
-    return slots, value(len(chosen))
+    return slots, value(len(chosen), head_flags)
 
 
 def _cluster_ip_row(key: FrontendKey) -> tuple[bytes, bytes]:
@@ -263,6 +277,12 @@ def _backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple
 def _match_key(backend_id: int, service_id: int) -> bytes:
     """Says that a client may keep this backend of the frontend."""
     return abi.LbAffinityMatch(backend_id, rev_nat=service_id).pack()
+
+
+def _source_key(prefix: Prefix, service_id: int) -> bytes:
+    """Says that the clients in *prefix* are those that the frontend names."""
+    bits = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + prefix_bits16(prefix)
+    return abi.LbSourceKey(bits, rev_nat=service_id, addr=addr16(prefix.network_address)).pack()
 
 
 def _revnat_row(key: FrontendKey, service_id: int) -> tuple[bytes, bytes]:

@@ -64,6 +64,7 @@ _PLAIN_VALUES: Final = {
     "cilium_ifindex_v1": "slot",
     "cilium_netns_v1": "slot",
     "cilium_event_losses_v1": "lost",
+    "cilium_lb_source_ranges_v1": "listed",
 }
 
 
@@ -165,6 +166,8 @@ def _struct(struct: type[abi.Row] | None, data: bytes, map_name: str) -> Json:
             out[field.name] = _field(struct.__name__, field.name, getattr(row, field.name))
     if struct is abi.IpcacheLpmKey:
         return {"prefix": _prefix(row), "cluster_id": row.cluster_id}
+    if struct is abi.LbSourceKey:
+        return {"prefix": _prefix(row), "rev_nat": row.rev_nat}
     return out
 
 
@@ -202,8 +205,8 @@ _NAMES: Final[dict[type[IntEnum], dict[int, str]]] = {
 }
 
 
-def _prefix(key: abi.IpcacheLpmKey) -> str:
-    # The stored length counts the cluster id, and an IPv4 prefix lies behind the 96 mapped bits.
+def _prefix(key: abi.IpcacheLpmKey | abi.LbSourceKey) -> str:
+    # The stored length counts 32 bits in front of the address, and an IPv4 prefix lies behind 96 mapped ones.
     address = addr_from16(key.addr)
     bits = key.prefixlen - 32
     return f"{address}/{bits - 96 if address.version == 4 else bits}"

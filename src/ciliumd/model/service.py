@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, Prefix
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
@@ -131,7 +131,9 @@ class Service:
     A service and the frontends this node serves for it.
 
     *selector* is empty for services whose endpoints somebody else writes.  *affinity_timeout* is in
-    seconds, 0 without client affinity.  *created* is the creation time as written, for precedence.
+    seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
+    come from, or with *denies_sources* may not; without any they come from everywhere.  *created* is the
+    creation time as written, for precedence.
     """
 
     namespace: str
@@ -144,6 +146,8 @@ class Service:
     external_policy: TrafficPolicy = TrafficPolicy.CLUSTER
     affinity_timeout: int = 0
     publish_not_ready: bool = False
+    source_ranges: tuple[Prefix, ...] = ()
+    denies_sources: bool = False
     created: str = ""
 
     @property

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import EndpointSliceRow
 from ciliumd.model.service import (
     Backend,
@@ -31,12 +31,19 @@ from ciliumd.resources.fields import (
     PortNumberOrName,
     Row,
     parse_address,
+    parse_prefix,
 )
 
 Protocol = Literal["TCP", "UDP", "SCTP"]
 SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 MOST_EXTERNAL = 1024
 """External and load-balancer frontends of one service: every one takes a number, which all services share."""
+
+MOST_RANGES = 1024
+"""Source ranges of one service: each is a row for each of its load balancer frontends."""
+
+SOURCES_POLICY = "service.cilium.io/src-ranges-policy"
+"""Annotation: whether source ranges are those who may ask (``allow``) or may not (``deny``)."""
 
 _AFFINITY_SECONDS = 10800
 _HEADLESS = "None"
@@ -83,6 +90,7 @@ class ServiceSpec(Lenient):
     session_affinity: Literal["None", "ClientIP"] = "None"
     session_affinity_config: SessionAffinityConfig | None = None
     publish_not_ready_addresses: bool | None = None
+    load_balancer_source_ranges: list[str] | None = None
 
     def affinity_timeout(self) -> int:
         """Seconds a client keeps its backend; 0 without affinity."""
@@ -115,6 +123,34 @@ class ServiceSpec(Lenient):
         return tuple(
             _address(f"spec.externalIPs[{i}]", text) for i, text in enumerate(self.external_ips or ())
         )
+
+    def source_ranges(self) -> tuple[Prefix, ...]:
+        """Where clients of the load balancer come from, each once; the API allows spaces around them."""
+        field = "spec.loadBalancerSourceRanges"
+        ranges: dict[Prefix, None] = {}
+        for i, text in enumerate(self.load_balancer_source_ranges or ()):
+            try:
+                ranges[parse_prefix(text.strip())] = None
+            except ValueError as error:
+                raise FieldError(f"{field}[{i}]", str(error)) from None
+        if len(ranges) > MOST_RANGES:
+            raise FieldError(field, f"has {len(ranges)} ranges, at most {MOST_RANGES} are possible")
+        return tuple(ranges)
+
+
+class ServiceMeta(ObjectMeta):
+    """What we read of a service's metadata."""
+
+    annotations: dict[str, str] | None = None
+
+    def denies_sources(self) -> bool:
+        """Whether source ranges say who may not ask."""
+        policy = (self.annotations or {}).get(SOURCES_POLICY, "allow")
+        if policy not in {"allow", "deny"}:
+            raise FieldError(
+                f'metadata.annotations["{SOURCES_POLICY}"]', f"must be allow or deny, not {policy!r}"
+            )
+        return policy == "deny"
 
 
 class LoadBalancerIngress(Lenient):
@@ -152,7 +188,7 @@ class ServiceStatus(Lenient):
 class ServiceResource(Lenient):
     """A service."""
 
-    metadata: ObjectMeta
+    metadata: ServiceMeta
     spec: ServiceSpec
     status: ServiceStatus | None = None
 
@@ -177,6 +213,8 @@ class ServiceResource(Lenient):
             external_policy=TrafficPolicy(spec.external_traffic_policy or "Cluster"),
             affinity_timeout=spec.affinity_timeout(),
             publish_not_ready=bool(spec.publish_not_ready_addresses),
+            source_ranges=spec.source_ranges() if spec.type == "LoadBalancer" else (),
+            denies_sources=self.metadata.denies_sources(),
             created=self.metadata.creation_timestamp or "",
         )
         return [("services", service.key, service)]

@@ -3,7 +3,7 @@
 
 import asyncio
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 from ciliumd import abi
@@ -35,6 +35,7 @@ NAMES = (
     stages.BACKENDS,
     stages.REVNAT,
     stages.AFFINITY_MATCH,
+    stages.SOURCES,
     stages.SERVICE_SLOTS,
     stages.SERVICES,
 )
@@ -155,6 +156,46 @@ def test_a_frontend_counts_no_slot_that_did_not_fit():
 
     assert full == (1, 1)
     assert counted_and_there(kernel) == (2, 2)
+
+
+def balanced(*ranges):
+    """The service with an address of a balancer and these source ranges."""
+    one = service()
+    outside = Frontend(ip_address("192.0.2.10"), 80, "TCP", ServiceKind.LOAD_BALANCER)
+    return replace(one, frontends=(*one.frontends, outside), source_ranges=ranges, denies_sources=True)
+
+
+def restricted(kernel):
+    """Whether the balancer's frontend says that it has ranges, and how many there are."""
+    heads = kernel.maps[stages.SERVICES].rows
+    flags = [abi.LbService.unpack(row).flags for key, row in heads.items() if key[:16] == addr16(BALANCER)]
+    denies = abi.LbServiceFlags.LB_F_SOURCES_DENY
+    return [bool(one & denies) for one in flags], len(kernel.maps[stages.SOURCES].rows)
+
+
+BALANCER = ip_address("192.0.2.10")
+
+
+def test_a_frontend_is_there_after_all_its_ranges():
+    """Half of a deny list would let in whom it names; a full map holds back that frontend alone."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    ranges = kernel.maps[stages.SOURCES]
+    first, second = ip_network("203.0.113.0/24"), ip_network("198.51.100.0/24")
+    kernel.tables.services.set(("shop", "web"), balanced(first, second))
+    ranges.fail = lambda _: OSError(7, "map is full") if ranges.rows else None
+    kernel.round(3)
+    full = restricted(kernel), counted_and_there(kernel)
+    ranges.fail = lambda _: None
+    kernel.round(40)
+
+    assert full == (([], 1), (1, 2)), "the cluster address is served"
+    assert restricted(kernel) == ([True], 2)
+
+    kernel.tables.services.set(("shop", "web"), balanced())
+    kernel.round(4)
+    assert restricted(kernel) == ([False], 0)
+    assert kernel.last(stages.SERVICES) < kernel.first(stages.SOURCES, deleted=True)
 
 
 def test_a_slot_stays_while_its_frontend_counts_it():

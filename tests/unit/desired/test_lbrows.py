@@ -2,7 +2,7 @@
 """Load-balancer rows: what the datapath finds in them is what was meant."""
 
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from struct import Struct
 
 import pytest
@@ -16,6 +16,7 @@ from ciliumd.desired.services import (
     allocate_service_ids,
     served_frontends,
 )
+from ciliumd.flows.maprows import decode_row
 from ciliumd.model.net import addr16, addr_from16
 from ciliumd.model.service import (
     BackendKey,
@@ -173,6 +174,58 @@ def test_cluster_addresses_are_opened_by_the_option_and_nothing_else_is() -> Non
 
     assert opened(external=True) == {"10.96.0.1"}
     assert opened(external=False) == set()
+
+
+RANGES = (ip_network("203.0.113.0/24"), ip_network("2001:db8::/32"))
+
+
+def restricted(*, denies: bool, kind: ServiceKind) -> tuple[Service, Frontend]:
+    """A service with two source ranges, and 80/TCP of 192.0.2.10 outside."""
+    one = service("web", "10.96.0.1")
+    outside = Frontend(ip_address("192.0.2.10"), 80, "TCP", kind)
+    made = replace(one, frontends=(*one.frontends, outside), source_ranges=RANGES, denies_sources=denies)
+    return made, outside
+
+
+@pytest.mark.parametrize("denies", [False, True])
+def test_source_ranges_are_rows_of_load_balancer_frontends(denies: bool) -> None:
+    """Of both families, in slot 0 what they mean, and the keys by the frontend that refers to them."""
+    made, outside = restricted(denies=denies, kind=ServiceKind.LOAD_BALANCER)
+    found, _ = served_frontends([made], [endpoint_slice("web", backend("10.0.0.1"))])
+    rows = lb_rows(found, {FRONTEND: 7, outside.key: 8}, allocate_backend_ids({}, found).assigned)
+
+    keys = [abi.LbSourceKey.unpack(row) for row in rows.sources]
+    assert [(one.prefixlen, one.rev_nat, one.addr) for one in keys] == [
+        (32 + 96 + 24, 8, addr16(ip_address("203.0.113.0"))),
+        (32 + 32, 8, addr16(ip_address("2001:db8::"))),
+    ]
+    assert [
+        decode_row("cilium_lb_source_ranges_v1", *one)["key"]["prefix"] for one in rows.sources.items()
+    ] == [str(one) for one in RANGES]
+    head = abi.LbServiceKey(addr16(outside.addr), 80, 6, 0, 0).pack()
+    assert rows.sources_of == {head: tuple(rows.sources)}
+    flags = {
+        abi.LbServiceKey.unpack(name).slot: abi.LbService.unpack(row).flags & _EITHER
+        for name, row in rows.services.items()
+        if abi.LbServiceKey.unpack(name).addr == addr16(outside.addr)
+    }
+    wanted = abi.LbServiceFlags.LB_F_SOURCES_DENY if denies else abi.LbServiceFlags.LB_F_SOURCES_ALLOW
+    assert flags == {0: wanted, 1: 0}
+    cluster_ip = abi.LbService.unpack(rows.services[key(0)])
+    assert not cluster_ip.flags & _EITHER
+
+
+_EITHER = abi.LbServiceFlags.LB_F_SOURCES_ALLOW | abi.LbServiceFlags.LB_F_SOURCES_DENY
+
+
+def test_source_ranges_are_of_no_other_frontend() -> None:
+    """Neither node ports nor external addresses, as Kubernetes means them."""
+    made, outside = restricted(denies=False, kind=ServiceKind.EXTERNAL_IP)
+    found, _ = served_frontends([made], [])
+    rows = lb_rows(found, {FRONTEND: 7, outside.key: 8}, {})
+
+    assert rows.sources == {}
+    assert all(not abi.LbService.unpack(row).flags & _EITHER for row in rows.services.values())
 
 
 def test_frontend_without_an_id_is_left_out_and_reported() -> None:

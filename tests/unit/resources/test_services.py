@@ -15,7 +15,7 @@ from ciliumd.model.service import (
     ServicePort,
     TrafficPolicy,
 )
-from ciliumd.resources.services import MOST_EXTERNAL
+from ciliumd.resources.services import MOST_EXTERNAL, MOST_RANGES
 from ciliumd.tables import EndpointSliceRow
 from unit.resources.documents import problems, rows
 
@@ -238,6 +238,69 @@ def test_status_that_cannot_be_is_refused_by_field(ingress: str, field: str) -> 
     spec = "{type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{port: 80}]}"
 
     assert list(problems(service_text(spec, f"{{loadBalancer: {{ingress: {ingress}}}}}"))) == [field]
+
+
+def balanced(ranges: str, annotations: str = "{}") -> str:
+    """A service with a load balancer, source ranges and annotations."""
+    return (
+        f"{{apiVersion: v1, kind: Service, metadata: {{name: web, annotations: {annotations}}}, spec: "
+        "{type: LoadBalancer, clusterIP: 10.96.0.10, ports: [{port: 80}], "
+        f"loadBalancerSourceRanges: {ranges}}}}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "denies"),
+    [
+        ("{}", False),
+        ("{service.cilium.io/src-ranges-policy: allow}", False),
+        ("{service.cilium.io/src-ranges-policy: deny}", True),
+    ],
+)
+def test_source_ranges_say_who_may_ask_or_who_may_not(annotations: str, denies: bool) -> None:
+    """Each once, without the bits behind its length; spaces are allowed, as the API allows them."""
+    ((_, _, row),) = rows(balanced("['203.0.113.7/24', ' 198.51.100.1/32 ', 203.0.113.0/24]", annotations))
+
+    assert [str(one) for one in row.source_ranges] == ["203.0.113.0/24", "198.51.100.1/32"]
+    assert row.denies_sources is denies
+
+
+def test_source_ranges_are_of_load_balancers_alone() -> None:
+    """The API takes them for no other type."""
+    row = service("{clusterIP: 10.96.0.10, ports: [{port: 80}], loadBalancerSourceRanges: [10.0.0.0/8]}")
+
+    assert row.source_ranges == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "message"),
+    [
+        (
+            balanced("[10.0.0.0/8, 10.0.0.1]"),
+            "spec.loadBalancerSourceRanges[1]",
+            "'10.0.0.1' is not a CIDR (address/length)",
+        ),
+        (
+            balanced("[10.0.0.0/33]"),
+            "spec.loadBalancerSourceRanges[0]",
+            "'10.0.0.0/33' is not a CIDR: the length does not fit the address",
+        ),
+        (
+            balanced("[10.0.0.0/8]", "{service.cilium.io/src-ranges-policy: Deny}"),
+            'metadata.annotations["service.cilium.io/src-ranges-policy"]',
+            "must be allow or deny, not 'Deny'",
+        ),
+        (
+            balanced(str([f"10.{n // 250}.{n % 250}.0/24" for n in range(MOST_RANGES + 1)])),
+            "spec.loadBalancerSourceRanges",
+            "has 1025 ranges, at most 1024 are possible",
+        ),
+    ],
+    ids=["no length", "too long", "policy", "too many"],
+)
+def test_ranges_that_cannot_be_are_refused_with_the_service(text: str, field: str, message: str) -> None:
+    """Half of the ranges would let in, or keep out, whom nobody meant."""
+    assert problems(text) == {field: message}
 
 
 def slice_text(body: str) -> str:
