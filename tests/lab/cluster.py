@@ -43,6 +43,12 @@ class Cluster:
             node.start()
         return self
 
+    def label(self, node: Node, labels: Mapping[str, str]) -> None:
+        """Publish these labels of a node."""
+        made = self._node(node)
+        made["metadata"]["labels"] = dict(labels)
+        self._publish(f"node-{node.name}", made)
+
     def router(self, node: Node) -> str:
         """The address of a node's cilium_host."""
         return str(IPv4Network(node.pod_cidr)[1])

@@ -20,7 +20,7 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.netns
 
 EXTERNAL, BALANCER = "198.51.100.7", "198.51.100.8"
-CLUSTER_IP, LOCAL, GUARDED = "10.96.0.20", "10.96.0.21", "10.96.0.22"
+CLUSTER_IP, LOCAL, NEAR = "10.96.0.20", "10.96.0.21", "10.96.0.22"
 PORTS = [("TCP", 53, 8080), ("UDP", 53, 5353)]
 
 
@@ -164,20 +164,22 @@ def test_load_balancer_source_ranges(cluster: Cluster, client: Pod, servers: tup
 
     def serve(policy: str, *ranges: str) -> None:
         cluster.apply(
-            "guarded",
+            "outside",
             kinds.service(
-                "guarded",
-                GUARDED,
+                "outside",
+                CLUSTER_IP,
                 ports=PORTS,
                 kind="LoadBalancer",
                 balancer=[BALANCER],
                 annotations={"service.cilium.io/src-ranges-policy": policy},
                 loadBalancerSourceRanges=list(ranges),
             ),
-            kinds.endpoints("guarded", kinds.endpoint(servers[1].address, "node2"), ports=PORTS),
+            kinds.endpoints("outside", kinds.endpoint(servers[1].address, "node2"), ports=PORTS),
         )
         for node in cluster.nodes:
-            eventually(lambda node=node: ranges_of(node) == set(ranges), f"{node.name} has {ranges}")
+            eventually(
+                lambda node=node: restricted(node) == (policy, set(ranges)), f"{node.name} has {ranges}"
+            )
 
     def answered() -> list[bool]:
         found = []
@@ -188,22 +190,14 @@ def test_load_balancer_source_ranges(cluster: Cluster, client: Pod, servers: tup
         replies = [one.call("tcp_connect", address=BALANCER, port=53, timeout=0.4) for one in people]
         return found + [one["outcome"] == "answered" for one in replies]
 
-    for name in ("outside", "local"):
-        for node in cluster.nodes:
-            node.delete(name)
     serve("allow", uplinks[0])
     assert answered() == [True, False, False, False]
     for person in (client.inside, client.outside):
-        assert person.call("tcp_connect", address=GUARDED, port=53)["outcome"] == "answered"
+        assert person.call("tcp_connect", address=CLUSTER_IP, port=53)["outcome"] == "answered"
     serve("allow", uplinks[1], f"{client.address}/32")
     assert answered() == [False, True, True, True]
     serve("deny", uplinks[1], f"{client.address}/32")
     assert answered() == [True, False, False, False]
-
-
-def ranges_of(node: Node) -> set[str]:
-    """The source ranges in a node's map."""
-    return {row["key"]["prefix"] for row in node.agent.get("map/cilium_lb_source_ranges_v1")}
 
 
 def flags_at(node: Node, address: str) -> set[str]:
@@ -216,3 +210,47 @@ def is_leaving(node: Node, address: str) -> bool:
     """Whether a node's map says that the backends at an address terminate."""
     rows = node.agent.get("map/cilium_lb_backends_v1")
     return {row["value"]["state"] for row in rows if row["value"]["addr"] == address} == {"terminating"}
+
+
+def restricted(node: Node) -> tuple[str, set[str]]:
+    """What the source ranges in a node's map mean, and which they are."""
+    flags = {
+        flag.removeprefix("sources-")
+        for row in node.agent.get("map/cilium_lb_services_v1")
+        for flag in row["value"]["flags"]
+        if flag.startswith("sources-")
+    }
+    ranges = {row["key"]["prefix"] for row in node.agent.get("map/cilium_lb_source_ranges_v1")}
+    return " ".join(flags), ranges
+
+
+def test_topology(cluster: Cluster, client: Pod, servers: tuple[Pod, Pod]) -> None:
+    """Each node's clients get the backend that is meant for its zone; with one hint missing, either."""
+    here, there = servers
+    for node, zone in zip(cluster.nodes, "ab", strict=True):
+        cluster.label(node, {"topology.kubernetes.io/zone": zone})
+
+    def serve(*zones: str | None) -> None:
+        found = []
+        for pod, node, zone in zip(servers, ("node1", "node2"), zones, strict=True):
+            hints = {"hints": {"forZones": [{"name": zone}]}} if zone else {}
+            found.append(kinds.endpoint(pod.address, node, **hints))
+        cluster.apply(
+            "near", kinds.service("near", NEAR, ports=PORTS), kinds.endpoints("near", *found, ports=PORTS)
+        )
+
+    def answers() -> set[str]:
+        people = (client.inside, client.outside)
+        replies = [
+            one.call("tcp_connect", address=NEAR, port=53, timeout=0.5) for one in people for _ in range(12)
+        ]
+        return {
+            one["answer"]["server"] if one["outcome"] == "answered" else one["outcome"] for one in replies
+        }
+
+    serve("b", "a")
+    cluster.nodes[0].wait_service(f"{NEAR}:53", 1)
+    assert answers() == {there.name}
+    serve("a", None)
+    cluster.nodes[0].wait_service(f"{NEAR}:53", 2)
+    assert answers() == {here.name, there.name}

@@ -31,6 +31,7 @@ from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
 from ciliumd.model.policy import Enforcement
+from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Network
 
     from ciliumd.desired.services import ServedFrontend
+
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +201,7 @@ class NodePlan:
             "services",
             self._plan_services,
             *("services", "slices", "pods", "endpoints"),
-            extra=(self.node.node_port_addresses, self._guard),
+            extra=(self.node.node_port_addresses, self._guard, self._here()),
         )
         self._tell_problems()
 
@@ -367,6 +371,11 @@ class NodePlan:
             allowed=node.allowed,
         )
 
+    def _here(self) -> Place:
+        """Where this node is, by the labels that it shares with its Node."""
+        row = self._tables.nodes.get(self.node.name)
+        return Place(self.node.name, row.labels.get(ZONE_LABEL, "") if row else "")
+
     def _plan_services(self) -> None:
         tables = self._tables
         written = tables.slices.values()
@@ -389,7 +398,7 @@ class NodePlan:
                 *ports.services,
             ],
             [*written, *derived.values(), *ports.slices],
-            node=self.node.name,
+            here=self._here(),
             guard=self._guard,
         )
         services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)

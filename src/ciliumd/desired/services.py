@@ -2,7 +2,8 @@
 """
 Load balancing: which frontends this node serves, for which service, with which backends and ids.
 
-Which addresses no service may take is said in ``desired.guard``, how rows are spelled in ``desired.lbrows``.
+Which addresses no service may take is said in ``desired.guard``, whose backends are preferred in
+``desired.topology``, how rows are spelled in ``desired.lbrows``.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from itertools import islice
 
 from ciliumd.desired.allocation import Allocation, allocate
 from ciliumd.desired.guard import NO_GUARD, Guard
+from ciliumd.desired.topology import nearest
 from ciliumd.model.net import Addr
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
 from ciliumd.model.service import (
@@ -20,6 +22,7 @@ from ciliumd.model.service import (
     BackendState,
     Frontend,
     FrontendKey,
+    Place,
     Service,
     ServiceKind,
     TrafficPolicy,
@@ -28,6 +31,8 @@ from ciliumd.model.service import (
 
 SERVICE_ID_MAX = 65535
 BACKEND_ID_MAX = 0xFFFFFFFF
+NOWHERE = Place()
+"""A node of which nothing is known."""
 
 _ByPort = dict[tuple[str, str, int], list[Backend]]
 """Backends by port name, protocol and address family."""
@@ -155,23 +160,23 @@ _OUTSIDE = frozenset({ServiceKind.EXTERNAL_IP, ServiceKind.LOAD_BALANCER})
 
 
 def served_frontend(
-    service: Service, frontend: Frontend, slices: Iterable[EndpointSliceRow], *, node: str | None = None
+    service: Service, frontend: Frontend, slices: Iterable[EndpointSliceRow], *, here: Place = NOWHERE
 ) -> ServedFrontend:
     """
     *frontend* with its backends from the service's *slices*.
 
     Backends belong to it by port name, protocol and address family.  With a local traffic policy, internal
-    for a cluster address and external for a node port, only those on *node* count.  One listed twice is as
-    fit as its best listing.
+    for a cluster address and external for any other, only those on this node count; else those that
+    ``desired.topology`` prefers *here*.  One listed twice is as fit as its best listing.
     """
-    return _served(service, frontend, service.port_of(frontend).name, _by_port(slices), node)
+    return _served(service, frontend, service.port_of(frontend).name, _by_port(slices), here)
 
 
 def served_frontends(
     services: Iterable[Service],
     slices: Iterable[EndpointSliceRow],
     *,
-    node: str | None = None,
+    here: Place = NOWHERE,
     guard: Guard = NO_GUARD,
 ) -> tuple[list[ServedFrontend], list[ServiceProblem]]:
     """Every frontend of the node with its backends, in a stable order, and claims that were refused."""
@@ -185,7 +190,7 @@ def served_frontends(
     served = [
         one
         for owner, frontends in of_owner.values()
-        for one in _served_of(owner, frontends, slices_of.get(owner.key, ()), node)
+        for one in _served_of(owner, frontends, slices_of.get(owner.key, ()), here)
     ]
     served.sort(key=lambda one: frontend_order(one.frontend.key))
     return served, problems
@@ -195,7 +200,7 @@ def _served_of(
     service: Service,
     frontends: Iterable[Frontend],
     slices: Iterable[EndpointSliceRow],
-    node: str | None,
+    here: Place,
 ) -> Iterator[ServedFrontend]:
     """
     The *frontends* that *service* owns.
@@ -205,7 +210,7 @@ def _served_of(
     listed = _by_port(slices)
     names = service.port_names()
     for frontend in frontends:
-        yield _served(service, frontend, names[port_place(frontend)], listed, node)
+        yield _served(service, frontend, names[port_place(frontend)], listed, here)
 
 
 def _by_port(slices: Iterable[EndpointSliceRow]) -> _ByPort:
@@ -216,14 +221,12 @@ def _by_port(slices: Iterable[EndpointSliceRow]) -> _ByPort:
     return found
 
 
-def _served(
-    service: Service, frontend: Frontend, name: str, listed: _ByPort, node: str | None
-) -> ServedFrontend:
+def _served(service: Service, frontend: Frontend, name: str, listed: _ByPort, here: Place) -> ServedFrontend:
     local_only = policy_of(service, frontend) is TrafficPolicy.LOCAL
     elsewhere = False
     best: dict[BackendKey, Backend] = {}
     for backend in listed.get((name, frontend.protocol, frontend.addr.version), ()):
-        if local_only and (node is None or backend.node != node):
+        if local_only and (here.node is None or backend.node != here.node):
             elsewhere = True
             continue
         known = best.get(backend.key)
@@ -231,6 +234,8 @@ def _served(
             best[backend.key] = backend
     backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
     active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
+    if not local_only:
+        active = nearest(active, here, service.distribution)
     fallback = tuple(backend for backend in backends if backend.state is BackendState.TERMINATING)
     return ServedFrontend(service, frontend, active or fallback, backends, elsewhere)
 

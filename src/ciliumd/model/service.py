@@ -38,6 +38,27 @@ class TrafficPolicy(Enum):
     LOCAL = "Local"
 
 
+class TrafficDistribution(Enum):
+    """Whose backends are preferred, if whoever writes the slices says nothing himself."""
+
+    SAME_ZONE = "PreferSameZone"
+    SAME_NODE = "PreferSameNode"
+
+
+class Hints(NamedTuple):
+    """The zones and nodes whose clients an endpoint is meant for."""
+
+    zones: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+
+
+class Place(NamedTuple):
+    """Where this node is, as far as that is known: its name and its zone."""
+
+    node: str | None = None
+    zone: str = ""
+
+
 class BackendState(IntEnum):
     """Whether a backend takes new connections; the same numbers as the datapath."""
 
@@ -96,13 +117,15 @@ class Frontend:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """An address and port that answers; *node* is where it runs, when known."""
+    """An address and port that answers; *node* and *zone* are where it runs, when known."""
 
     addr: Addr
     port: int
     protocol: str
     node: str | None = None
     state: BackendState = BackendState.ACTIVE
+    zone: str = ""
+    hints: Hints | None = None
 
     @property
     def key(self) -> BackendKey:
@@ -132,8 +155,8 @@ class Service:
 
     *selector* is empty for services whose endpoints somebody else writes.  *affinity_timeout* is in
     seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
-    come from, or with *denies_sources* may not; without any they come from everywhere.  *created* is the
-    creation time as written, for precedence.
+    come from, or with *denies_sources* may not; without any they come from everywhere.  *distribution* is
+    which backends are preferred.  *created* is the creation time as written, for precedence.
     """
 
     namespace: str
@@ -148,6 +171,7 @@ class Service:
     publish_not_ready: bool = False
     source_ranges: tuple[Prefix, ...] = ()
     denies_sources: bool = False
+    distribution: TrafficDistribution | None = None
     created: str = ""
 
     @property

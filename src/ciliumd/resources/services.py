@@ -7,6 +7,7 @@ headless and ExternalName services have none, those of node ports are made where
 known, and there it is judged which addresses a service may take (``desired.services``).
 """
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -17,9 +18,11 @@ from ciliumd.model.service import (
     Backend,
     BackendState,
     Frontend,
+    Hints,
     Service,
     ServiceKind,
     ServicePort,
+    TrafficDistribution,
     TrafficPolicy,
 )
 from ciliumd.resources.errors import FieldError
@@ -45,6 +48,12 @@ MOST_RANGES = 1024
 SOURCES_POLICY = "service.cilium.io/src-ranges-policy"
 """Annotation: whether source ranges are those who may ask (``allow``) or may not (``deny``)."""
 
+# Words of a later Kubernetes are no preference that is known here.
+_DISTRIBUTIONS = {
+    "PreferClose": TrafficDistribution.SAME_ZONE,
+    "PreferSameZone": TrafficDistribution.SAME_ZONE,
+    "PreferSameNode": TrafficDistribution.SAME_NODE,
+}
 _AFFINITY_SECONDS = 10800
 _HEADLESS = "None"
 
@@ -91,6 +100,7 @@ class ServiceSpec(Lenient):
     session_affinity_config: SessionAffinityConfig | None = None
     publish_not_ready_addresses: bool | None = None
     load_balancer_source_ranges: list[str] | None = None
+    traffic_distribution: str | None = None
 
     def affinity_timeout(self) -> int:
         """Seconds a client keeps its backend; 0 without affinity."""
@@ -215,6 +225,7 @@ class ServiceResource(Lenient):
             publish_not_ready=bool(spec.publish_not_ready_addresses),
             source_ranges=spec.source_ranges() if spec.type == "LoadBalancer" else (),
             denies_sources=self.metadata.denies_sources(),
+            distribution=_DISTRIBUTIONS.get(spec.traffic_distribution or ""),
             created=self.metadata.creation_timestamp or "",
         )
         return [("services", service.key, service)]
@@ -263,12 +274,40 @@ class EndpointConditions(Lenient):
         return None
 
 
+class HintedPlace(Lenient):
+    """A zone or a node by name."""
+
+    name: str
+
+
+class EndpointHints(Lenient):
+    """Whose clients an endpoint is meant for."""
+
+    for_zones: list[HintedPlace] | None = None
+    for_nodes: list[HintedPlace] | None = None
+
+    def to_model(self) -> Hints | None:
+        """The hints; None when they say nothing."""
+        hints = _hints(
+            tuple(one.name for one in self.for_zones or ()), tuple(one.name for one in self.for_nodes or ())
+        )
+        return hints if hints.zones or hints.nodes else None
+
+
+@lru_cache(maxsize=4096)
+def _hints(zones: tuple[str, ...], nodes: tuple[str, ...]) -> Hints:
+    """One object for the thousands of endpoints that say the same."""
+    return Hints(zones, nodes)
+
+
 class SliceEndpoint(Lenient):
     """One endpoint of a slice.  Addresses beyond the first have no defined meaning and are not used."""
 
     addresses: Annotated[list[str], Field(min_length=1)]
     conditions: EndpointConditions | None = None
     node_name: str | None = None
+    zone: str | None = None
+    hints: EndpointHints | None = None
 
 
 class SlicePort(Lenient):
@@ -293,8 +332,20 @@ class EndpointSlice(Lenient):
         if not service or self.address_type == "FQDN":
             return []
         backends = tuple(
-            (port.name or "", Backend(addr, port.port, port.protocol or "TCP", endpoint.node_name, state))
+            (
+                port.name or "",
+                Backend(
+                    addr,
+                    port.port,
+                    port.protocol or "TCP",
+                    endpoint.node_name,
+                    state,
+                    endpoint.zone or "",
+                    hints,
+                ),
+            )
             for addr, endpoint, state in self._usable()
+            for hints in (None if endpoint.hints is None else endpoint.hints.to_model(),)
             for port in self.ports or ()
             if port.port is not None
         )

@@ -8,11 +8,12 @@ import pytest
 
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
+from ciliumd.daemon.plan import ZONE_LABEL
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.model.labels import Label
 from ciliumd.model.objects import INTERNAL_IP, NodeRow
-from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
-from ciliumd.tables import Problem
+from ciliumd.model.service import Backend, Frontend, Hints, Service, ServiceKind, ServicePort
+from ciliumd.tables import EndpointSliceRow, Problem
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, says, two_pods
 
@@ -330,6 +331,31 @@ def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
     node.tables.services.delete(key[1:])
     node.refresh()
     assert node.plan.lb_rows.services == before
+
+
+def test_a_node_that_learns_its_zone_chooses_anew():
+    """The label of its own CiliumNode; those of others say nothing about it."""
+    node = two_pods()
+    port = ServicePort("", "TCP", 80, 80)
+    front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    backends = tuple(
+        ("", Backend(ip_address(f"10.0.9.{number}"), 80, "TCP", "far", hints=Hints((zone,))))
+        for number, zone in enumerate("ab")
+    )
+    node.tables.services.set(("shop", "web"), Service("shop", "web", "ClusterIP", (front,), (port,)))
+    node.tables.slices.set(("shop", "web-1"), EndpointSliceRow("shop", "web-1", "web", backends))
+
+    def chosen():
+        node.refresh()
+        return [one.hints.zones for one in node.plan.served[0].chosen]
+
+    assert chosen() == [("a",), ("b",)]
+    node.tables.nodes.set("far", NodeRow("far", labels={ZONE_LABEL: "a"}))
+    assert chosen() == [("a",), ("b",)]
+    node.tables.nodes.set("node", NodeRow("node", labels={ZONE_LABEL: "b"}))
+    assert chosen() == [("b",)]
+    node.tables.nodes.delete("node")
+    assert chosen() == [("a",), ("b",)]
 
 
 def test_a_problem_found_here_does_not_hide_one_of_the_object():

@@ -23,6 +23,7 @@ from ciliumd.model.service import (
     BackendState,
     Frontend,
     FrontendKey,
+    Place,
     Service,
     ServiceKind,
     TrafficPolicy,
@@ -109,7 +110,7 @@ def test_frontend_that_others_could_serve_is_kept_from_saying_no() -> None:
 
     def flags(*nodes: str) -> int:
         backends = [backend(f"10.0.0.{number}", node=node) for number, node in enumerate(nodes, 1)]
-        found, _ = served_frontends([one], [endpoint_slice("web", *backends)], node="here")
+        found, _ = served_frontends([one], [endpoint_slice("web", *backends)], here=Place("here"))
         rows = lb_rows(found, {FRONTEND: 7}, allocate_backend_ids({}, found).assigned)
         return abi.LbService.unpack(rows.services[key(0)]).flags & abi.LbServiceFlags.LB_F_ELSEWHERE
 

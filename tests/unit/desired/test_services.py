@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ciliumd.desired.guard import guard
 from ciliumd.desired.services import (
+    ServedFrontend,
     ServiceProblem,
     allocate_backend_ids,
     allocate_service_ids,
@@ -25,6 +26,8 @@ from ciliumd.model.service import (
     BackendState,
     Frontend,
     FrontendKey,
+    Hints,
+    Place,
     Service,
     ServiceKind,
     ServicePort,
@@ -40,7 +43,7 @@ ACTIVE, TERMINATING = BackendState.ACTIVE, BackendState.TERMINATING
 
 def chosen(one: Service, *slices: EndpointSliceRow, node: str | None = None) -> list[Backend]:
     """Who gets new connections to the first frontend of *one*."""
-    return list(served_frontend(one, one.frontends[0], slices, node=node).chosen)
+    return list(served_frontend(one, one.frontends[0], slices, here=Place(node)).chosen)
 
 
 def test_backends_of_all_slices_are_chosen_in_order() -> None:
@@ -119,9 +122,11 @@ def test_local_traffic_policy_stays_on_the_node() -> None:
     assert chosen(one, *slices, node="one") == [backend("10.0.0.1")]
     assert chosen(one, *slices, node="three") == []
     assert chosen(one, *slices) == []
-    assert served_frontend(one, one.frontends[0], slices, node="three").elsewhere
-    assert not served_frontend(one, one.frontends[0], [], node="three").elsewhere
-    assert not served_frontend(service("web", "10.96.0.1"), one.frontends[0], slices, node="three").elsewhere
+    assert served_frontend(one, one.frontends[0], slices, here=Place("three")).elsewhere
+    assert not served_frontend(one, one.frontends[0], [], here=Place("three")).elsewhere
+    assert not served_frontend(
+        service("web", "10.96.0.1"), one.frontends[0], slices, here=Place("three")
+    ).elsewhere
 
 
 @pytest.mark.parametrize(
@@ -150,6 +155,28 @@ def test_local_policy_uses_what_terminates_here_before_it_gives_up(
     assert [
         names[each.addr] for each in chosen(one, endpoint_slice("web", *backends), node="here")
     ] == expected
+
+
+def test_nearest_backends_are_of_the_cluster_policy_alone() -> None:
+    """Hints choose among what the policy leaves; the others stay listed, for the connections they have."""
+    slices = [
+        endpoint_slice(
+            "web",
+            *(
+                replace(backend(f"10.0.0.{number}", node=node), hints=Hints((zone,)))
+                for number, (node, zone) in enumerate((("one", "b"), ("two", "a"), ("one", "a")), 1)
+            ),
+        )
+    ]
+    zonal = Place("one", "a")
+
+    def found(policy: TrafficPolicy) -> ServedFrontend:
+        one = service("web", "10.96.0.1", internal_policy=policy)
+        return served_frontend(one, one.frontends[0], slices, here=zonal)
+
+    assert [str(one.addr) for one in found(TrafficPolicy.CLUSTER).chosen] == ["10.0.0.2", "10.0.0.3"]
+    assert len(found(TrafficPolicy.CLUSTER).backends) == 3
+    assert [str(one.addr) for one in found(TrafficPolicy.LOCAL).chosen] == ["10.0.0.1", "10.0.0.3"]
 
 
 def test_cluster_policy_uses_what_terminates_when_nothing_else_is_left() -> None:
@@ -298,11 +325,11 @@ def test_order_of_rows_does_not_matter(
     services: list[Service], slices: list[EndpointSliceRow], random: object
 ) -> None:
     """Whatever order objects arrived in, the same frontends are served the same way."""
-    expected = served_frontends(services, slices, node="one")
+    expected = served_frontends(services, slices, here=Place("one"))
     random.shuffle(services)  # type: ignore[attr-defined]
     random.shuffle(slices)  # type: ignore[attr-defined]
 
-    assert served_frontends(services, slices, node="one") == expected
+    assert served_frontends(services, slices, here=Place("one")) == expected
 
 
 @given(SERVICES)
@@ -356,7 +383,7 @@ def test_node_ports_are_served_on_the_nodes_own_addresses() -> None:
     slices = [endpoint_slice("web", here, backend("10.0.1.1", node="there"))]
     addresses = [ip_address("192.0.2.1"), ip_address("2001:db8::1")]
     (grown,) = with_node_ports([one], addresses)
-    served, problems = served_frontends([grown], slices, node="here")
+    served, problems = served_frontends([grown], slices, here=Place("here"))
 
     assert [(str(s.frontend.addr), s.frontend.port, s.frontend.scope, len(s.chosen)) for s in served] == [
         ("10.96.0.1", 80, EXTERNAL, 2),
@@ -376,7 +403,7 @@ def test_what_is_local_for_the_world_is_open_inside_at_every_address() -> None:
     ]
     (grown,) = with_node_ports([replace(one, frontends=(*one.frontends, *outside))], [])
     slices = [endpoint_slice("web", backend("10.0.0.1", node="there"))]
-    served, problems = served_frontends([grown], slices, node="here")
+    served, problems = served_frontends([grown], slices, here=Place("here"))
 
     assert [(str(s.frontend.addr), s.frontend.scope, len(s.chosen)) for s in served] == [
         ("10.96.0.1", EXTERNAL, 1),

@@ -10,9 +10,11 @@ from ciliumd.model.service import (
     Backend,
     BackendState,
     Frontend,
+    Hints,
     Service,
     ServiceKind,
     ServicePort,
+    TrafficDistribution,
     TrafficPolicy,
 )
 from ciliumd.resources.services import MOST_EXTERNAL, MOST_RANGES
@@ -335,6 +337,41 @@ def test_slice_gives_a_backend_per_endpoint_and_port() -> None:
         ("http", Backend(two, 8080, "TCP", None)),
         ("dns", Backend(two, 53, "UDP", None)),
     ]
+
+
+def test_slice_tells_where_its_endpoints_are_and_whom_they_are_for() -> None:
+    """Zone and hints; those that say nothing are none, and who says the same shares them."""
+    hints = "{forZones: [{name: a}, {name: b}], forNodes: [{name: one}]}"
+    found = backends(
+        "addressType: IPv4, ports: [{port: 80}], endpoints: ["
+        f"{{addresses: [10.0.0.1], zone: a, hints: {hints}}}, "
+        f"{{addresses: [10.0.0.2], zone: b, hints: {hints}}}, "
+        "{addresses: [10.0.0.3], hints: {forZones: [], forNodes: null}}, "
+        "{addresses: [10.0.0.4], hints: null}]"
+    )
+
+    one, two, three, four = (backend for _, backend in found)
+    assert (one.zone, two.zone, three.zone) == ("a", "b", "")
+    assert one.hints == Hints(("a", "b"), ("one",))
+    assert one.hints is two.hints
+    assert three.hints is four.hints is None
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution"),
+    [
+        ("PreferClose", TrafficDistribution.SAME_ZONE),
+        ("PreferSameZone", TrafficDistribution.SAME_ZONE),
+        ("PreferSameNode", TrafficDistribution.SAME_NODE),
+        ("PreferSomethingNew", None),
+        ("null", None),
+    ],
+)
+def test_distribution_is_a_wish(text: str, distribution: TrafficDistribution | None) -> None:
+    """One that is not known yet is no reason to refuse a service."""
+    row = service(f"{{clusterIP: 10.96.0.1, ports: [{{port: 80}}], trafficDistribution: {text}}}")
+
+    assert row.distribution is distribution
 
 
 @pytest.mark.parametrize(
