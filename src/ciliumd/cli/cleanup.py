@@ -52,6 +52,9 @@ def register(commands: Commands) -> None:
     scope.add_argument("--all-state", action="store_true", help="also the state directory: ids are forgotten")
     scope.add_argument("--bpf-state", action="store_true", help="only maps, programs and what hangs on them")
     scope.add_argument(
+        "--kube-proxy", action="store_true", help="only what a kube-proxy that is gone has left on the node"
+    )
+    scope.add_argument(
         "--if-configured",
         type=Path,
         metavar="DIR",
@@ -74,18 +77,14 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.if_configured is not None and not _configure(arguments):
         note(f"Neither clean-cilium-state nor clean-cilium-bpf-state is true in {arguments.if_configured}.")
         return OK
-    items = list(_items(arguments))
+    items = list(_kube_proxy_items() if arguments.kube_proxy else _items(arguments))
     if not items:
         note("Nothing to clean up.")
         return OK
     if not arguments.force:
         for item in items:
             print(item.text)
-        raise CommandError(
-            "nothing was removed: pods lose networking and policy when this goes",
-            hint="stop the agent, then: cilium cleanup -f" + " --all-state" * arguments.all_state,
-            code=USAGE,
-        )
+        raise _unforced(arguments)
     failures = [text for item in items if (text := _remove(item))]
     if failures:
         raise CommandError(
@@ -93,6 +92,32 @@ def run(arguments: argparse.Namespace) -> int:
             hint="remove the cause and run it again: what is gone is skipped",
         )
     return OK
+
+
+def _unforced(arguments: argparse.Namespace) -> CommandError:
+    """What it takes, and what for."""
+    if arguments.kube_proxy:
+        return CommandError(
+            "nothing was removed: services that only kube-proxy serves end when this goes",
+            hint="stop kube-proxy on this node, then: cilium cleanup -f --kube-proxy",
+            code=USAGE,
+        )
+    return CommandError(
+        "nothing was removed: pods lose networking and policy when this goes",
+        hint="stop the agent, then: cilium cleanup -f" + " --all-state" * arguments.all_state,
+        code=USAGE,
+    )
+
+
+def _kube_proxy_items() -> Iterator[Item]:
+    """Chains, tables and servers of a kube-proxy; an agent may run meanwhile."""
+    from ciliumd.net.errors import NetError
+    from ciliumd.net.kubeproxy import leftovers
+
+    try:
+        yield from (Item(one.text, one.remove) for one in leftovers())
+    except NetError as error:
+        raise CommandError(str(error), hint="run it as root on the node itself") from error
 
 
 def _on_node(path: str) -> Path:
