@@ -99,9 +99,9 @@ def test_service_list_and_get(node: Node, pods: tuple[Pod, Pod]) -> None:
     number = service["spec"]["id"]
     one = node.agent.cilium_json("service", "get", str(number))
 
-    assert f"{VIP}:80" in table
+    assert f"{VIP}:80/TCP" in table
     assert "ClusterIP" in table
-    assert f"1 => {pods[0].address}:8080" in table
+    assert f"1 => {pods[0].address}:8080/TCP (active)" in table
     assert one["spec"]["id"] == number
     assert one["spec"]["flags"]["name"] == "web"
     assert one["spec"]["frontend-address"]["port"] == 80

@@ -46,7 +46,9 @@ def register(commands: Commands) -> None:
     flush = command(ct, "flush", "Forget all connections", run_ct_flush, output=False)
     for verb in (listing, flush):
         verb.add_argument("scope", nargs="?", choices=["global"], default="global")
-    command(group(kinds, "nat", "Masquerading"), "list", "List NAT mappings", run_nat, aliases=("ls",))
+    nat = group(kinds, "nat", "Masquerading")
+    command(nat, "list", "List NAT mappings", run_nat, aliases=("ls",))
+    command(nat, "flush", "Forget all NAT mappings", run_nat_flush, output=False)
     metrics = group(kinds, "metrics", "Datapath traffic metrics")
     command(metrics, "list", "List packets and bytes by reason", run_metrics, aliases=("ls",))
     policy = group(kinds, "policy", "Policy maps")
@@ -121,6 +123,13 @@ def run_ct_flush(arguments: argparse.Namespace) -> int:
     """Forget all connections: packets of those that live on are judged anew."""
     answer = client(arguments).delete("map/cilium_ct_v1")
     print(f"Flushed {answer['deleted']} entries from cilium_ct_v1")
+    return OK
+
+
+def run_nat_flush(arguments: argparse.Namespace) -> int:
+    """Forget all NAT mappings: flows that live on get others, which their peers may refuse."""
+    answer = client(arguments).delete("map/cilium_snat_v1")
+    print(f"Flushed {answer['deleted']} entries from cilium_snat_v1")
     return OK
 
 

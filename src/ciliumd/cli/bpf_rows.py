@@ -10,17 +10,17 @@ Json = dict[str, Any]
 Lines = dict[str, list[str]]
 
 _NOWHERE: Final = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - how Cilium spells "no address"
+# Cilium's words and bits; what it has no word for lies above its bits.
 _CT_FLAGS: Final = {
-    "origin-remote": "OriginRemote",
-    "seen-reply": "SeenReply",
-    "local-closed": "LocalClosed",
-    "remote-closed": "RemoteClosed",
-    "loopback": "LBLoopback",
-    "seen-non-syn": "SeenNonSyn",
-    "carried-peer": "FromTunnel",
-    "from-stack": "FromStack",
+    "remote-closed": ("RxClosing", 0x0001),
+    "local-closed": ("TxClosing", 0x0002),
+    "loopback": ("LBLoopback", 0x0008),
+    "seen-non-syn": ("SeenNonSyn", 0x0010),
+    "carried-peer": ("FromTunnel", 0x0400),
+    "origin-remote": ("OriginRemote", 0x10000),
+    "seen-reply": ("SeenReply", 0x20000),
+    "from-stack": ("FromStack", 0x40000),
 }
-_CT_BITS: Final = {name: 1 << bit for bit, name in enumerate(_CT_FLAGS)}
 _SERVICE_FLAGS: Final = {
     "cluster-ip": "ClusterIP",
     "node-port": "NodePort",
@@ -198,12 +198,14 @@ def ct_line(row: Json) -> str:
     inward = "origin-remote" in value["flags"]
     source, destination = (remote, local) if inward else (local, remote)
     kind = {"service": "service ", "proxy-leg": "proxy-leg "}.get(key["kind"], "")
-    flags = sum(_CT_BITS.get(flag, 0) for flag in value["flags"])
-    names = "".join(f"{_CT_FLAGS.get(flag, flag)} " for flag in value["flags"])
+    shown = [_CT_FLAGS.get(flag, (flag, 0)) for flag in value["flags"]]
+    flags = sum(bit for _, bit in shown)
+    names = "".join(f"{name} " for name, _ in sorted(shown, key=lambda one: one[1]))
     return (
         f"{key['protocol']} {'IN' if inward else 'OUT'} {source} -> {destination} {kind}"
-        f"expires={value['expires']} LastReport={value['last_report']} "
-        f"TxFlagsSeen={value['tcp_flags_local']:#04x} RxFlagsSeen={value['tcp_flags_remote']:#04x} "
+        f"expires={value['expires']} RxFlagsSeen={value['tcp_flags_remote']:#04x} "
+        f"LastRxReport={value['last_report']} TxFlagsSeen={value['tcp_flags_local']:#04x} "
+        f"LastTxReport={value['last_report']} "
         f"Flags={flags:#06x} [ {names}] RevNAT={value['rev_nat']} "
         f"SourceSecurityID={value['peer_identity']} BackendID={value['backend_id']} "
         f"PolicyVersion={value['policy_version']}"

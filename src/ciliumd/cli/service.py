@@ -5,7 +5,8 @@
 Consumed, as Cilium's ``models.Service``, from ``GET /v1/service`` (a list) and ``GET /v1/service/{id}``::
 
     {spec: S, status: {realized: S}}
-    S = {id, frontend-address: {ip, port, protocol, scope}, flags: {name, namespace, type, trafficPolicy},
+    S = {id, frontend-address: {ip, port, protocol, scope},
+         flags: {name, namespace, type, trafficPolicy, extTrafficPolicy, intTrafficPolicy, natPolicy},
          backend-addresses: [{ip, port, protocol, state, nodeName}]}
 """
 

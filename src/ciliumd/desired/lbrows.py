@@ -28,6 +28,7 @@ from ciliumd.model.net import Prefix, addr16, addr_from16, prefix_bits16
 from ciliumd.model.service import (
     EXTERNAL,
     PROTOCOL_NUMBERS,
+    Backend,
     BackendKey,
     BackendState,
     FrontendKey,
@@ -170,33 +171,46 @@ def service_model(
     *realized* are the backends found in the live maps (see :func:`backends_in_rows`), None when the maps
     do not know the frontend; then nothing is realized.
     """
-    nodes = {backend.key: backend.node or "" for backend in one.backends}
-    status = {} if realized is None else {"realized": _spec_model(one, service_id, realized, nodes)}
+    known = {backend.key: backend for backend in one.backends}
+    status = {} if realized is None else {"realized": _spec_model(one, service_id, realized, known)}
     return {
-        "spec": _spec_model(one, service_id, (backend.key for backend in one.chosen), nodes),
+        "spec": _spec_model(one, service_id, (backend.key for backend in one.chosen), known),
         "status": status,
     }
 
 
 def _spec_model(
-    one: ServedFrontend, service_id: int, backends: Iterable[BackendKey], nodes: Mapping[BackendKey, str]
+    one: ServedFrontend, service_id: int, backends: Iterable[BackendKey], known: Mapping[BackendKey, Backend]
 ) -> dict[str, Any]:
     return {
-        "backend-addresses": [
-            {"ip": str(key.addr), "nodeName": nodes.get(key, ""), "port": key.port} for key in backends
-        ],
+        "backend-addresses": [_backend_model(key, known.get(key)) for key in backends],
         "flags": {
+            "extTrafficPolicy": one.service.external_policy.value,
+            "intTrafficPolicy": one.service.internal_policy.value,
             "name": one.service.name,
             "namespace": one.service.namespace,
+            "natPolicy": "None",
             "trafficPolicy": policy_of(one.service, one.frontend).value,
             "type": one.frontend.kind.value,
         },
         "frontend-address": {
             "ip": str(one.frontend.addr),
             "port": one.frontend.port,
+            "protocol": one.frontend.protocol,
             "scope": "internal" if one.frontend.scope else "external",
         },
         "id": service_id,
+    }
+
+
+def _backend_model(key: BackendKey, known: Backend | None) -> dict[str, Any]:
+    """``models.BackendAddress``; one that nobody lists any more has no node and serves no new client."""
+    return {
+        "ip": str(key.addr),
+        "nodeName": (known.node if known else None) or "",
+        "port": key.port,
+        "protocol": key.protocol,
+        "state": (known.state if known else BackendState.TERMINATING).name.lower(),
     }
 
 

@@ -185,20 +185,44 @@ def test_ct_list_shows_who_opened_the_connection(agent, run):
 
     assert run.cilium("bpf", "ct", "list", "global") == 0
     assert run.out == (
-        "TCP IN 10.0.0.1:1234 -> 10.0.0.2:80 expires=100 LastReport=90 TxFlagsSeen=0x12 RxFlagsSeen=0x02 "
-        "Flags=0x0021 [ OriginRemote SeenNonSyn ] RevNAT=0 SourceSecurityID=256 BackendID=0 PolicyVersion=9\n"
-        "UDP OUT 10.0.0.2:80 -> [fd00::1]:1234 service expires=100 LastReport=90 TxFlagsSeen=0x12 "
-        "RxFlagsSeen=0x02 Flags=0x0000 [ ] RevNAT=0 SourceSecurityID=256 BackendID=5 PolicyVersion=9\n"
+        "TCP IN 10.0.0.1:1234 -> 10.0.0.2:80 expires=100 RxFlagsSeen=0x02 LastRxReport=90 TxFlagsSeen=0x12 "
+        "LastTxReport=90 Flags=0x10010 [ SeenNonSyn OriginRemote ] RevNAT=0 SourceSecurityID=256 BackendID=0 "
+        "PolicyVersion=9\n"
+        "UDP OUT 10.0.0.2:80 -> [fd00::1]:1234 service expires=100 RxFlagsSeen=0x02 LastRxReport=90 "
+        "TxFlagsSeen=0x12 LastTxReport=90 Flags=0x0000 [ ] RevNAT=0 SourceSecurityID=256 BackendID=5 "
+        "PolicyVersion=9\n"
     )
 
 
-def test_ct_flag_bits_are_those_of_the_datapath():
-    """The hex value in a connection's line is the value in the map."""
+def test_every_flag_of_the_datapath_has_a_word_and_a_bit():
+    """Those that Cilium has are where it has them, 0x0010 for SeenNonSyn."""
     from ciliumd.abi import CtFlags
 
-    assert {
-        flag.name.removeprefix("CT_F_").lower().replace("_", "-"): flag.value for flag in CtFlags
-    } == bpf_rows._CT_BITS
+    names = {flag.name.removeprefix("CT_F_").lower().replace("_", "-") for flag in CtFlags}
+    bits = [bit for _, bit in bpf_rows._CT_FLAGS.values()]
+    assert set(bpf_rows._CT_FLAGS) == names
+    assert len(set(bits)) == len(bits)
+    assert bpf_rows._CT_FLAGS["seen-non-syn"] == ("SeenNonSyn", 0x0010)
+
+
+def test_flushing_nat_says_how_much(agent, run):
+    """One by one map."""
+    agent.answers["DELETE /v1/map/cilium_snat_v1"] = {"deleted": 3}
+
+    assert run.cilium("bpf", "nat", "flush") == 0
+    assert run.out == "Flushed 3 entries from cilium_snat_v1\n"
+
+
+@pytest.mark.parametrize("option", [(), ("--frontends",), ("--backends",), ("--revnat",)])
+@pytest.mark.usefixtures("services")
+def test_lb_list_as_json_has_what_the_table_has(run, option):
+    """Keys of the first column, lists of the second."""
+    assert run.cilium("bpf", "lb", "list", *option, "-o", "json") == 0
+    rows = json.loads(run.out)
+    assert run.cilium("bpf", "lb", "list", *option) == 0
+    for key, lines in rows.items():
+        assert key in run.out
+        assert all(line in run.out for line in lines)
 
 
 def test_nat_lines_show_both_directions():

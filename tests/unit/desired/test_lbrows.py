@@ -283,16 +283,29 @@ def test_service_is_shown_as_users_know_it() -> None:
     realized = backends_in_rows(FRONTEND, rows.services, rows.backends)
 
     expected = {
-        "backend-addresses": [{"ip": "10.0.0.1", "nodeName": "one", "port": 8080}],
-        "flags": {"name": "web", "namespace": "shop", "trafficPolicy": "Cluster", "type": "ClusterIP"},
-        "frontend-address": {"ip": "10.96.0.1", "port": 80, "scope": "external"},
+        "backend-addresses": [
+            {"ip": "10.0.0.1", "nodeName": "one", "port": 8080, "protocol": "TCP", "state": "active"}
+        ],
+        "flags": {
+            "extTrafficPolicy": "Cluster",
+            "intTrafficPolicy": "Cluster",
+            "name": "web",
+            "namespace": "shop",
+            "natPolicy": "None",
+            "trafficPolicy": "Cluster",
+            "type": "ClusterIP",
+        },
+        "frontend-address": {"ip": "10.96.0.1", "port": 80, "protocol": "TCP", "scope": "external"},
         "id": 1,
     }
     model = service_model(found[0], 1, realized=realized)
     assert model == {"spec": expected, "status": {"realized": expected}}
     assert [list(part) for part in (model["spec"], model["spec"]["flags"])] == [
         ["backend-addresses", "flags", "frontend-address", "id"],
-        ["name", "namespace", "trafficPolicy", "type"],
+        [
+            *("extTrafficPolicy", "intTrafficPolicy", "name", "namespace"),
+            *("natPolicy", "trafficPolicy", "type"),
+        ],
     ]
 
 
@@ -303,5 +316,5 @@ def test_realized_is_what_the_maps_say() -> None:
 
     assert service_model(found[0], 1, realized=None)["status"] == {}
     assert service_model(found[0], 1, realized=[old])["status"]["realized"]["backend-addresses"] == [
-        {"ip": "10.0.0.9", "nodeName": "", "port": 8080}
+        {"ip": "10.0.0.9", "nodeName": "", "port": 8080, "protocol": "TCP", "state": "terminating"}
     ]
