@@ -46,3 +46,6 @@ int bpf_obj_pin(int fd, const char *path);
 int bpf_obj_get(const char *path);
 
 int bpf_link_detach(int fd);
+
+/* What an iterator's link walks through, in the network namespace of the calling thread. */
+int bpf_iter_create(int link_fd);

@@ -305,6 +305,16 @@ int cil_has_map_type(int type)
 	return libbpf_probe_bpf_map_type(type, NULL);
 }
 
+int cil_has_prog_type(int type)
+{
+	return libbpf_probe_bpf_prog_type(type, NULL);
+}
+
+int cil_has_helper(int prog_type, int helper)
+{
+	return libbpf_probe_bpf_helper(prog_type, helper, NULL);
+}
+
 /* No device has this index: a kernel with tcx says so, one without refuses the attach type. */
 int cil_has_tcx(void)
 {
@@ -320,6 +330,19 @@ int cil_has_tcx(void)
 		return -EEXIST;
 	}
 	return link == -ENODEV ? 1 : link == -EINVAL ? 0 : link;
+}
+
+/* Whether the kernel has a function of this name that programs may call, as far as its BTF says. */
+int cil_has_function(const char *name)
+{
+	struct btf *btf = btf__load_vmlinux_btf();
+	__s32 id;
+
+	if (!btf)
+		return -errno;
+	id = btf__find_by_name_kind(btf, name, BTF_KIND_FUNC);
+	btf__free(btf);
+	return id >= 0 ? 1 : id == -ENOENT ? 0 : id;
 }
 
 int cil_is_bpffs(const char *path)

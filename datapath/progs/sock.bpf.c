@@ -2,7 +2,8 @@
 /*
  * Socket load balancing: a socket of this cgroup that connects or sends to a service talks to a
  * backend from its first packet on; no packet is translated.  The application keeps seeing the
- * service: getpeername and recvmsg show the frontend again.
+ * service: getpeername and recvmsg show the frontend again.  No socket of the node may bind a port
+ * at which a service is reached from outside: it would never be asked.
  *
  * Attached to the agent's --cgroup-root.  IPv6 sockets also carry IPv4 (::ffff:a.b.c.d), which is
  * the key form of our maps anyway.
@@ -24,11 +25,16 @@
 enum {
 	SOCK_REFUSE = 0,
 	SOCK_PROCEED = 1,
+	ADDRESS_IN_USE = -98,	   /* -EADDRINUSE */
 	CONNECTION_REFUSED = -111, /* -ECONNREFUSED */
 };
 
 CONFIG(__u64, node_netns_cookie, 0,
        "cookie of the node's network namespace; 0: the one that the kernel started with");
+
+CONFIG(__u8, sock_host_only, 0,
+       "leave sockets of pods as they are: their packets are translated one by one");
+CONFIG(__u8, bind_protection, 1, "let no socket of the node bind the port of a service");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -45,16 +51,33 @@ struct {
 	__type(value, __u32);
 } cilium_netns_v1 SEC(".maps");
 
-/* Helper ids of the running kernel: bpf_set_retval came with 5.18, before it the errno is EPERM. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct lb_bind_key);
+	__type(value, __u32);
+} cilium_lb_bind_v1 SEC(".maps");
+
+/*
+ * Helper ids of the running kernel.  bpf_set_retval came with 5.18, for these hooks with 6.1 as did
+ * bpf_ktime_get_tai_ns; before it the errno is EPERM.
+ */
 enum bpf_func_id___kernel {
-	BPF_FUNC_set_retval___kernel,
+	BPF_FUNC_ktime_get_tai_ns___kernel,
 };
+
+static __always_inline int refuse(int error)
+{
+	if (bpf_core_enum_value_exists(enum bpf_func_id___kernel,
+				       BPF_FUNC_ktime_get_tai_ns___kernel))
+		bpf_set_retval(error);
+	return SOCK_REFUSE;
+}
 
 static __always_inline int refuse_connection(void)
 {
-	if (bpf_core_enum_value_exists(enum bpf_func_id___kernel, BPF_FUNC_set_retval___kernel))
-		bpf_set_retval(CONNECTION_REFUSED);
-	return SOCK_REFUSE;
+	return refuse(CONNECTION_REFUSED);
 }
 
 /* The peer as an application means it, and after the call as the network does. */
@@ -75,7 +98,8 @@ static __always_inline void sock_key(struct sock_revnat_key *key, __u64 cookie,
 	key->protocol = peer->protocol;
 }
 
-static __always_inline int is_socket_of_node(struct bpf_sock_addr *ctx)
+/* *ctx* is that of any hook of sockets. */
+static __always_inline int is_socket_of_node(void *ctx)
 {
 	__u64 node = cfg_node_netns_cookie ?: bpf_get_netns_cookie(NULL);
 
@@ -131,6 +155,8 @@ static __always_inline int sock_to_backend(struct bpf_sock_addr *ctx, struct soc
 	struct lb_slot service;
 
 	peer->translated = 0;
+	if (cfg_sock_host_only && !is_socket_of_node(ctx))
+		return SOCK_PROCEED;
 	if (peer->protocol != IPPROTO_TCP && peer->protocol != IPPROTO_UDP)
 		return SOCK_PROCEED;
 	if (!sock_find(ctx, peer, &key, &service))
@@ -295,6 +321,64 @@ SEC("cgroup/getpeername6")
 int sock_getpeername6(struct bpf_sock_addr *ctx)
 {
 	return backward_v6(ctx);
+}
+
+enum {
+	/* Who has these has the port for himself; others share the address with the node's services. */
+	RESERVES_PORT = LB_F_NODE_PORT | LB_F_EXTERNAL_IP | LB_F_LOAD_BALANCER,
+};
+
+static __always_inline int addr_is_any(const struct cil_addr *addr)
+{
+	return !addr->w[0] && !addr->w[1] && !addr->w[3] &&
+	       (!addr->w[2] || addr->w[2] == bpf_htonl(0xffff));
+}
+
+/* Whether a service is reached at what a socket of the node has just bound. */
+static __always_inline int bind_is_taken(struct bpf_sock *ctx, const struct cil_addr *addr)
+{
+	struct lb_bind_key key = { .port = bpf_htons((__u16)ctx->src_port),
+				   .protocol = ctx->protocol };
+	struct lb_service_key service;
+	struct lb_slot row;
+
+	if (addr_is_any(addr))
+		return bpf_map_lookup_elem(&cilium_lb_bind_v1, &key) != NULL;
+	return lb_find(addr, key.port, key.protocol, LB_SCOPE_EXTERNAL, &service, &row) &&
+	       row.flags & RESERVES_PORT;
+}
+
+/* Pods have ports of their own. */
+static __always_inline int bind_is_judged(struct bpf_sock *ctx)
+{
+	return cfg_bind_protection &&
+	       (ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_UDP) &&
+	       is_socket_of_node(ctx);
+}
+
+SEC("cgroup/post_bind4")
+int sock_post_bind4(struct bpf_sock *ctx)
+{
+	struct cil_addr addr;
+
+	if (!bind_is_judged(ctx))
+		return SOCK_PROCEED;
+	addr_set_v4(&addr, ctx->src_ip4);
+	return bind_is_taken(ctx, &addr) ? refuse(ADDRESS_IN_USE) : SOCK_PROCEED;
+}
+
+SEC("cgroup/post_bind6")
+int sock_post_bind6(struct bpf_sock *ctx)
+{
+	struct cil_addr addr;
+
+	if (!bind_is_judged(ctx))
+		return SOCK_PROCEED;
+	addr.w[0] = ctx->src_ip6[0];
+	addr.w[1] = ctx->src_ip6[1];
+	addr.w[2] = ctx->src_ip6[2];
+	addr.w[3] = ctx->src_ip6[3];
+	return bind_is_taken(ctx, &addr) ? refuse(ADDRESS_IN_USE) : SOCK_PROCEED;
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

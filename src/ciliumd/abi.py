@@ -976,6 +976,28 @@ class LbAffinityMatch:
         return cls(backend_id, rev_nat)
 
 
+_LB_BIND_KEY = Struct("<2sB1x")
+
+
+@dataclass(frozen=True, slots=True)
+class LbBindKey:
+    """struct lb_bind_key."""
+
+    SIZE: ClassVar[int] = 4
+    port: int
+    protocol: int
+
+    def pack(self) -> bytes:
+        """The bytes the kernel holds."""
+        return _LB_BIND_KEY.pack(self.port.to_bytes(2, "big"), self.protocol)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        """The values in these bytes."""
+        (port, protocol) = _LB_BIND_KEY.unpack(data)
+        return cls(int.from_bytes(port, "big"), protocol)
+
+
 _SOCK_REVNAT_KEY = Struct("<Q16s2sB5x")
 
 
@@ -1546,6 +1568,17 @@ MAPS: dict[str, MapSpec] = {
             "protocol@6:1:u8,state@7:1:u8,addr@8:16:bytes}"
         ),
     ),
+    "cilium_lb_bind_v1": MapSpec(
+        "cilium_lb_bind_v1",
+        MapType.HASH,
+        4,
+        4,
+        65536,
+        0x1,
+        LbBindKey,
+        None,
+        ("HASH flags=0x1 key=lb_bind_key:4{port@0:2:be16,protocol@2:1:u8,pad0@3:1:u8} value=u32:4"),
+    ),
     "cilium_lb_revnat_v1": MapSpec(
         "cilium_lb_revnat_v1",
         MapType.HASH,
@@ -1731,6 +1764,17 @@ MAPS: dict[str, MapSpec] = {
             "created@24:4:u32,pad0@28:4:u32}"
         ),
     ),
+    "doomed": MapSpec(
+        "doomed",
+        MapType.HASH,
+        32,
+        4,
+        65536,
+        0x1,
+        None,
+        None,
+        "HASH flags=0x1 key=sock_revnat_key:32 value=u32:4",
+    ),
     "scratch": MapSpec(
         "scratch",
         MapType.PERCPU_ARRAY,
@@ -1746,6 +1790,9 @@ MAPS: dict[str, MapSpec] = {
 
 
 CONFIG: dict[str, ConfigSpec] = {
+    "bind_protection": ConfigSpec(
+        "bind_protection", "u8", 1, "let no socket of the node bind the port of a service"
+    ),
     "cilium_host_ifindex": ConfigSpec("cilium_host_ifindex", "u32", 4, "ifindex of cilium_host"),
     "cilium_host_mac": ConfigSpec("cilium_host_mac", "u64", 8, "its MAC: the six bytes in memory order"),
     "ct_timeout_any": ConfigSpec("ct_timeout_any", "u32", 4, "seconds any other flow may be silent"),
@@ -1803,6 +1850,12 @@ CONFIG: dict[str, ConfigSpec] = {
     "send_refusals": ConfigSpec(
         "send_refusals", "u8", 1, "answer with ICMP when a service has no backend or TTL ran out"
     ),
+    "sock_host_only": ConfigSpec(
+        "sock_host_only",
+        "u8",
+        1,
+        "leave sockets of pods as they are: their packets are translated one by one",
+    ),
     "trace_events": ConfigSpec(
         "trace_events",
         "u8",
@@ -1814,4 +1867,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "3ed7f2ca8087ccc3a4c749139f686c6e5647b5412cfae09926b45a457d9047ca"
+ABI_HASH = "8d0e9bf79eab75d43872b6d26d548d5f61986169b9e9a08f4a8b4c35edfcf55c"

@@ -17,7 +17,14 @@ NEVER = {
 }
 # Of README: what Pod Security "baseline" would refuse, in which container, and why; there is no other.
 ROW = re.compile(r"^\| ([^|]+) \| `?([^|`]+)`? \| ([^|]+) \|$", re.MULTILINE)
-OPTIONS = ({"prometheus.enabled": "true", "cgroup.autoMount.enabled": "true"}, {"cleanup.enabled": "true"})
+OPTIONS = (
+    {
+        "prometheus.enabled": "true",
+        "cgroup.autoMount.enabled": "true",
+        "socketLB.terminatePodConnections": "true",
+    },
+    {"cleanup.enabled": "true"},
+)
 PODS = {
     ("DaemonSet", "cilium"): "the agent's pod",
     ("Deployment", "cilium-operator"): "the operator's pod",

@@ -31,14 +31,17 @@ NATIVE = {
 }
 
 RECIPES = {
-    "plain": ({"kubeProxyReplacement": "strict", **SERVER}, {"kube-proxy-replacement": "true"}),
+    "plain": (
+        {"kubeProxyReplacement": "strict", **SERVER},
+        {"kube-proxy-replacement": "strict", "enable-node-port": "true", "bpf-lb-sock": "true"},
+    ),
     "vxlan": (
         VXLAN,
         {
             "routing-mode": "tunnel",
             "tunnel-protocol": "vxlan",
             "ipam": "kubernetes",
-            "kube-proxy-replacement": "true",
+            "kube-proxy-replacement": "strict",
             "prometheus-serve-addr": ":9962",
             "operator-prometheus-serve-addr": ":9963",
             "enable-host-legacy-routing": "false",
@@ -50,9 +53,38 @@ RECIPES = {
     ),
     "below global": (
         {"global.tunnel": "vxlan", "global.kubeProxyReplacement": "probe", "global.nodePort.enabled": "true"},
-        {"routing-mode": "tunnel", "kube-proxy-replacement": "true"},
+        {"routing-mode": "tunnel", "kube-proxy-replacement": "probe"},
     ),
-    "beside kube-proxy": ({"kubeProxyReplacement": "disabled"}, {"kube-proxy-replacement": "false"}),
+    "beside kube-proxy": (
+        {"kubeProxyReplacement": "disabled"},
+        {"kube-proxy-replacement": "disabled", "enable-node-port": "false", "bpf-lb-sock": "false"},
+    ),
+    "partly": (
+        {"kubeProxyReplacement": "partial", "hostServices.enabled": "true", "externalIPs.enabled": "true"},
+        {
+            "kube-proxy-replacement": "partial",
+            "bpf-lb-sock": "true",
+            "enable-node-port": "false",
+            "enable-external-ips": "true",
+            "enable-host-port": "false",
+        },
+    ),
+    "in kube-proxy's place": (
+        {
+            "kubeProxyReplacementHealthzBindAddr": "0.0.0.0:10256",
+            "nodePort.enableHealthCheck": "false",
+            "nodePort.bindProtection": "false",
+        },
+        {
+            "kube-proxy-replacement-healthz-bind-address": "0.0.0.0:10256",
+            "enable-health-check-nodeport": "false",
+            "node-port-bind-protection": "false",
+        },
+    ),
+    "sockets": (
+        {"socketLB.hostNamespaceOnly": "true", "socketLB.terminatePodConnections": "true"},
+        {"bpf-lb-sock-hostns-only": "true", "bpf-lb-sock-terminate-pod-connections": "true"},
+    ),
     "services": (
         {"bpf.lbExternalClusterIP": "true", "externalIPs.allow": "{192.0.2.0/24,10.0.0.1/32}"},
         {

@@ -35,6 +35,8 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "node_port": (0, 1),
     "host_legacy_routing": (0, 1),
     "node_netns_cookie": (0, 7),
+    "sock_host_only": (0, 1),
+    "bind_protection": (0, 1),
     "drop_events": (0, 1),
     "trace_events": (0, 1),
     "policy_verdict_events": (0, 1),

@@ -72,6 +72,38 @@ def service(
     }
 
 
+def endpoint_slice(
+    service: str,
+    endpoints: Mapping[str, Mapping[str, bool]],
+    *,
+    ports: Sequence[tuple[str, int, int]],
+    namespace: str = "default",
+) -> Object:
+    """
+    An EndpointSlice of a :func:`service` without selector: conditions by address.
+
+    *ports* are (protocol, port, target port) as the service has them.
+    """
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": f"{service}-1",
+            "namespace": namespace,
+            "labels": {"kubernetes.io/service-name": service},
+        },
+        "addressType": "IPv4",
+        "ports": [
+            {"name": f"{protocol.lower()}-{port}", "port": target, "protocol": protocol}
+            for protocol, port, target in ports
+        ],
+        "endpoints": [
+            {"addresses": [address], "conditions": dict(conditions)}
+            for address, conditions in endpoints.items()
+        ],
+    }
+
+
 def network_policy(name: str, spec: Object, *, namespace: str = "default") -> Object:
     """A Kubernetes NetworkPolicy."""
     return {

@@ -17,6 +17,7 @@ from typing import Any
 from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
 from ciliumd.daemon.plan import NodeFacts, NodePlan
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
+from ciliumd.desired.bindports import bind_rows
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.resources import InvalidResource, parse
 from ciliumd.tables import Problem, Tables
@@ -93,6 +94,7 @@ class Node:
             "cilium_endpoints_v1": dict(plan.endpoint_rows.facts),
             "cilium_lxc_v1": dict(plan.endpoint_rows.addresses),
             "cilium_ifindex_v1": dict(plan.endpoint_rows.devices),
+            "cilium_lb_bind_v1": bind_rows(plan.served),
             "cilium_netns_v1": dict(plan.endpoint_rows.namespaces),
             "cilium_endpoint_state_v1": dict(plan.endpoint_rows.states),
         }

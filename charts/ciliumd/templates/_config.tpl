@@ -11,7 +11,15 @@
       "debug" $values.debug.enabled
       "routing-mode" $normal.routingMode
       "kube-proxy-replacement" $normal.kubeProxyReplacement
+      "kube-proxy-replacement-healthz-bind-address" $values.kubeProxyReplacementHealthzBindAddr
       "bpf-lb-sock" $normal.socketLB
+      "bpf-lb-sock-hostns-only" $values.socketLB.hostNamespaceOnly
+      "bpf-lb-sock-terminate-pod-connections" $values.socketLB.terminatePodConnections
+      "node-port-bind-protection" $values.nodePort.bindProtection
+      "enable-health-check-nodeport" $values.nodePort.enableHealthCheck
+      "enable-node-port" $normal.nodePort
+      "enable-external-ips" $normal.externalIPs
+      "enable-host-port" $normal.hostPort
       "bpf-lb-mode" "snat"
       "bpf-lb-algorithm" "random"
       "bpf-lb-acceleration" "disabled"

@@ -2,7 +2,7 @@
 
 {{/*
 The values that have more than one spelling, each once: YAML of {routingMode, tunnelProtocol,
-nativeRoutingCIDR, kubeProxyReplacement, socketLB, podCIDRs}.  Old spellings (also below global., as in the
+nativeRoutingCIDR, kubeProxyReplacement (the word), replaces, socketLB, nodePort, externalIPs, hostPort, podCIDRs}.  Old spellings (also below global., as in the
 first charts of Cilium) are taken when the new one is empty; what contradicts each other fails.
 */}}
 {{- define "cilium.normal" -}}
@@ -38,12 +38,15 @@ first charts of Cilium) are taken when the new one is empty; what contradicts ea
   {{- fail "routingMode=native needs ipv4NativeRoutingCIDR: without it pods would be masqueraded towards each other; or set enableIPv4Masquerade=false" -}}
 {{- end -}}
 
-{{- $replacement := has ($values.kubeProxyReplacement | toString) (list "true" "strict" "probe" "partial") -}}
+{{- $word := $values.kubeProxyReplacement | toString -}}
+{{- $replacement := has $word (list "true" "strict" "probe") -}}
+{{- $parts := dict -}}
 {{- range $name := list "nodePort" "externalIPs" "hostPort" -}}
   {{- $part := (get $values $name).enabled -}}
-  {{- if and (kindIs "bool" $part) (ne $part $replacement) -}}
-    {{- fail (printf "%s.enabled=%t contradicts kubeProxyReplacement=%v: all kinds of services are translated, or none" $name $part $values.kubeProxyReplacement) -}}
+  {{- if and (kindIs "bool" $part) (ne $part $replacement) (not (has $word (list "partial" "probe"))) -}}
+    {{- fail (printf "%s.enabled=%t contradicts kubeProxyReplacement=%s: give that alone, or partial with the kinds that are to be served" $name $part $word) -}}
   {{- end -}}
+  {{- $_ := set $parts $name (ternary $part $replacement (kindIs "bool" $part)) -}}
 {{- end -}}
 
 {{- $socket := $values.socketLB.enabled -}}
@@ -68,7 +71,8 @@ first charts of Cilium) are taken when the new one is empty; what contradicts ea
 {{- end -}}
 
 {{- dict "routingMode" $mode "tunnelProtocol" $protocol "nativeRoutingCIDR" ($native | default "")
-      "kubeProxyReplacement" $replacement "socketLB" $socket
+      "kubeProxyReplacement" $word "replaces" $replacement "socketLB" $socket
+      "nodePort" $parts.nodePort "externalIPs" $parts.externalIPs "hostPort" $parts.hostPort
       "podCIDRs" ($cidrs | default (list "10.0.0.0/8")) | toYaml -}}
 {{- end -}}
 

@@ -386,6 +386,13 @@ struct lb_affinity_match {
 	__u16 pad0;
 };
 
+/* cilium_lb_bind_v1: HASH -> 1: a NodePort of that number, which no socket of the node may bind. */
+struct lb_bind_key {
+	__be16 port;
+	__u8 protocol;
+	__u8 pad0;
+};
+
 /* cilium_netns_v1: HASH u64 cookie of a pod's network namespace -> u32 slot of its endpoint. */
 
 /* cilium_lb_sock_v1: LRU_HASH, what a socket's peer was before translation. */

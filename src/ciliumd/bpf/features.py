@@ -23,6 +23,9 @@ OLDEST_KERNEL = (5, 10)
 # From here on maps are charged to control groups, before it to RLIMIT_MEMLOCK.
 CHARGES_CONTROL_GROUPS = (5, 11)
 CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CAP_BPF": 39}
+# enum bpf_prog_type and enum bpf_func_id.
+PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR = 3, 9, 18
+NODE_PORT_HELPERS = {"bpf_fib_lookup": 69, "bpf_redirect_neigh": 152}
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
@@ -92,6 +95,36 @@ def require_locked_memory(release: str) -> None:
 def tcx_supported() -> bool:
     """Whether programs can hang on devices by tcx links (Linux 6.6); touches no device."""
     return check(lib.cil_has_tcx(), "probe", "tcx") == 1
+
+
+def service_lacks() -> dict[str, str]:
+    """
+    What the kernel lacks to serve services in kube-proxy's place, by the chart's names of their kinds.
+
+    Both are configuration: Linux 5.10 has all of it.  NotPermitted when it cannot be asked.
+    """
+    lacks: dict[str, str] = {}
+    if not all(_has_program_type(kind) for kind in (PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR)):
+        lacks["hostServices"] = "socket programs of control groups (CONFIG_CGROUP_BPF)"
+    missing = [name for name, number in NODE_PORT_HELPERS.items() if not _has_helper(number)]
+    if missing:
+        lacks["nodePort"] = (
+            f"{' and '.join(missing)} in programs of devices (CONFIG_INET, CONFIG_NET_CLS_ACT)"
+        )
+    return lacks
+
+
+def _has_program_type(kind: int) -> bool:
+    return check(lib.cil_has_prog_type(kind), "probe", f"program type {kind}") == 1
+
+
+def _has_helper(number: int) -> bool:
+    return check(lib.cil_has_helper(PROG_SCHED_CLS, number), "probe", f"helper {number}") == 1
+
+
+def has_kernel_function(name: str) -> bool:
+    """Whether the kernel's BTF has a function *name*; False where it has no BTF."""
+    return bool(lib.cil_has_function(name.encode()) == 1)
 
 
 def probe() -> Features:

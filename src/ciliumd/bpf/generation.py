@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ciliumd.bpf.program import Program
 
 ENTRY = "entry"
+# Loaded by who uses them, for as long as they do: no packet and no call runs through them.
+ASIDE = frozenset({"terminate"})
 STATE = layout.STATE_PREFIX
 NODE_STATE, HOOKS, CALLS = "cilium_node_state_v1", "cilium_hooks_v1", "calls"
 # A packet leaves the programs within microseconds; a loaded machine gets this long.
@@ -63,12 +65,14 @@ class Generation:
         *,
         config: Mapping[str, bool | int | bytes],
         max_entries: Mapping[str, int] | None = None,
+        without: frozenset[str] = frozenset(),
     ) -> Self:
         """
         Load every object against the pinned maps, one number after the active generation.
 
         Nothing runs through the new programs before activate().  Maps that are pinned already
-        keep their size; *max_entries* is for those made now.  On failure what was made is gone.
+        keep their size; *max_entries* is for those made now.  Of the objects *without* only the maps
+        are loaded.  On failure what was made is gone.
         """
         unknown = sorted(set(config) - set(abi.CONFIG))
         if unknown:
@@ -82,8 +86,8 @@ class Generation:
         generation._fresh = {name for name in abi.MAPS if name.startswith(STATE)} - pinned
         try:
             sizes = _sizes(pins, pinned, max_entries or {})
-            for name in sorted(embedded()):
-                generation._load_object(name, config, sizes)
+            for name in sorted(embedded().keys() - ASIDE):
+                generation._load_object(name, config, sizes, programs=name not in without)
             generation._pair()
             generation.carried = carry.before_flip(generation._twins.values(), generation._fresh)
             generation._fill()
@@ -93,9 +97,11 @@ class Generation:
         return generation
 
     def _load_object(
-        self, name: str, config: Mapping[str, bool | int | bytes], sizes: Mapping[str, int]
+        self, name: str, config: Mapping[str, bool | int | bytes], sizes: Mapping[str, int], *, programs: bool
     ) -> None:
         with Object.open(name) as source:
+            for program_name in source.program_names:
+                source.set_autoload(program_name, programs)
             for option in source.config_names:
                 if option in config:
                     source.set_config(option, config[option])
@@ -107,7 +113,7 @@ class Generation:
                 if map_name not in known:
                     known[map_name] = source.map(map_name)
             target = self.entries if name == ENTRY else self.programs
-            for program_name in source.program_names:
+            for program_name in source.program_names if programs else ():
                 if program_name in self.programs or program_name in self.entries:
                     raise ValueError(f"two objects have a program called {program_name}")
                 target[program_name] = source.program(program_name)

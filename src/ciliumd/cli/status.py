@@ -10,8 +10,9 @@ The JSON of ``GET /v1/healthz`` is Cilium's ``models.StatusResponse``.  Whatever
     container-runtime       {state, msg}              line only if present
     kubernetes              {state, msg, k8s-api-versions: [text]}
     kube-proxy-replacement  {mode, deviceList: [{name, ip: [text]}], directRoutingDevice,
-                             features: {socketLB, nodePort, hostPort, externalIPs, sessionAffinity,
-                                        gracefulTermination: each {enabled, ...}, bpfSocketLBHostnsOnly}}
+                             features: {socketLB, socketLBTracing, nodePort, hostPort, externalIPs,
+                                        sessionAffinity, gracefulTermination, nat46X64: each {enabled, ...},
+                                        bpfSocketLBHostnsOnly}}
     host-firewall           {mode, devices: [text]}
     srv6                    {enabled}
     cni-chaining            {mode}
@@ -334,12 +335,14 @@ def _kube_proxy_details(replacement: Json) -> list[list[str]]:
     return [
         ["Status:", replacement.get("mode", DISABLED)],
         ["Socket LB:", on("socketLB")],
+        ["Socket LB Tracing:", on("socketLBTracing")],
         ["Socket LB Coverage:", "Hostns-only" if features.get("bpfSocketLBHostnsOnly") else "Full"],
         ["Devices:", _device_list(replacement)],
         ["Mode:", str(node_port.get("mode", DISABLED))],
         ["Backend Selection:", str(node_port.get("algorithm", DISABLED))],
         ["Session Affinity:", on("sessionAffinity")],
         ["Graceful Termination:", on("gracefulTermination")],
+        ["NAT46/64 Support:", on("nat46X64")],
         ["XDP Acceleration:", str(node_port.get("acceleration", DISABLED))],
         ["Services:"],
         ["- ClusterIP:", "Enabled"],

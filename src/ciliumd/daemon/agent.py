@@ -33,6 +33,7 @@ from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
+from ciliumd.daemon.terminate import Terminator
 from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.flows.enrich import Lookups, PodName
 from ciliumd.flows.ring import FlowRing
@@ -69,6 +70,7 @@ PRESSURE_MAPS = (
     "cilium_lb_affinity_v1",
     "cilium_lb_affinity_match_v1",
     "cilium_lb_source_ranges_v1",
+    "cilium_lb_bind_v1",
     "cilium_lxc_v1",
     "cilium_ifindex_v1",
 )
@@ -144,6 +146,7 @@ class Agent:
     observer: MapOperations = field(init=False)
     health: HealthDaemon = field(init=False)
     cni: CniServer = field(init=False)
+    terminator: Terminator = field(init=False)
     after_round: list[Callable[[], None]] = field(init=False, default_factory=list)
     """Called when a round has written what had changed."""
     synced: bool = field(init=False, default=False)

@@ -30,6 +30,8 @@ from ciliumd.daemon.exporter import Exporter
 from ciliumd.daemon.logs import configure
 from ciliumd.daemon.origin import DirectoryOrigin, Origin, StartFailed
 from ciliumd.daemon.runtime_config import write_runtime_config
+from ciliumd.daemon.service_health import SECONDS as SERVICE_HEALTH_SECONDS
+from ciliumd.daemon.service_health import ServiceHealth
 from ciliumd.daemon.settings import Settings, SettingsInvalid, config_directory, read_settings
 from ciliumd.health.server import HealthzServer
 from ciliumd.ipam.hostscope import IpamError
@@ -44,6 +46,7 @@ MAP_PRESSURE_SECONDS = 30.0
 NUMBERS_SECONDS = 10.0
 CNI_QUEUE_SECONDS = 5.0
 LINK_SECONDS = 1.0
+TERMINATE_SECONDS = 0.05
 RETIRED_SECONDS = 30.0
 CNI_CONF_SECONDS = 5.0
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -63,6 +66,7 @@ def main(argv: list[str]) -> int:
         return EXIT_USAGE
     configure(level=settings.log_level, form=settings.log_format)
     _tell_of_options(settings)
+    _tell_of_replacement(settings)
     raise_file_limit()
     try:
         uvloop.run(run(settings))
@@ -81,6 +85,14 @@ def _tell_of_options(settings: Settings) -> None:
         log.warning("agent.unknown_option", key=one.key, nearest=one.nearest)
     for one in found.deprecated:
         log.info("agent.deprecated_option", key=one.key, hint=one.text)
+
+
+def _tell_of_replacement(settings: Settings) -> None:
+    """One line about a word of Cilium 1.13 and before."""
+    mode = settings.kube_proxy_replacement
+    if mode.today:
+        hint = f"write kube-proxy-replacement={mode.today} instead of {mode.value}"
+        log.info("agent.deprecated_option", key="kube-proxy-replacement", hint=hint)
 
 
 def raise_file_limit() -> None:
@@ -169,6 +181,9 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
     await exporter.start()
     stack.push_async_callback(exporter.stop)
 
+    services = ServiceHealth(agent)
+    await services.start()
+    stack.push_async_callback(services.stop)
     await agent.cni.start()
     stack.push_async_callback(agent.cni.stop)
     await _serve_health(agent, stack)
@@ -187,8 +202,10 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
         repeat("pins", PIN_CHECK_SECONDS, agent.repair_pins),
         repeat("conntrack-gc", agent.settings.conntrack_gc_interval, agent.gc.collect),
         repeat("policy-versions", 1.0, agent.retire_versions),
+        repeat("service-health", SERVICE_HEALTH_SECONDS, services.look),
         repeat("numbers", NUMBERS_SECONDS, agent.release_numbers),
         repeat("map-pressure", MAP_PRESSURE_SECONDS, agent.read_usage),
+        _end_departed(agent),
         _retire_generations(agent),
         _tell_ready(agent),
         _keep_cni_configuration(agent),
@@ -241,7 +258,7 @@ async def _keep_cni_configuration(agent: Agent) -> None:
     if settings.write_cni_conf_when_ready is None:
         return
     content = conflist(
-        portmap=not settings.kube_proxy_replacement,
+        portmap=not settings.serves_host_ports,
         debug=settings.debug,
         socket=settings.cni_socket,
         queue=settings.state_dir.parent / QUEUE,
@@ -251,6 +268,13 @@ async def _keep_cni_configuration(agent: Agent) -> None:
     await agent.controllers.repeat(
         "cni-configuration", CNI_CONF_SECONDS, lambda: asyncio.to_thread(conf.enforce)
     )
+
+
+async def _end_departed(agent: Agent) -> None:
+    """From when all services are in the maps on, connections to backends that are gone are ended."""
+    await agent.ready()
+    agent.terminator.look()
+    await agent.controllers.repeat("lb-terminate", TERMINATE_SECONDS, agent.terminator.work)
 
 
 async def _retire_generations(agent: Agent) -> None:

@@ -21,7 +21,7 @@ from ciliumd.bpf.pins import Pins
 from ciliumd.bpf.ringbuf import RingBuffer
 from ciliumd.cni.server import CniServer
 from ciliumd.daemon import datapath as loader
-from ciliumd.daemon import stages, state
+from ciliumd.daemon import replacement, stages, state
 from ciliumd.daemon.agent import Agent
 from ciliumd.daemon.attachments import Attachments, host_device, native_device, overlay_device
 from ciliumd.daemon.cni import LiveRows, RuntimeEndpoints
@@ -37,7 +37,9 @@ from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
+from ciliumd.daemon.terminate import Terminator
 from ciliumd.daemon.wiring import MtuFollower, NodeWiring, wire_node
+from ciliumd.desired.departed import reachable
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
@@ -75,6 +77,7 @@ async def build(
     stack.callback(waiter.shutdown)
 
     found = features.probe()
+    settings = _settled(settings)
     pins = Pins(settings.bpf_root, state_dir=settings.state_dir)
     stack.callback(pins.close)
     netlink = NetlinkThread()
@@ -187,9 +190,24 @@ async def build(
     agent.cni = _cni_server(agent)
     _add_followers(agent)
     agent.gc = ConntrackGc(datapath.generation.maps, executor=writer)
+    agent.terminator = _terminator(agent)
     agent.expose_metrics()
     tallies.bootstrap_seconds.set("datapath", "success", to=time.monotonic() - started)
     return agent
+
+
+def _settled(settings: Settings) -> Settings:
+    """The settings this kernel can do.  Raises StartFailed."""
+
+    def tell(kind: str, what: str) -> None:
+        log.info("agent.left_to_kube_proxy", services=kind, kernel_lacks=what)
+
+    lacks = {kind: what for kind, what in features.service_lacks().items() if kind in settings.served_here}
+    try:
+        changes = replacement.settle(settings.kube_proxy_replacement, lacks, tell)
+    except replacement.KernelLacks as error:
+        raise StartFailed(str(error)) from error
+    return settings.model_copy(update=changes)
 
 
 async def _attach_node(attachments: Attachments, wiring: NodeWiring) -> None:
@@ -204,6 +222,8 @@ async def _attach_node(attachments: Attachments, wiring: NodeWiring) -> None:
 
 def _cgroup(settings: Settings) -> Path | None:
     """The control group whose sockets are served.  Raises StartFailed."""
+    if not settings.translates_sockets:
+        return None
     if settings.cgroup_root == "auto":
         try:
             return find_group_of_all_pods()
@@ -272,6 +292,39 @@ def _cni_server(agent: Agent) -> CniServer:
         queue_dir=settings.state_dir.parent / QUEUE,
         observe=agent.tallies.cni_request,
     )
+
+
+def _terminator(agent: Agent) -> Terminator:
+    """What ends connections to backends that are gone; it looks when a round had other services."""
+    settings, tables, plan = agent.settings, agent.tables, agent.plan
+    # Elsewhere than at the node's own nobody but CAP_SYS_ADMIN may look.
+    enters = (
+        settings.bpf_lb_sock_terminate_pod_connections
+        and not settings.bpf_lb_sock_hostns_only
+        and "CAP_SYS_ADMIN" in agent.kernel.capabilities
+    )
+    terminator = Terminator(
+        maps=agent.datapath.generation.maps,
+        executor=agent.writer,
+        reachable=lambda: reachable(
+            plan.served,
+            tables.service_ids.view(),
+            tables.backend_ids.view(),
+            all_protocols=settings.lb_sock_terminate_all_protos,
+        ),
+        namespaces=lambda: {one.netns for one in tables.endpoints.values() if enters and one.netns},
+        sockets=agent.attachments.cgroup is not None,
+        tally=agent.tallies.terminated,
+    )
+    seen: list[object] = [None]
+
+    def look() -> None:
+        if seen[0] is not plan.served:
+            seen[0] = plan.served
+            terminator.look()
+
+    agent.after_round.append(look)
+    return terminator
 
 
 async def _restored_endpoints(agent: Agent) -> list[EndpointSpec]:

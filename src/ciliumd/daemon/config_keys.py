@@ -109,7 +109,6 @@ FOREIGN: Final = frozenset(
         "clean-cilium-state",
         "cni-uninstall",
         # What clients read, and what has no effect on what this version does.
-        "bpf-lb-sock",
         "cgroup-hostroot",
         "cni-log-file",
         "identity-management-mode",

@@ -30,6 +30,7 @@ from ciliumd.net.overlay import RemoteRoutes
 from ciliumd.reconcile.target import Target
 
 POLICY_PINS = "policies"
+SOCK = "sock"
 
 log = structlog.get_logger("agent")
 
@@ -94,10 +95,12 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
             "cilium_lb_affinity_v1": settings.bpf_lb_map_max,
             "cilium_lb_affinity_match_v1": settings.bpf_lb_map_max,
             "cilium_lb_source_ranges_v1": settings.bpf_lb_map_max,
+            "cilium_lb_bind_v1": settings.bpf_lb_map_max,
             "cilium_ipcache_v1": settings.bpf_ipcache_max,
             "cilium_ipcache_lpm_v1": settings.bpf_ipcache_max,
             "cilium_events_v1": settings.bpf_events_size,
         },
+        without=frozenset() if settings.translates_sockets else frozenset({SOCK}),
     )
     generation.activate()
     pins.commit()
@@ -126,6 +129,7 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
         stages.REVNAT,
         stages.AFFINITY_MATCH,
         stages.SOURCES,
+        stages.BIND,
         stages.DEVICES,
         stages.NODES,
     )
@@ -153,9 +157,12 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "cilium_host_ifindex": host.ifindex,
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
         "masquerade": settings.enable_ipv4_masquerade,
-        "node_port": settings.kube_proxy_replacement,
+        "node_port": settings.serves_node_ports,
         "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,
+        "sock_host_only": settings.bpf_lb_sock_hostns_only,
+        # Beside kube-proxy it may be the one that binds.
+        "bind_protection": settings.node_port_bind_protection and settings.serves_node_ports,
         **_network("pod_cidr", wiring.pod_cidr),
     }
     if settings.ipv4_native_routing_cidr is not None:

@@ -39,7 +39,7 @@ def runtime_config(settings: Settings) -> Json:
         "EnableK8sNetworkPolicy": True,
         "EncryptNode": False,
         "IPAM": settings.ipam,
-        "KubeProxyReplacement": settings.kube_proxy_replacement,
+        "KubeProxyReplacement": settings.kube_proxy_replacement.value,
         "MonitorAggregation": "medium",
         "NodeEncryptionOptOutLabelsString": "",
         "RoutingMode": settings.routing_mode,

@@ -8,10 +8,18 @@ Validation only; nothing is looked up on the machine here.
 import re
 from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -21,14 +29,15 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from ciliumd.daemon import replacement
 from ciliumd.daemon.config_directory import ConfigDirectory, ConfigRefused, interpret, read_texts
 from ciliumd.daemon.config_keys import RENAMED
+from ciliumd.daemon.replacement import Replacement
 
 LOOPBACK = IPv4Address("169.254.42.1")
 
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)")
-_OLD_REPLACEMENT = {"strict": "true", "probe": "true", "partial": "true", "disabled": "false"}
 
 
 class SettingsInvalid(Exception):
@@ -116,9 +125,19 @@ class Settings(BaseSettings):
     ipv4_native_routing_cidr: IPv4Network | None = Field(
         default=None, description="network that pods reach with their own address"
     )
-    kube_proxy_replacement: bool = Field(
-        default=True, description="all kinds of services are translated here, not by kube-proxy"
+    kube_proxy_replacement: Replacement = Field(
+        default=Replacement.TRUE,
+        description="services are served here, not by kube-proxy: true, false, or partial, which is those "
+        "that the next four say; strict, probe and disabled of older versions are understood",
     )
+    bpf_lb_sock: bool | None = Field(
+        default=None, description="with partial: translate services at connect(2), in --cgroup-root"
+    )
+    enable_node_port: bool | None = Field(default=None, description="with partial: serve NodePorts")
+    enable_external_ips: bool | None = Field(
+        default=None, description="with partial: serve external addresses of services"
+    )
+    enable_host_port: bool | None = Field(default=None, description="with partial: serve host ports")
     enable_host_legacy_routing: bool = Field(
         default=False,
         description="what pods send out of the node goes through its stack; always so beside kube-proxy",
@@ -133,8 +152,30 @@ class Settings(BaseSettings):
     bpf_lb_external_clusterip: bool = Field(
         default=False, description="cluster addresses of services are reached from outside, too"
     )
+    enable_health_check_nodeport: bool = Field(
+        default=True, description="answer load balancers at the healthCheckNodePort of services"
+    )
+    kube_proxy_replacement_healthz_bind_address: str = Field(
+        default="", description="address of kube-proxy's /healthz, 0.0.0.0:10256 for one; empty: none"
+    )
     node_port_range: Annotated[tuple[Port, Port], NoDecode, BeforeValidator(_words)] = Field(
         default=(30000, 32767), description="first and last port of NodePorts"
+    )
+    bpf_lb_sock_hostns_only: bool = Field(
+        default=False,
+        description="sockets of pods are left as they are, and their packets translated one by one: for "
+        "service meshes and virtual machines in pods",
+    )
+    node_port_bind_protection: bool = Field(
+        default=True, description="no socket of the node may bind a NodePort or another port of a service"
+    )
+    bpf_lb_sock_terminate_pod_connections: bool = Field(
+        default=True,
+        description="UDP sockets of pods, too, end when a service gives up their backend; takes "
+        "CAP_SYS_ADMIN and the pods' namespaces at the paths the runtime has for them",
+    )
+    lb_sock_terminate_all_protos: bool = Field(
+        default=False, description="so do connections of TCP, once their backend is no longer listed"
     )
     enable_policy: Literal["default", "always", "never"] = Field(
         default="default",
@@ -219,15 +260,16 @@ class Settings(BaseSettings):
     @field_validator("kube_proxy_replacement", mode="before")
     @classmethod
     def _replaces(cls, value: object) -> object:
-        """The words of Cilium 1.13 and before; what they probe for is there in every kernel we run on."""
-        return _OLD_REPLACEMENT.get(value, value) if isinstance(value, str) else value
+        """A word, or what YAML made of one."""
+        return str(value).lower() if isinstance(value, str | bool) else value
 
-    @field_validator("metrics_address")
+    @field_validator("metrics_address", "kube_proxy_replacement_healthz_bind_address")
     @classmethod
-    def _listenable(cls, value: str) -> str:
+    def _listenable(cls, value: str, info: ValidationInfo) -> str:
         host, colon, port = value.rpartition(":")
         if value and not (colon and port.isdecimal() and int(port) < 1 << 16):
-            raise ValueError(f"{value!r} is no address; write 127.0.0.1:9962, or nothing for no metrics")
+            example = "127.0.0.1:9962" if info.field_name == "metrics_address" else "0.0.0.0:10256"
+            raise ValueError(f"{value!r} is no address; write {example}, or nothing to listen nowhere")
         return f"0.0.0.0:{port}" if value and not host else value
 
     @field_validator("enable_ipv4")
@@ -269,7 +311,46 @@ class Settings(BaseSettings):
 
         Beside kube-proxy it has to: netfilter turns addresses on the way in, and back on the way out.
         """
-        return self.enable_host_legacy_routing or not self.kube_proxy_replacement
+        return self.enable_host_legacy_routing or not self.replaces_kube_proxy
+
+    @property
+    def translates_sockets(self) -> bool:
+        """Whether sockets in the control group are to be translated, if there is one."""
+        mode = self.kube_proxy_replacement
+        # Without a replacement the control group alone says so.
+        return self.bpf_lb_sock is not False if not mode.partly else mode.serves(self.bpf_lb_sock)
+
+    @property
+    def serves_node_ports(self) -> bool:
+        """Whether node ports are served here."""
+        return self.kube_proxy_replacement.serves(self.enable_node_port)
+
+    @property
+    def serves_external_ips(self) -> bool:
+        """Whether external addresses of services are served here."""
+        return self.kube_proxy_replacement.serves(self.enable_external_ips)
+
+    @property
+    def serves_host_ports(self) -> bool:
+        """Whether host ports are served here."""
+        return self.kube_proxy_replacement.serves(self.enable_host_port)
+
+    @property
+    def served_here(self) -> frozenset[str]:
+        """The kinds of services that are served here, by the chart's names."""
+        kinds = {
+            replacement.SOCKETS: self.translates_sockets,
+            replacement.NODE_PORTS: self.serves_node_ports,
+            replacement.EXTERNAL_IPS: self.serves_external_ips,
+            replacement.HOST_PORTS: self.serves_host_ports,
+        }
+        return frozenset(kind for kind, served in kinds.items() if served)
+
+    @property
+    def replaces_kube_proxy(self) -> bool:
+        """Whether every kind of service is served here, so that none is needed."""
+        parts = (self.serves_node_ports, self.serves_external_ips, self.serves_host_ports)
+        return bool(self.kube_proxy_replacement) and all(parts)
 
 
 class _DirectorySource(PydanticBaseSettingsSource):
@@ -292,7 +373,7 @@ def config_directory(directory: Path) -> ConfigDirectory:
 def read_settings(argv: list[str]) -> Settings:
     """Options from *argv*, environment and directory.  Raises :class:`SettingsInvalid`; ``--help`` exits."""
     try:
-        return Settings(_cli_parse_args=list(map(_plain, argv)))  # type: ignore[call-arg]  # filled by the sources
+        return Settings(_cli_parse_args=[_plain(word) for word in _with_value(argv)])  # type: ignore[call-arg]  # filled by the sources
     except (SettingsError, ConfigRefused) as error:
         raise SettingsInvalid(str(error)) from error
     except ValidationError as error:
@@ -306,6 +387,17 @@ def _complaints(error: ValidationError) -> Iterator[str]:
         yield f"--{option}: {text}" if option else text
 
 
+def _with_value(argv: list[str]) -> Iterator[str]:
+    """*argv*, with a value for ``--[no-]kube-proxy-replacement``: there were two words once, and a switch."""
+    for word, following in zip_longest(argv, argv[1:], fillvalue="--"):
+        if word == "--no-kube-proxy-replacement":
+            yield "--kube-proxy-replacement=false"
+        elif word == "--kube-proxy-replacement" and following.startswith("--"):
+            yield f"{word}=true"
+        else:
+            yield word
+
+
 def _plain(word: str) -> str:
     """*word* as the parser knows it: ``--no-switch`` for ``--switch=false``, our names for Cilium's."""
     option, equals, value = word.removeprefix("--").partition("=")
@@ -314,9 +406,8 @@ def _plain(word: str) -> str:
     name = RENAMED.get(option, option.replace("-", "_"))
     option = name.replace("_", "-")
     field = Settings.model_fields.get(name)
-    if not (equals and field is not None and field.annotation is bool):
+    if not (equals and field is not None and field.annotation in {bool, bool | None}):
         return f"--{option}{equals}{value}"
-    value = _OLD_REPLACEMENT.get(value, value) if name == "kube_proxy_replacement" else value
     if value.lower() not in {"true", "false"}:
         raise SettingsInvalid(f"--{option}: {value!r} is neither true nor false")
     return f"--{option}" if value.lower() == "true" else f"--no-{option}"

@@ -15,6 +15,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
+from ciliumd.desired.bindports import bind_rows
 from ciliumd.desired.lbrows import slot_keys
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
@@ -30,6 +31,7 @@ BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "ci
 # into the map would lose the packets sent to them.
 SERVICE_SLOTS = "cilium_lb_services_v1.slots"
 AFFINITY_MATCH, SOURCES = "cilium_lb_affinity_match_v1", "cilium_lb_source_ranges_v1"
+BIND = "cilium_lb_bind_v1"
 DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
 ROUTES = RemoteRoutes.name
 
@@ -155,6 +157,10 @@ def stages(
             name=SOURCES,
             target=targets[SOURCES],
             compute=whole(lambda: plan.lb_rows.sources, part="services"),
+        ),
+        # Before the frontends: who binds while they are written is told.
+        Stage(
+            name=BIND, target=targets[BIND], compute=whole(lambda: bind_rows(plan.served), part="services")
         ),
         Stage(
             name=SERVICE_SLOTS,

@@ -96,6 +96,7 @@ async def status(agent: Agent) -> Json:
             "socket LB": str(agent.attachments.cgroup) if sockets else status_models.DISABLED,
             "drift repaired": f"{agent.observer.drifted_rows} rows",
             "conntrack gc": f"{agent.gc.totals.conntrack} rows, {agent.gc.totals.nat} NAT rows removed",
+            "terminated": _terminated(agent),
             "kernel": agent.kernel.kernel,
             **_carried(agent),
         },
@@ -107,6 +108,12 @@ def _carried(agent: Agent) -> dict[str, str]:
     """Rows that this start took over into another layout; nothing after any other start."""
     found = [f"{one.new} {one.rows}" for one in agent.datapath.generation.carried if one.rows]
     return {"rows carried": ", ".join(found)} if found else {}
+
+
+def _terminated(agent: Agent) -> str:
+    """What was ended because its backend had gone."""
+    totals = agent.terminator.totals
+    return f"{totals.sockets} sockets by {totals.how}, {totals.flows} flows"
 
 
 async def unready(agent: Agent) -> str:

@@ -52,7 +52,8 @@ def kube_proxy_replacement(
     settings: Settings, native: Sequence[NativeDevice], *, active: bool, sockets: bool
 ) -> Json:
     """``models.KubeProxyReplacement``: what packets meet, not what was asked for."""
-    outside = settings.kube_proxy_replacement and active
+    outside = settings.serves_node_ports and active
+    served = settings.kube_proxy_replacement
     first, last = settings.node_port_range
     node_port: Json = {"enabled": outside}
     if outside:
@@ -64,19 +65,21 @@ def kube_proxy_replacement(
             "portMax": last,
         }
     model: Json = {
-        "mode": "True" if outside else "False",
+        "mode": served.shown if active or not served else "False",
         "deviceList": [
             {"name": one.name, "ip": [str(address) for address in (*one.ipv4, *one.ipv6)]} for one in native
         ],
         "devices": [one.name for one in native],
         "features": {
             "socketLB": {"enabled": sockets},
+            "socketLBTracing": {"enabled": False},
+            "nat46X64": {"enabled": False},
             "nodePort": node_port,
             "externalIPs": {"enabled": False},
-            "hostPort": {"enabled": outside},
+            "hostPort": {"enabled": settings.serves_host_ports and active},
             "sessionAffinity": {"enabled": active},
             "gracefulTermination": {"enabled": active},
-            "bpfSocketLBHostnsOnly": False,
+            "bpfSocketLBHostnsOnly": sockets and settings.bpf_lb_sock_hostns_only,
         },
     }
     if outside and native:

@@ -119,6 +119,11 @@ class Tallies:
             "ciliumd_resource_errors_total", "Objects refused", ("kind", "reason"), most=200
         )
         self.controller_runs = Tally("cilium_controllers_runs_total", "Runs of controllers", ("status",))
+        self.terminated = Tally(
+            "ciliumd_lb_terminated_total",
+            "Sockets destroyed and flows forgotten because their service gave up the backend",
+            ("what", "protocol", "outcome"),
+        )
         self.provider_errors = Tally(
             "ciliumd_metrics_provider_errors_total",
             "Values that could not be read at a scrape",

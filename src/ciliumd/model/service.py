@@ -157,6 +157,7 @@ class Service:
     seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
     come from, or with *denies_sources* may not; without any they come from everywhere.  *distribution* is
     which backends are preferred.  *created* is the creation time as written, for precedence.
+    *health_check_node_port* is where load balancers ask for local endpoints, 0 for nowhere.
     """
 
     namespace: str
@@ -173,6 +174,7 @@ class Service:
     denies_sources: bool = False
     distribution: TrafficDistribution | None = None
     created: str = ""
+    health_check_node_port: int = 0
 
     @property
     def key(self) -> tuple[str, str]:

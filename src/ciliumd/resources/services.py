@@ -101,6 +101,12 @@ class ServiceSpec(Lenient):
     publish_not_ready_addresses: bool | None = None
     load_balancer_source_ranges: list[str] | None = None
     traffic_distribution: str | None = None
+    health_check_node_port: Annotated[int, Field(ge=0, le=65535)] | None = None
+
+    def health_port(self) -> int:
+        """Where load balancers ask; only those in front of a service with a local policy do."""
+        local = self.type == "LoadBalancer" and self.external_traffic_policy == "Local"
+        return (self.health_check_node_port or 0) if local else 0
 
     def affinity_timeout(self) -> int:
         """Seconds a client keeps its backend; 0 without affinity."""
@@ -227,6 +233,7 @@ class ServiceResource(Lenient):
             denies_sources=self.metadata.denies_sources(),
             distribution=_DISTRIBUTIONS.get(spec.traffic_distribution or ""),
             created=self.metadata.creation_timestamp or "",
+            health_check_node_port=spec.health_port(),
         )
         return [("services", service.key, service)]
 

@@ -3,7 +3,8 @@
 What a client can do: connect, exchange a datagram, speak HTTP, ping, keep a connection open.
 
 Every verb ends by its deadline and says how: ``answered``, ``refused`` (an RST or an ICMP error came
-back), ``timeout`` (nothing did), ``reset``, ``unreachable``, ``forbidden`` (the kernel said no).
+back), ``timeout`` (nothing did), ``reset``, ``unreachable``, ``forbidden`` (the kernel said no),
+``destroyed`` (somebody ended the socket), ``in use`` (another has the address).
 """
 
 import contextlib
@@ -32,6 +33,8 @@ OUTCOMES = {
     errno.EPERM: "forbidden",
     errno.EACCES: "forbidden",
     errno.ETIMEDOUT: "timeout",
+    errno.ECONNABORTED: "destroyed",
+    errno.EADDRINUSE: "in use",
     errno.EAGAIN: "timeout",
 }
 ICMP_ECHO, ICMP_ECHO_REPLY = 8, 0
@@ -123,6 +126,16 @@ def udp_exchange(
             reply["outcome"] = _outcome(error)
     reply["seconds"] = time.monotonic() - started
     return reply
+
+
+@verb
+def bind(port: int, address: str = ANY) -> Json:
+    """Bind a TCP port for a moment."""
+    try:
+        with _bound(socket.SOCK_STREAM, port, 1.0, address):
+            return {"outcome": "bound"}
+    except OSError as error:
+        return {"outcome": _outcome(error)}
 
 
 @verb
@@ -263,6 +276,32 @@ def tcp_say(handle: int, text: str = "still there?", timeout: float = 2.0) -> Js
     echo = echo.rstrip("\n")
     outcome = "answered" if echo == text else "garbled"
     return {"outcome": outcome, "echo": echo, "peer": sock.getpeername()}
+
+
+@verb
+def udp_open(address: str, port: int) -> Json:
+    """A datagram socket that stays connected; ``handle`` names it in :func:`udp_say`."""
+    sock = _bound(socket.SOCK_DGRAM, 0, 1.0)
+    try:
+        sock.connect((address, port))
+    except OSError as error:
+        sock.close()
+        return {"outcome": _outcome(error)}
+    handle = next(_handles)
+    _kept[handle] = sock
+    return {"outcome": "answered", "handle": handle}
+
+
+@verb
+def udp_say(handle: int, payload: str = "?", timeout: float = 1.0) -> Json:
+    """Send a datagram on a socket that is connected, and wait for its answer."""
+    sock = _kept[handle]
+    sock.settimeout(timeout * PATIENCE)
+    try:
+        sock.send(payload.encode())
+        return {"outcome": "answered", "answer": json.loads(sock.recv(65536))}
+    except OSError as error:
+        return {"outcome": _outcome(error)}
 
 
 @verb

@@ -48,7 +48,7 @@ POD_NETWORK = "10.0.0."
 TARGETS = (
     *(names.IDENTITY_FILE, names.PREFIX_FILE, names.ENDPOINT_FILE, names.DEVICES, names.NODES, names.POLICY),
     *(names.STATES, names.FACTS, names.IPCACHE, names.IPCACHE_LPM, names.ROUTES, names.LXC, names.IFINDEX),
-    *(names.NETNS, names.BACKENDS, names.REVNAT, names.AFFINITY_MATCH, names.SOURCES),
+    *(names.NETNS, names.BACKENDS, names.REVNAT, names.AFFINITY_MATCH, names.SOURCES, names.BIND),
     *(names.SERVICE_SLOTS, names.SERVICES),
 )
 _ROUNDS = 6

@@ -159,9 +159,9 @@ def test_values_are_encoded_by_type(kind: str, size: int, value: bool | int | by
 
 
 def test_programs_follow_the_enums_of_the_abi() -> None:
-    """Every program finds its place by its name: a hook, a tail call, an entry or a socket call."""
+    """Every program finds its place by its name: hook, tail call, entry, socket call or iterator."""
     for name in objects.embedded():
         with objects.Object.open(name) as source:
             for program in source.program_names:
                 known = {*abi.Hook.__members__, *abi.Call.__members__}
-                assert program.upper() in known or program.startswith(("entry_", "sock_"))
+                assert program.upper() in known or program.startswith(("entry_", "sock_", "terminate_"))

@@ -32,6 +32,8 @@ OPTIONS = {
         "192.0.2.0/24 2001:db8::/64",
         (IPv4Network("192.0.2.0/24"), IPv6Network("2001:db8::/64")),
     ),
+    "kube-proxy-replacement": ("partial", "partial"),
+    "kube-proxy-replacement-healthz-bind-address": ("0.0.0.0:10256", "0.0.0.0:10256"),
     "node-port-range": ("31000,31999", (31000, 31999)),
     "enable-policy": ("always", "always"),
     "labels": ("k8s:app !k8s:foo", ("k8s:app", "!k8s:foo")),
@@ -66,7 +68,15 @@ OPTIONS = {
 SWITCHES = {
     "enable-ipv4": True,
     "enable-ipv4-masquerade": True,
-    "kube-proxy-replacement": True,
+    "bpf-lb-sock": None,
+    "enable-node-port": None,
+    "enable-external-ips": None,
+    "enable-host-port": None,
+    "enable-health-check-nodeport": True,
+    "node-port-bind-protection": True,
+    "bpf-lb-sock-hostns-only": False,
+    "bpf-lb-sock-terminate-pod-connections": True,
+    "lb-sock-terminate-all-protos": False,
     "enable-host-legacy-routing": False,
     "bpf-lb-external-clusterip": False,
     "cni-exclusive": True,
@@ -207,14 +217,12 @@ def test_the_cgroup_root_is_a_path_or_found(text, expected):
     assert read_settings([f"--cgroup-root={text}"]).cgroup_root == expected
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("strict", True), ("probe", True), ("partial", True), ("disabled", False)]
-)
-def test_old_words_for_replacing_kube_proxy(monkeypatch, text, expected):
+@pytest.mark.parametrize("text", ["strict", "probe", "partial", "disabled"])
+def test_old_words_for_replacing_kube_proxy(monkeypatch, text):
     """As the first articles on Cilium write it."""
-    assert read_settings([f"--kube-proxy-replacement={text}"]).kube_proxy_replacement is expected
+    assert read_settings([f"--kube-proxy-replacement={text}"]).kube_proxy_replacement == text
     monkeypatch.setenv("CILIUMD_KUBE_PROXY_REPLACEMENT", text)
-    assert read_settings([]).kube_proxy_replacement is expected
+    assert read_settings([]).kube_proxy_replacement == text
 
 
 @pytest.mark.parametrize(

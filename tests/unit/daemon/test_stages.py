@@ -36,6 +36,7 @@ NAMES = (
     stages.REVNAT,
     stages.AFFINITY_MATCH,
     stages.SOURCES,
+    stages.BIND,
     stages.SERVICE_SLOTS,
     stages.SERVICES,
 )

@@ -99,6 +99,7 @@ class Host:
         self.source = SimpleNamespace(status=lambda: self.scanned)
         self.observer = SimpleNamespace(drifted_rows=0)
         self.gc = SimpleNamespace(totals=SimpleNamespace(conntrack=0, nat=0))
+        self.terminator = SimpleNamespace(totals=SimpleNamespace(sockets=0, flows=0, how="sock_diag"))
         self.kernel = SimpleNamespace(kernel="6.1")
 
     def map(self, name):
@@ -347,6 +348,7 @@ def test_only_threads_that_will_not_come_back_call_for_a_restart(host, spoil, sa
     ("changes", "attribute", "value"),
     [
         ({}, "mode", "True"),
+        ({"kube_proxy_replacement": "strict"}, "mode", "Strict"),
         ({"kube_proxy_replacement": False}, "mode", "False"),
     ],
 )
@@ -358,7 +360,7 @@ def test_kube_proxy_is_replaced_where_it_is_wanted(host, changes, attribute, val
     wanted = {"enabled": True, "portMin": 31000, "portMax": 31999}
     node_port = found["features"]["nodePort"]
     assert {name: node_port.get(name) for name in wanted} == (
-        wanted if value == "True" else {"enabled": False, "portMin": None, "portMax": None}
+        wanted if value in {"True", "Strict"} else {"enabled": False, "portMin": None, "portMax": None}
     )
 
 
