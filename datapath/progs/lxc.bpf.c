@@ -204,7 +204,7 @@ int call_egress(struct __sk_buff *skb)
 	struct track_context by = { .direction = DIR_EGRESS };
 	const struct endpoint *endpoint, *peer;
 	struct ipcache_info info = {};
-	int reason, loopback;
+	int reason, loopback, by_stack;
 	__u32 version, oif, mark;
 	__be32 remote;
 
@@ -259,16 +259,18 @@ int call_egress(struct __sk_buff *skb)
 	remote = tunnel_towards(p, info.tunnel);
 	if (cfg_tunnel && remote)
 		return leave_by_tunnel(skb, p, remote);
+	/* The stack takes nothing from a pod that has an address of the node, as a frontend may be. */
+	by_stack = cfg_host_legacy_routing && !(p->ct.rev_nat && p->flags & PKT_REPLY);
 	reason = route_of(skb, p, &oif);
 	if (!reason)
-		reason = cfg_host_legacy_routing ? store_host_macs(skb) : decrement_ttl(skb, p);
+		reason = by_stack ? store_host_macs(skb) : decrement_ttl(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
 	/* Who came in with the pod's own address gets its answers from that address. */
 	mark = p->flags & PKT_REPLY ? MARK_SKIP_SNAT : 0;
 	count_packet(FORWARDED, DIR_EGRESS, skb->len);
 	trace_packet(skb, p, TRACE_TO_NETWORK, DIR_EGRESS, endpoint->id);
-	if (cfg_host_legacy_routing)
+	if (by_stack)
 		return leave_by_stack(skb, mark);
 	skb->mark = mark;
 	return bpf_redirect_neigh(oif, NULL, 0, 0);

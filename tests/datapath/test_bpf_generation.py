@@ -37,6 +37,7 @@ from ciliumd.bpf import (
 )
 from ciliumd.bpf import generation as generations
 from ciliumd.bpf import object as objects
+from ciliumd.bpf.features import has_kernel_function, service_lacks
 from datapath.node import IP_TOOL
 from datapath.pinned import own_directory
 
@@ -379,6 +380,26 @@ def test_socket_programs_are_attached_to_a_control_group(
             assert link.info.prog_id == second.programs["sock_connect4"].info.id
     assert sorted(path.name for path in pins.links.iterdir()) == pinned
     detach_all(pins)
+
+
+def test_without_the_programs_of_an_object_its_maps_are_there(pins: Pins, cgroup: Path) -> None:
+    """What is left to kube-proxy has rows, which others read and the next agent goes on with."""
+    with Generation.load(pins, config={}, max_entries=SMALL, without=frozenset({"sock"})) as loaded:
+        loaded.activate()
+        pins.commit()
+        assert {name for name in loaded.programs if name.startswith("sock_")} == set()
+        assert set(loaded.maps) == {name for name in abi.MAPS if name.startswith("cilium_")}
+        loaded.attach_cgroup(cgroup)
+        assert list(pins.links.glob("cgroup_*")) == []
+    with Generation.load(pins, config={}) as second:
+        assert "sock_connect4" in second.programs
+
+
+def test_this_kernel_lacks_nothing_for_services() -> None:
+    """Nor does any from 5.10 on that is configured for it; a function nobody has is told from one that is."""
+    assert service_lacks() == {}
+    assert has_kernel_function("bpf_prog_run") or has_kernel_function("tcp_v4_connect")
+    assert not has_kernel_function("cil_never_was")
 
 
 def test_a_missing_control_group_says_which_option(loaded: Generation) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ciliumd.abi import DropReason, EventType, Mark, TracePoint
 from datapath.harness import DROP, PASS, REDIRECT, Datapath, forwarded
 from datapath.rows import ALLOW_ALL, EGRESS, POD_ONE, POD_TWO
-from datapath.wire import GATEWAY, masqueraded
+from datapath.wire import GATEWAY, WEB, asks, expose, leave, masqueraded
 from fixtures.packets import (
     assert_frame,
     from_pod,
@@ -83,3 +83,17 @@ def test_where_there_is_no_route_nothing_goes_up(legacy: Datapath) -> None:
 
     assert sent.action == DROP
     assert [e.reason for e in sent.of_type(EventType.EVENT_DROP)] == [DropReason.DROP_NO_FIB]
+
+
+def test_answer_of_a_node_port_goes_past_the_stack(load: Load) -> None:
+    """It has the node's own address already, and the stack takes nobody's word for being the node."""
+    datapath = load(host_legacy_routing=1, node_port=1)
+    expose(datapath)
+    asked = datapath.run("from_netdev", asks(world_one.ip, tcp(50000, WEB)), "net0")
+    assert_frame(to_pod(pod_one, world_one.ip, tcp(50000, 80)), asked.packet)
+
+    told = leave(datapath, POD_ONE, from_pod(pod_one, world_one.ip, tcp(80, 50000, "SA")))
+    expected = on_wire(
+        pod_one.mac, pod_one.node_mac, node_one.ip, world_one.ip, tcp(WEB, 50000, "SA"), ttl=63
+    )
+    assert_frame(expected, told)
