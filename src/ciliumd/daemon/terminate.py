@@ -146,7 +146,7 @@ class Terminator:
         conntrack = self.maps["cilium_ct_v1"]
         rows = conntrack.items()
         while piece := await self._in_writer(partial(_piece, rows)):
-            departed = list(departed_flows(piece, now))
+            departed = await self._in_writer(partial(_found, departed_flows(piece, now)))
             if departed:
                 failed = await self._in_writer(partial(conntrack.delete_batch, departed))
                 self._count("flow", "UDP", len(departed) - len(failed), len(failed))
@@ -160,7 +160,7 @@ class Terminator:
         rows = self.maps["cilium_lb_sock_v1"].items()
         doomed: set[bytes] = set()
         while piece := await self._in_writer(partial(_piece, rows)):
-            doomed.update(doomed_sockets(piece, now))
+            doomed.update(await self._in_writer(partial(_found, doomed_sockets(piece, now))))
         # What was looked for is not looked for again.  Rows stay: sockets without a peer get late answers.
         fresh = doomed - self._swept
         if fresh:
@@ -218,6 +218,10 @@ class Terminator:
 
 def _piece(rows: Iterator[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
     return list(islice(rows, CHUNK))
+
+
+def _found(keys: Iterator[bytes]) -> list[bytes]:
+    return list(keys)
 
 
 def _connected(packed: bytes) -> sockdiag.Connected:
