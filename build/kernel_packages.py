@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SUITES = {"5.10": "bullseye", "6.1": "bookworm", "6.12": "trixie", "newest": "sid"}
 FLAVOUR = "linux-image-cloud-amd64"
 # Modules that the tests' worlds and the datapath need; none of these kernels has them built in.
-MODULES = ("veth", "vxlan", "sch_ingress", "cls_bpf", "bridge")
+MODULES = ("veth", "vxlan", "sch_ingress", "cls_bpf", "bridge", "udp_diag", "tcp_diag")
 DIRECTORY = OUT / "kernels"
 APT = DIRECTORY / "apt"
 ETC = Path("/etc/apt")

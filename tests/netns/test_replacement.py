@@ -25,13 +25,15 @@ def told(world: World) -> Iterator[Node]:
     options = {"kube-proxy-replacement": "partial", "enable-node-port": "true"}
     with Node(world, name="told", pod_cidr="10.12.0.0/24", options=options) as node:
         node.start()
-        node.pod("told-server", {"app": "told"}).serve(tcp=(8080,))
+        node.pod("told-server", {"app": "told"}).serve(tcp=(8080,), udp=(5353,))
         node.pod("told-client", {})
-        service = manifests.service("told", VIP, {"app": "told"}, ports=[("TCP", 80, 8080)])
+        ports = [("TCP", 80, 8080), ("UDP", 53, 5353)]
+        service = manifests.service("told", VIP, {"app": "told"}, ports=ports)
         service["spec"]["type"] = "NodePort"
         service["spec"]["ports"][0]["nodePort"] = NODE_PORT
         node.apply("service-told", service)
-        node.wait_service(f"{VIP}:80", 1)
+        for port in (80, 53):
+            node.wait_service(f"{VIP}:{port}", 1)
         yield node
 
 
@@ -68,7 +70,8 @@ def restart(node: Node, **options: str) -> None:
     for name, value in options.items():
         node.agent.options[name.replace("_", "-")] = value
     node.agent.restart()
-    node.wait_service(f"{VIP}:80", 1)
+    for port in (80, 53):
+        node.wait_service(f"{VIP}:{port}", 1)
 
 
 def test_one_kind_alone(told: Node) -> None:
@@ -98,11 +101,32 @@ def test_everything_by_its_old_word(told: Node) -> None:
         "hostns": False,
     }
     assert set(outcomes(told).values()) == {"answered"}
-    assert sockets(told) == 2
+    assert sockets(told) == 2, "by the node and by the pod"
     assert "write kube-proxy-replacement=true instead of strict" in told.agent.log_text()
     details = told.agent.cilium("status", "--verbose")
     for line in ("Status:", "Socket LB Tracing:", "Socket LB Coverage:", "NAT46/64 Support:", "- HostPort:"):
         assert line in details
+
+
+def test_what_is_connected_outlives_the_agent(told: Node) -> None:
+    """The first look of the next one ends nothing that still has its backend."""
+    handles = {
+        who: who.call("udp_open", address=VIP, port=53)["handle"]
+        for who in (told.inside, told.pods["default/told-client"].inside)
+    }
+    told.agent.restart()
+    eventually(lambda: _looked(told), "it has looked at all there is")
+    assert [who.call("udp_say", handle=handle)["outcome"] for who, handle in handles.items()] == [
+        "answered",
+        "answered",
+    ]
+
+
+def _looked(node: Node) -> bool:
+    """Whether the controller has succeeded since the agent started."""
+    found = node.agent.get("healthz")["controllers"]
+    looks = [one["status"]["last-success-timestamp"] for one in found if one["name"] == "lb-terminate"]
+    return any(not str(when).startswith("0001") for when in looks)
 
 
 def test_sockets_of_pods_left_alone(told: Node) -> None:

@@ -118,4 +118,6 @@ def _asked(opened: socket.socket, kind: int, flags: int, body: bytes) -> Iterato
 def _failed(operation: str, number: int) -> NetError:
     if number == errno.EOPNOTSUPP:
         return NetError(operation, "the kernel has no CONFIG_INET_DIAG_DESTROY", errno=number)
+    if number == errno.ENOENT:
+        return NetError(operation, "the kernel has no module udp_diag or tcp_diag", errno=number)
     return NetError(operation, os.strerror(number), errno=number)

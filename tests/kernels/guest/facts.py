@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ciliumd import abi
-from ciliumd.bpf import Map, Object, features
+from ciliumd.bpf import Map, Object, features, terminate
 from ciliumd.bpf._libbpf import ffi, lib
 from ciliumd.bpf.map import ENOTSUPP
 from lab.kernel import chooses_errno_of_connect, has_helper
@@ -69,6 +69,11 @@ FEATURES = (
         "batches on maps of maps",
         "policy versions are shown one by one, each write waiting for a grace period of RCU",
         batches_on_maps,
+    ),
+    Feature(
+        "bpf_sock_destroy",
+        "sockets to backends that are gone are destroyed by sock_diag (modules udp_diag and tcp_diag)",
+        terminate.supported,
     ),
     Feature("batches on LPM tries", "prefixes are written and read one by one", batches_on_prefixes),
     Feature(
