@@ -74,11 +74,13 @@ RECIPES = {
             "kubeProxyReplacementHealthzBindAddr": "0.0.0.0:10256",
             "nodePort.enableHealthCheck": "false",
             "nodePort.bindProtection": "false",
+            "nodePort.autoProtectPortRange": "false",
         },
         {
             "kube-proxy-replacement-healthz-bind-address": "0.0.0.0:10256",
             "enable-health-check-nodeport": "false",
             "node-port-bind-protection": "false",
+            "enable-auto-protect-node-port-range": "false",
         },
     ),
     "sockets": (

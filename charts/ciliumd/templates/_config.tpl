@@ -16,6 +16,7 @@
       "bpf-lb-sock-hostns-only" $values.socketLB.hostNamespaceOnly
       "bpf-lb-sock-terminate-pod-connections" $values.socketLB.terminatePodConnections
       "node-port-bind-protection" $values.nodePort.bindProtection
+      "enable-auto-protect-node-port-range" $values.nodePort.autoProtectPortRange
       "enable-health-check-nodeport" $values.nodePort.enableHealthCheck
       "enable-node-port" $normal.nodePort
       "enable-external-ips" $normal.externalIPs

@@ -45,9 +45,10 @@ from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import LabelFilter, parse_label_filter
 from ciliumd.model.policy import Enforcement
-from ciliumd.net import links
+from ciliumd.net import links, sysctl
 from ciliumd.net.cgroup import CgroupNotFound, find_group_of_all_pods
 from ciliumd.net.devices import node_port_addresses
+from ciliumd.net.errors import NetError
 from ciliumd.net.thread import NetlinkThread
 from ciliumd.reconcile import restore
 from ciliumd.reconcile.loop import Reconciler
@@ -86,6 +87,7 @@ async def build(
 
     ipam = HostScope(origin.pod_cidr)
     router = IPv4Address(ipam.router)
+    _protect_node_ports(settings)
     wiring = await wire_node(netlink, settings, router=router, pod_cidr=origin.pod_cidr)
     datapath = await loop.run_in_executor(writer, lambda: loader.load(pins, settings, wiring))
     stack.callback(datapath.close)
@@ -292,6 +294,18 @@ def _cni_server(agent: Agent) -> CniServer:
         queue_dir=settings.state_dir.parent / QUEUE,
         observe=agent.tallies.cni_request,
     )
+
+
+def _protect_node_ports(settings: Settings) -> None:
+    """Keep sockets that name no port from node ports; that it cannot be done is told, and nothing else."""
+    if not (settings.enable_auto_protect_node_port_range and settings.serves_node_ports):
+        return
+    first, last = settings.node_port_range
+    try:
+        if sysctl.reserve_ports(first, last):
+            log.info("agent.node_ports_reserved", ports=f"{first}-{last}")
+    except NetError as error:
+        log.warning("agent.node_ports_not_reserved", ports=f"{first}-{last}", error=str(error))
 
 
 def _terminator(agent: Agent) -> Terminator:

@@ -169,6 +169,11 @@ class Settings(BaseSettings):
     node_port_bind_protection: bool = Field(
         default=True, description="no socket of the node may bind a NodePort or another port of a service"
     )
+    enable_auto_protect_node_port_range: bool = Field(
+        default=True,
+        description="sockets of the node that name no port never get one of --node-port-range "
+        "(net.ipv4.ip_local_reserved_ports)",
+    )
     bpf_lb_sock_terminate_pod_connections: bool = Field(
         default=True,
         description="UDP sockets of pods, too, end when a service gives up their backend; takes "

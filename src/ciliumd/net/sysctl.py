@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Per-device settings under /proc/sys/net of the calling thread's namespace.
+Settings under /proc/sys/net of the calling thread's namespace.
 
-Only devices of our own are written, never ``all`` or ``default``: those belong to the machine.
+Of devices only those of our own are written, never ``all`` or ``default``: those belong to the machine.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from ciliumd.net.errors import LinkGone, NetError
@@ -37,6 +38,29 @@ def disable_ipv6(name: str) -> None:
         _write(path, "1")
 
 
+def reserve_ports(first: int, last: int) -> bool:
+    """
+    Have sockets that name no port never get one of these; whether that took a change.
+
+    Nothing is changed where they could not get one anyhow, or are kept from them already.  What else is
+    reserved stays so.  NetError when the setting cannot be read or written.
+    """
+    low, high = (int(word) for word in _read("ipv4/ip_local_port_range").split())
+    reserved = _read("ipv4/ip_local_reserved_ports")
+    given = set(range(max(first, low), min(last, high) + 1))
+    if given <= set(_ports(reserved)):
+        return False
+    _write("ipv4/ip_local_reserved_ports", ",".join(filter(None, (reserved, f"{first}-{last}"))))
+    return True
+
+
+def _ports(text: str) -> Iterator[int]:
+    """The ports of a list like ``8080,9000-9100``."""
+    for part in filter(None, text.split(",")):
+        first, _, last = part.partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
 def reverse_path_conflict() -> str | None:
     """
     Why this machine's own settings would drop pods' packets, or None.
@@ -54,6 +78,14 @@ def reverse_path_conflict() -> str | None:
         "net.ipv4.conf.all.rp_filter is 1 and overrides the devices' setting: packets from pods to the "
         "host and beyond are dropped; set it to 0 or 2"
     )
+
+
+def _read(key: str) -> str:
+    path = _Where.root / key
+    try:
+        return path.read_text("ascii").strip()
+    except OSError as error:
+        raise NetError(f"read sysctl {path}", error.strerror or str(error), errno=error.errno or 0) from error
 
 
 def _write(key: str, value: str) -> None:

@@ -74,6 +74,7 @@ SWITCHES = {
     "enable-host-port": None,
     "enable-health-check-nodeport": True,
     "node-port-bind-protection": True,
+    "enable-auto-protect-node-port-range": True,
     "bpf-lb-sock-hostns-only": False,
     "bpf-lb-sock-terminate-pod-connections": True,
     "lb-sock-terminate-all-protos": False,
