@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ciliumd.net.namespace import own_cookie
 from lab import manifests
 from lab.node import Node
 from lab.waiting import eventually
@@ -134,8 +135,13 @@ def test_sockets_of_pods_left_alone(told: Node) -> None:
     restart(told, kube_proxy_replacement="true", bpf_lb_sock_hostns_only="true")
     before = sockets(told)
     assert replacement(told)["hostns"] is True
-    assert set(outcomes(told).values()) == {"answered"}
-    assert sockets(told) == before + 1
+    found = outcomes(told)
+    if not own_cookie():
+        # Before Linux 5.14 the node is taken to be where the kernel began, and this one is not.
+        assert (found.pop("node") != "answered", sockets(told)) == (True, before)
+    else:
+        assert sockets(told) == before + 1
+    assert set(found.values()) == {"answered"}
 
 
 def test_nothing(told: Node) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from ciliumd.net.namespace import own_cookie
 from lab import manifests
 from lab.actor import Actor
 from lab.kernel import chooses_errno_of_connect
@@ -142,6 +143,9 @@ def test_load_balancer_is_told_whether_the_node_has_endpoints(node: Node, balanc
 def test_process_of_the_node_cannot_take_the_port_of_a_service(node: Node, balanced: None) -> None:
     """The next one is free."""
     taken = "in use" if chooses_errno_of_connect() else "forbidden"
+    if not own_cookie():
+        # Before Linux 5.14 the node is taken to be where the kernel began, and this one is not.
+        taken = "bound"
     eventually(lambda: node.inside.call("bind", port=NODE_PORT)["outcome"] == taken, "the port is taken")
     assert node.inside.call("bind", port=NODE_PORT, address=node.address)["outcome"] == taken
     assert node.inside.call("bind", port=NODE_PORT + 1)["outcome"] == "bound"
