@@ -26,6 +26,24 @@ static __always_inline int addr_is_v4(const struct cil_addr *addr)
 	return !addr->w[0] && !addr->w[1] && addr->w[2] == bpf_htonl(0xffff);
 }
 
+/* The unspecified address; IPv4's is none in this form. */
+static __always_inline int addr_is_zero(const struct cil_addr *addr)
+{
+	return !addr->w[0] && !addr->w[1] && !addr->w[2] && !addr->w[3];
+}
+
+/* fe80::/10, which no router forwards (RFC 4291 2.5.6); never an IPv4 address. */
+static __always_inline int addr_is_link_local(const struct cil_addr *addr)
+{
+	return (addr->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* ff00::/8; never an IPv4 address. */
+static __always_inline int addr_is_multicast_v6(const struct cil_addr *addr)
+{
+	return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
 /* 127.0.0.0/8 or ::1. */
 static __always_inline int addr_is_loopback(const struct cil_addr *addr)
 {

@@ -45,7 +45,7 @@ static __always_inline int arp_answer(struct __sk_buff *skb, const struct endpoi
 	    arp.operation != bpf_htons(ARPOP_REQUEST))
 		return DROP_INVALID;
 	/* Nobody else's name, neither in the frame nor in the question. */
-	if (sender != endpoint->ipv4)
+	if (!sender || sender != endpoint->ipv4)
 		return DROP_INVALID_SIP;
 	if (target != router)
 		return DROP_UNKNOWN_TARGET;

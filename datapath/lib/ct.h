@@ -43,11 +43,11 @@ static __always_inline __u32 ct_timeout(__u8 protocol, __u16 flags)
 static __always_inline int ct_starts_anew(const struct packet *p, const struct ct_entry *entry,
 					  int reply)
 {
-	if (p->protocol == IPPROTO_ICMP)
-		return reply && p->icmp_type == ICMP_V4_ECHO;
-	if (p->protocol != IPPROTO_TCP || (p->tcp_flags & (TCP_SYN | TCP_ACK)) != TCP_SYN)
-		return 0;
-	return reply || entry->flags & (CT_F_LOCAL_CLOSED | CT_F_REMOTE_CLOSED);
+	if (p->protocol == IPPROTO_TCP)
+		return (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN &&
+		       (reply || entry->flags & (CT_F_LOCAL_CLOSED | CT_F_REMOTE_CLOSED));
+	return reply && is_icmp(p->protocol) &&
+	       icmp_class(p->protocol, p->icmp_type) == ICMP_ECHO_ASKED;
 }
 
 /* What this packet does to the row.  1 when the row must be written. */

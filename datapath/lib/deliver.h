@@ -11,10 +11,13 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
+#include "lib/addr.h"
 #include "lib/packet.h"
 
 CONFIG(__u32, cilium_host_ifindex, 0, "ifindex of cilium_host");
 CONFIG(__be32, router_ipv4, 0, "address of cilium_host, the gateway of the pods");
+CONFIG(__u64, router_ipv6_head, 0, "its IPv6 address: the first eight bytes in memory order");
+CONFIG(__u64, router_ipv6_tail, 0, "and the last eight");
 CONFIG(__u64, cilium_host_mac, 0, "its MAC: the six bytes in memory order");
 
 CONFIG(__u8, host_legacy_routing, 0,
@@ -22,7 +25,17 @@ CONFIG(__u8, host_legacy_routing, 0,
 
 enum {
 	AF_INET_WIRE = 2,
+	AF_INET6_WIRE = 10,
 };
+
+/* The router's IPv6 address, in two halves as options are numbers. */
+static __always_inline void addr_set_router_v6(struct cil_addr *addr)
+{
+	__u64 head = cfg_router_ipv6_head, tail = cfg_router_ipv6_tail;
+
+	__builtin_memcpy(&addr->w[0], &head, sizeof(head));
+	__builtin_memcpy(&addr->w[2], &tail, sizeof(tail));
+}
 
 static __always_inline int store_macs(struct __sk_buff *skb, const void *dst, const void *src)
 {
@@ -84,19 +97,32 @@ static __always_inline int is_routable(__be32 addr)
 	return host >> 24 && host >> 28 != 0xe && host != 0xffffffff;
 }
 
+/* Neither a group nor one link's own, nor of ::/96: "this node", "nobody", and IPv4 in old dress. */
+static __always_inline int is_routable_v6(const struct cil_addr *addr)
+{
+	return (addr->w[0] || addr->w[1] || addr->w[2]) && !addr_is_multicast_v6(addr) &&
+	       !addr_is_link_local(addr);
+}
+
 /* The device towards *p->dst*; 0 and *ifindex*, or a drop reason. */
 static __always_inline int route_of(struct __sk_buff *skb, const struct packet *p, __u32 *ifindex)
 {
-	struct bpf_fib_lookup fib = {
-		.family = AF_INET_WIRE,
-		.ifindex = skb->ifindex,
-		.ipv4_src = p->src.w[3],
-		.ipv4_dst = p->dst.w[3],
-	};
+	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	long result;
 
-	if (!is_routable(fib.ipv4_dst))
-		return DROP_NO_FIB;
+	if (is_ipv6(p)) {
+		if (!is_routable_v6(&p->dst))
+			return DROP_NO_FIB;
+		fib.family = AF_INET6_WIRE;
+		__builtin_memcpy(fib.ipv6_src, &p->src, sizeof(p->src));
+		__builtin_memcpy(fib.ipv6_dst, &p->dst, sizeof(p->dst));
+	} else {
+		if (!is_routable(p->dst.w[3]))
+			return DROP_NO_FIB;
+		fib.family = AF_INET_WIRE;
+		fib.ipv4_src = p->src.w[3];
+		fib.ipv4_dst = p->dst.w[3];
+	}
 	result = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	/* Without a neighbour the device is known, and the redirect resolves it. */
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)

@@ -11,6 +11,7 @@
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
 #include "lib/hooks.h"
+#include "lib/icmp.h"
 #include "lib/metrics.h"
 #include "lib/packet.h"
 
@@ -73,7 +74,7 @@ static __always_inline void send_event(struct __sk_buff *skb, const struct packe
 	event->policy_version = p->policy_version;
 	event->src = p->src;
 	event->dst = p->dst;
-	if (p->protocol == IPPROTO_ICMP) {
+	if (is_icmp(p->protocol)) {
 		event->sport = bpf_htons((__u16)p->icmp_type << 8 | p->icmp_code);
 		event->dport = 0;
 	} else {

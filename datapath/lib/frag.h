@@ -16,7 +16,7 @@ struct {
 } cilium_frags_v1 SEC(".maps");
 
 /* Remember the ports (first fragment) or recall them (later ones).  0, or a drop reason. */
-static __always_inline int frag_ports(struct packet *p, __be16 id)
+static __always_inline int frag_ports(struct packet *p, __be32 id)
 {
 	struct frag_key key = {
 		.src = p->src,

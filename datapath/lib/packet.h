@@ -14,22 +14,32 @@
 
 enum packet_flags {
 	PKT_FIRST_FRAGMENT = 1,
-	PKT_LATER_FRAGMENT = 2, /* no L4 header in it; ports come from the first fragment */
-	PKT_ICMP_ERROR = 4,	/* ports and addresses of the quoted packet are in inner_* */
-	PKT_LOOPBACK = 8,	/* a pod reaching itself through a service */
-	PKT_PASS = 16,		/* deliver by letting the packet go on, not by a redirect */
-	PKT_REPORT = 32,	/* worth a trace event */
-	PKT_NO_TTL = 64,	/* the host stack was the hop, or is the sender */
-	PKT_REPLY = 128,	/* of a flow the other side opened */
-	PKT_CT_FOUND = 256,	/* key and ct are the sender's live row, read for this packet */
-	PKT_CARRIED = 512,	/* the tunnel told its sender's identity, the address does not */
-	PKT_DONT_FRAGMENT = 1024,
+	PKT_LATER_FRAGMENT = 2,	  /* no L4 header in it; ports come from the first fragment */
+	PKT_ICMP_ERROR = 4,	  /* ports and addresses of the quoted packet are in inner_* */
+	PKT_LOOPBACK = 8,	  /* a pod reaching itself through a service */
+	PKT_PASS = 16,		  /* deliver by letting the packet go on, not by a redirect */
+	PKT_REPORT = 32,	  /* worth a trace event */
+	PKT_NO_TTL = 64,	  /* the host stack was the hop, or is the sender */
+	PKT_REPLY = 128,	  /* of a flow the other side opened */
+	PKT_CT_FOUND = 256,	  /* key and ct are the sender's live row, read for this packet */
+	PKT_CARRIED = 512,	  /* the tunnel told its sender's identity, the address does not */
+	PKT_DONT_FRAGMENT = 1024, /* of IPv6 all: only senders fragment */
 };
 
 enum {
 	L3_OFF = ETH_HLEN,
 	SLOT_NONE = 0xfffffffe,
 };
+
+static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+{
+	__u8 differ = 0;
+
+#pragma unroll
+	for (int i = 0; i < ETH_ALEN; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}
 
 struct packet {
 	struct cil_addr src;
@@ -42,7 +52,7 @@ struct packet {
 	__u8 icmp_type;
 	__u16 flags;
 	__u16 l4_off;
-	__u16 ihl; /* bytes */
+	__u16 ihl; /* bytes; of IPv6 with all extension headers */
 	__u32 end; /* of the IP packet, from the start of the frame; padding may follow */
 	__u8 icmp_code;
 	__u8 hook;
@@ -59,8 +69,8 @@ struct packet {
 	__u8 smac[6];
 	__u8 dmac[6];
 	__u16 endpoint_id; /* of the local sender, 0: none */
-	__be16 ip_id;
-	__u32 now; /* packet_now() */
+	__be32 ip_id;	   /* of IPv4 the upper half is 0 */
+	__u32 now;	   /* packet_now() */
 	/* the packet an ICMP error quotes */
 	struct cil_addr inner_src;
 	struct cil_addr inner_dst;
@@ -76,6 +86,12 @@ struct packet {
 	__u32 rule_cookie;
 	__u32 policy_version;
 };
+
+/* Which family: hooks let in nothing but the two, and IPv6 only with cfg_ipv6. */
+static __always_inline int is_ipv6(const struct packet *p)
+{
+	return p->ethertype == ETH_P_IPV6;
+}
 
 /* Of one generation of programs: its layout may change with every build. */
 struct {

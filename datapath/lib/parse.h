@@ -3,10 +3,11 @@
  * From bytes to struct packet.  Rules, in order (tests/reference/parser.py states them again):
  *  1. an Ethernet header and 20 bytes of IPv4 must be there, version 4, IHL >= 5;
  *  2. IHL * 4 <= total length <= bytes there; bytes beyond total length are padding;
- *  3. TCP, UDP, SCTP and ICMP are known protocols, others are refused;
+ *  3. TCP, UDP, SCTP and the family's own ICMP are known protocols, others are refused;
  *  4. unless it is a later fragment, the whole fixed L4 header lies within total length
  *     (TCP 20 and its data offset, UDP 8, SCTP 12, ICMP 8);
- *  5. ICMP is echo, echo reply, or an error that quotes an IPv4 packet with 8 bytes of L4.
+ *  5. ICMP is echo, echo reply, or an error that quotes a packet of its family with 8 bytes of L4.
+ * IPv6 differs in the header and in what may stand behind it: lib/parse6.h.
  * Reading goes through bpf_skb_load_bytes: it also reaches bytes outside the linear area.
  */
 #ifndef CILIUMD_PARSE_H
@@ -21,23 +22,15 @@
 #include <ciliumd/abi.h>
 #include "lib/addr.h"
 #include "lib/frag.h"
+#include "lib/icmp.h"
 #include "lib/packet.h"
+#include "lib/parse6.h"
 
 enum tcp_flag {
 	TCP_FIN = 0x01,
 	TCP_SYN = 0x02,
 	TCP_RST = 0x04,
 	TCP_ACK = 0x10,
-};
-
-enum icmp_v4 {
-	ICMP_V4_ECHO_REPLY = 0,
-	ICMP_V4_UNREACHABLE = 3,
-	ICMP_V4_PORT_UNREACHABLE = 3, /* code */
-	ICMP_V4_FRAG_NEEDED = 4,      /* code */
-	ICMP_V4_ECHO = 8,
-	ICMP_V4_TIME_EXCEEDED = 11,
-	ICMP_V4_PARAMETER_PROBLEM = 12,
 };
 
 /* Wire forms without bit fields, read as a whole. */
@@ -52,14 +45,6 @@ struct ipv4_wire {
 	__sum16 checksum;
 	__be32 src;
 	__be32 dst;
-};
-
-struct icmp_wire {
-	__u8 type;
-	__u8 code;
-	__sum16 checksum;
-	__be16 id;
-	__be16 sequence;
 };
 
 struct tcp_wire {
@@ -95,74 +80,110 @@ static __always_inline int parse_ethernet(struct __sk_buff *skb, struct packet *
 	return 0;
 }
 
+/* What the quoted packet's first 8 bytes of L4 at *off* tell; 0, or a drop reason. */
+static __always_inline int parse_quoted_l4(struct __sk_buff *skb, struct packet *p, __u32 off,
+					   __u8 protocol)
+{
+	struct icmp_wire l4; /* the first 8 bytes of any L4 header */
+
+	if (off + sizeof(l4) > p->end || bpf_skb_load_bytes(skb, off, &l4, sizeof(l4)))
+		return DROP_CT_INVALID_HDR;
+	p->inner_protocol = protocol;
+	p->inner_l4_off = off;
+	p->inner_icmp_type = 0;
+	p->flags |= PKT_ICMP_ERROR;
+	switch (protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		p->inner_sport = *(__be16 *)&l4.type;
+		p->inner_dport = l4.checksum;
+		return 0;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		if (protocol != p->protocol)
+			return DROP_CT_UNKNOWN_PROTO;
+		p->inner_icmp_type = l4.type;
+		p->inner_sport = p->inner_dport = 0;
+		switch (icmp_class(protocol, l4.type)) {
+		case ICMP_ECHO_ASKED:
+			p->inner_sport = l4.id;
+			return 0;
+		case ICMP_ECHO_ANSWERED:
+			p->inner_dport = l4.id;
+			return 0;
+		default:
+			return icmp_refused(protocol);
+		}
+	default:
+		return DROP_CT_UNKNOWN_PROTO;
+	}
+}
+
 /* The packet an ICMP error quotes, as its sender sent it. */
-static __always_inline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u32 end)
+static __always_inline int parse_quoted_v4(struct __sk_buff *skb, struct packet *p)
 {
 	__u32 off = p->l4_off + sizeof(struct icmp_wire);
 	struct ipv4_wire ip;
-	struct icmp_wire l4; /* the first 8 bytes of any L4 header */
 	__u32 ihl;
 
-	if (off + sizeof(ip) > end || bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
+	if (off + sizeof(ip) > p->end || bpf_skb_load_bytes(skb, off, &ip, sizeof(ip)))
 		return DROP_CT_INVALID_HDR;
 	ihl = (ip.version_ihl & 0xf) * 4;
 	if (ip.version_ihl >> 4 != 4 || ihl < sizeof(ip))
 		return DROP_CT_INVALID_HDR;
 	if (ip.fragment & bpf_htons(FRAGMENT_OFFSET))
 		return DROP_FRAG_NOT_FOUND;
-	off += ihl;
-	if (off + sizeof(l4) > end || bpf_skb_load_bytes(skb, off, &l4, sizeof(l4)))
-		return DROP_CT_INVALID_HDR;
 	addr_set_v4(&p->inner_src, ip.src);
 	addr_set_v4(&p->inner_dst, ip.dst);
-	p->inner_protocol = ip.protocol;
-	p->inner_l4_off = off;
-	p->inner_icmp_type = 0;
-	switch (ip.protocol) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
-	case IPPROTO_SCTP:
-		p->inner_sport = *(__be16 *)&l4.type;
-		p->inner_dport = l4.checksum;
-		break;
-	case IPPROTO_ICMP:
-		if (l4.type != ICMP_V4_ECHO && l4.type != ICMP_V4_ECHO_REPLY)
-			return DROP_ICMP_TYPE;
-		p->inner_icmp_type = l4.type;
-		p->inner_sport = l4.type == ICMP_V4_ECHO ? l4.id : 0;
-		p->inner_dport = l4.type == ICMP_V4_ECHO ? 0 : l4.id;
-		break;
-	default:
-		return DROP_CT_UNKNOWN_PROTO;
-	}
-	p->flags |= PKT_ICMP_ERROR;
-	return 0;
+	return parse_quoted_l4(skb, p, off + ihl, ip.protocol);
 }
 
-static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 end)
+static __always_inline int parse_quoted_v6(struct __sk_buff *skb, struct packet *p)
+{
+	struct extensions chain = { .off = p->l4_off + sizeof(struct icmp_wire) };
+	struct ipv6_wire ip;
+	int reason;
+
+	if (chain.off + sizeof(ip) > p->end || bpf_skb_load_bytes(skb, chain.off, &ip, sizeof(ip)))
+		return DROP_CT_INVALID_HDR;
+	/* Keys of maps spell IPv4 like that: such a packet is nobody's. */
+	if (ip.version_class >> 4 != 6 || addr_is_v4(&ip.src) || addr_is_v4(&ip.dst))
+		return DROP_CT_INVALID_HDR;
+	p->inner_src = ip.src;
+	p->inner_dst = ip.dst;
+	chain.off += sizeof(ip);
+	chain.protocol = ip.next_header;
+	reason = walk_extensions(skb, &chain, p->end);
+	if (reason)
+		return reason;
+	if (chain.fragment & bpf_htons(FRAGMENT_OFFSET_V6))
+		return DROP_FRAG_NOT_FOUND;
+	return parse_quoted_l4(skb, p, chain.off, chain.protocol);
+}
+
+static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p)
 {
 	struct icmp_wire icmp;
 
-	if (p->l4_off + sizeof(icmp) > end ||
+	if (p->l4_off + sizeof(icmp) > p->end ||
 	    bpf_skb_load_bytes(skb, p->l4_off, &icmp, sizeof(icmp)))
 		return DROP_CT_INVALID_HDR;
 	p->icmp_type = icmp.type;
 	p->icmp_code = icmp.code;
-	switch (icmp.type) {
-	case ICMP_V4_ECHO:
+	switch (icmp_class(p->protocol, icmp.type)) {
+	case ICMP_ECHO_ASKED:
 		p->sport = icmp.id;
 		return 0;
-	case ICMP_V4_ECHO_REPLY:
+	case ICMP_ECHO_ANSWERED:
 		p->dport = icmp.id;
 		return 0;
-	case ICMP_V4_UNREACHABLE:
-	case ICMP_V4_TIME_EXCEEDED:
-	case ICMP_V4_PARAMETER_PROBLEM:
+	case ICMP_ERROR:
 		if (p->flags & PKT_FIRST_FRAGMENT)
 			return DROP_FRAG_NOSUPPORT;
-		return parse_quoted(skb, p, end);
+		return is_ipv6(p) ? parse_quoted_v6(skb, p) : parse_quoted_v4(skb, p);
 	default:
-		return DROP_ICMP_TYPE;
+		return icmp_refused(p->protocol);
 	}
 }
 
@@ -174,7 +195,8 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u
 
 	switch (p->protocol) {
 	case IPPROTO_ICMP:
-		return parse_icmp(skb, p, end);
+	case IPPROTO_ICMPV6:
+		return parse_icmp(skb, p);
 	case IPPROTO_TCP:
 		if (p->l4_off + sizeof(tcp) > end ||
 		    bpf_skb_load_bytes(skb, p->l4_off, &tcp, sizeof(tcp)))
@@ -230,13 +252,29 @@ static __always_inline int parse_ipv4_header(struct __sk_buff *skb, struct packe
 	return 0;
 }
 
-/* What is behind it; fragments leave, or take, their ports.  0, or a drop reason. */
-static __always_inline int parse_payload(struct __sk_buff *skb, struct packet *p)
+/* Whether this family has that transport; others are refused. */
+static __always_inline int is_known_protocol(const struct packet *p)
+{
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+		return 1;
+	case IPPROTO_ICMP:
+		return !is_ipv6(p);
+	case IPPROTO_ICMPV6:
+		return is_ipv6(p);
+	default:
+		return 0;
+	}
+}
+
+/* The transport header; fragments leave, or take, their ports.  0, or a drop reason. */
+static __always_inline int parse_transport(struct __sk_buff *skb, struct packet *p)
 {
 	int reason = 0;
 
-	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP &&
-	    p->protocol != IPPROTO_ICMP && p->protocol != IPPROTO_SCTP)
+	if (!is_known_protocol(p))
 		return DROP_CT_UNKNOWN_PROTO;
 	if (!(p->flags & PKT_LATER_FRAGMENT))
 		reason = parse_l4(skb, p, p->end);
@@ -245,12 +283,39 @@ static __always_inline int parse_payload(struct __sk_buff *skb, struct packet *p
 	return reason;
 }
 
-/* 0, or a drop reason; the Ethernet header has been parsed. */
-static __always_inline int parse_ipv4(struct __sk_buff *skb, struct packet *p)
+/* Whether the frame is of a family that pods may speak; the Ethernet header has been parsed. */
+static __always_inline int is_ip(const struct packet *p)
 {
-	int reason = parse_ipv4_header(skb, p);
+	return p->ethertype == ETH_P_IP || (cfg_ipv6 && p->ethertype == ETH_P_IPV6);
+}
 
-	return reason ? reason : parse_payload(skb, p);
+/* Who sends to whom, of a frame for which is_ip() holds.  0, or a drop reason. */
+static __always_inline int parse_ip_header(struct __sk_buff *skb, struct packet *p)
+{
+	return is_ipv6(p) ? parse_ipv6_header(skb, p) : parse_ipv4_header(skb, p);
+}
+
+/* What is behind that header.  0, or a drop reason. */
+static __always_inline int parse_payload(struct __sk_buff *skb, struct packet *p)
+{
+	int reason = is_ipv6(p) ? parse_extensions(skb, p) : 0;
+
+	return reason ? reason : parse_transport(skb, p);
+}
+
+/* Both.  0, or a drop reason. */
+static __always_inline int parse_ip(struct __sk_buff *skb, struct packet *p)
+{
+	int reason;
+
+	if (is_ipv6(p)) {
+		reason = parse_ipv6_header(skb, p);
+		if (!reason)
+			reason = parse_extensions(skb, p);
+	} else {
+		reason = parse_ipv4_header(skb, p);
+	}
+	return reason ? reason : parse_transport(skb, p);
 }
 
 #endif /* CILIUMD_PARSE_H */

@@ -13,12 +13,13 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
-#include "lib/arp.h"
 #include "lib/calls.h"
+#include "lib/deliver.h"
 #include "lib/event.h"
 #include "lib/hooks.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
+#include "lib/sum.h"
 
 CONFIG(__u8, send_refusals, 1, "answer with ICMP when a service has no backend or TTL ran out");
 
@@ -27,23 +28,71 @@ enum {
 	QUOTED_TCP = 20 + 20,
 	QUOTED_OTHER = 20 + 8,
 	REFUSE_HEADERS = sizeof(struct ipv4_wire) + sizeof(struct icmp_wire),
+	/* The same behind an IPv6 header. */
+	QUOTED_TCP_V6 = 40 + 20,
+	QUOTED_OTHER_V6 = 40 + 8,
+	REFUSE_HEADERS_V6 = sizeof(struct ipv6_wire) + sizeof(struct icmp_wire),
 };
-
-static __always_inline __u16 fold_checksum(__u32 sum)
-{
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
 
 /* Checksum of what is quoted, and of nothing else; *size* is a constant of the caller. */
 static __always_inline long quoted_sum(struct __sk_buff *skb, __u32 size)
 {
-	__u32 quoted[QUOTED_TCP / 4] = {};
+	__u32 quoted[QUOTED_TCP_V6 / 4] = {};
 
 	if (bpf_skb_load_bytes(skb, L3_OFF, quoted, size))
 		return -1;
 	return bpf_csum_diff(NULL, 0, quoted, size, 0);
+}
+
+/* What an error of IPv4 is called in IPv6; the three that programs send. */
+static __always_inline void refusal_of_v6(struct icmp_wire *icmp, __u8 type, __u8 code)
+{
+	if (type == ICMP_V4_TIME_EXCEEDED) {
+		icmp->type = ICMP_V6_TIME_EXCEEDED;
+	} else if (code == ICMP_V4_FRAG_NEEDED) {
+		icmp->type = ICMP_V6_PACKET_TOO_BIG;
+	} else {
+		icmp->type = ICMP_V6_UNREACHABLE;
+		icmp->code = ICMP_V6_PORT_UNREACHABLE;
+	}
+}
+
+/* As refuse() below.  The MTU lies in the last 4 bytes of the header, where it is alone (RFC 4443). */
+static __always_inline int refuse_v6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code)
+{
+	__u32 size = p->protocol == IPPROTO_TCP ? QUOTED_TCP_V6 : QUOTED_OTHER_V6;
+	struct ipv6_wire ip = {
+		.version_class = 0x60,
+		.payload_length = bpf_htons(size + sizeof(struct icmp_wire)),
+		.next_header = IPPROTO_ICMPV6,
+		.hop_limit = 64,
+		.dst = p->src,
+	};
+	struct icmp_wire icmp = { .sequence = bpf_htons(p->refuse_mtu) };
+	struct ethhdr eth = { .h_proto = bpf_htons(ETH_P_IPV6) };
+	long sum;
+
+	/* Nor about what went to a group (RFC 4443 2.4). */
+	if (p->flags & (PKT_ICMP_ERROR | PKT_LATER_FRAGMENT) || p->ihl != sizeof(ip) ||
+	    addr_is_multicast_v6(&p->dst))
+		return -1;
+	addr_set_router_v6(&ip.src);
+	refusal_of_v6(&icmp, type, code);
+	if (bpf_skb_change_tail(skb, L3_OFF + size, 0))
+		return -1;
+	sum = p->protocol == IPPROTO_TCP ? quoted_sum(skb, QUOTED_TCP_V6) :
+					   quoted_sum(skb, QUOTED_OTHER_V6);
+	if (sum < 0 || bpf_skb_adjust_room(skb, REFUSE_HEADERS_V6, BPF_ADJ_ROOM_MAC, 0))
+		return -1;
+	sum = bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), sum);
+	icmp.checksum = fold_checksum(pseudo_sum(&ip, sum));
+	__builtin_memcpy(eth.h_dest, p->smac, ETH_ALEN);
+	__builtin_memcpy(eth.h_source, p->dmac, ETH_ALEN);
+	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
+	    bpf_skb_store_bytes(skb, L3_OFF, &ip, sizeof(ip), 0) ||
+	    bpf_skb_store_bytes(skb, L3_OFF + sizeof(ip), &icmp, sizeof(icmp), 0))
+		return -1;
+	return 0;
 }
 
 /* 0 when *skb* now is the ICMP error, else nothing can be said and nothing is. */

@@ -30,6 +30,7 @@ enum l4_offset {
 	IPV4_TTL = 8,
 	IPV4_SRC = 12,
 	IPV4_DST = 16,
+	IPV6_HOP_LIMIT = 7,
 };
 
 /* Address and port of one side of the packet, and of *p*.  0, or a drop reason. */
@@ -133,6 +134,13 @@ static __always_inline int decrement_ttl(struct __sk_buff *skb, struct packet *p
 {
 	__u8 ttl = p->ttl - 1;
 
+	if (is_ipv6(p)) {
+		/* No sum covers it. */
+		if (bpf_skb_store_bytes(skb, L3_OFF + IPV6_HOP_LIMIT, &ttl, sizeof(ttl), 0))
+			return DROP_WRITE_ERROR;
+		p->ttl = ttl;
+		return 0;
+	}
 	/* The sum is over 16-bit words: TTL is the high byte of its word. */
 	if (bpf_l3_csum_replace(skb, L3_OFF + IPV4_CHECKSUM, bpf_htons((__u16)p->ttl << 8),
 				bpf_htons((__u16)ttl << 8), 2))

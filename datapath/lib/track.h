@@ -98,6 +98,8 @@ static __always_inline int judge_flow(struct __sk_buff *skb, struct packet *p,
 
 	if (p->key.protocol == IPPROTO_ICMP)
 		port = bpf_htons(ICMP_V4_ECHO);
+	else if (p->key.protocol == IPPROTO_ICMPV6)
+		port = bpf_htons(ICMP_V6_ECHO);
 	return judge(skb, p, by, opened, peer, p->key.protocol, port);
 }
 
@@ -122,7 +124,7 @@ static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
 	    (from_local && !addr_equal(&p->key.remote, &p->dst)) || !ct_lookup(p)) {
 		entry->rev_nat = 0;
 		p->ct_state = CT_STATE_NEW;
-		return judge(skb, p, by, by->direction, by->peer_identity, IPPROTO_ICMP,
+		return judge(skb, p, by, by->direction, by->peer_identity, p->protocol,
 			     bpf_htons(p->icmp_type));
 	}
 	p->ct_state = CT_STATE_RELATED;

@@ -79,9 +79,12 @@ int hook_from_host(struct __sk_buff *skb)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
+	if (parse_ethernet(skb, p) || !is_ip(p))
 		return TC_ACT_UNSPEC;
-	reason = parse_ipv4(skb, p);
+	reason = parse_ip(skb, p);
+	/* The pair's own business, of one link: as ARP, nothing for pods. */
+	if (is_ipv6(p) && (addr_is_multicast_v6(&p->dst) || addr_is_link_local(&p->dst)))
+		return TC_ACT_UNSPEC;
 	/* It is addressed to cilium_host's MAC; the pod's stack must take it as its own. */
 	if (!reason && bpf_skb_change_type(skb, PACKET_HOST))
 		reason = DROP_WRITE_ERROR;
@@ -112,9 +115,9 @@ int hook_to_container(struct __sk_buff *skb)
 		return DROP(skb, p, DROP_UNSUPPORTED_L2, DIR_INGRESS, 0);
 	if (p->ethertype == ETH_P_ARP)
 		return TC_ACT_UNSPEC;
-	if (p->ethertype != ETH_P_IP)
+	if (!is_ip(p))
 		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_INGRESS, 0);
-	reason = parse_ipv4(skb, p);
+	reason = parse_ip(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
 	p->dst_slot = slot_of_addr(&p->dst);
@@ -130,7 +133,8 @@ static __always_inline int judge_source(struct packet *p)
 {
 	struct ipcache_info info;
 
-	if (slot_of_addr(&p->src) != SLOT_NONE)
+	/* No router forwards what is from one link, and we are one. */
+	if (slot_of_addr(&p->src) != SLOT_NONE || (is_ipv6(p) && addr_is_link_local(&p->src)))
 		return DROP_INVALID_SIP;
 	ipcache_lookup(&p->src, &info);
 	p->src_identity = info.identity;
@@ -175,17 +179,17 @@ int hook_from_netdev(struct __sk_buff *skb)
 	__be32 asked;
 	int reason;
 
-	if (!p || parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
+	if (!p || parse_ethernet(skb, p) || !is_ip(p))
 		return TC_ACT_UNSPEC;
-	reason = parse_ipv4(skb, p);
+	reason = parse_ip(skb, p);
 	asked = addr_v4(&p->dst);
-	if (!reason && (cfg_masquerade || cfg_node_port) && !is_tunnel_packet(p) &&
+	if (!reason && (cfg_masquerade || cfg_node_port) && !is_ipv6(p) && !is_tunnel_packet(p) &&
 	    asked == native_address(skb->ifindex))
 		reason = nat_ingress(skb, p);
 	p->dst_slot = slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST) {
 		/* The node's own traffic is not ours to refuse. */
-		if (reason || !cfg_node_port || is_tunnel_packet(p))
+		if (reason || !cfg_node_port || is_ipv6(p) || is_tunnel_packet(p))
 			return TC_ACT_UNSPEC;
 		if (p->dst_slot == SLOT_NONE && addr_v4(&p->dst) != asked)
 			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
@@ -233,7 +237,7 @@ int hook_to_netdev(struct __sk_buff *skb)
 	address = native_address(skb->ifindex);
 	if (!p || !address || parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
 		return TC_ACT_UNSPEC;
-	reason = parse_ipv4(skb, p);
+	reason = parse_ip(skb, p);
 	if (is_pod_address(addr_v4(&p->src))) {
 		if (!reason && cfg_masquerade && wants_masquerade(p))
 			reason = nat_egress(skb, p, address);

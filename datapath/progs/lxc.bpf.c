@@ -2,7 +2,7 @@
 /*
  * Pods.  What a pod sends:
  *
- *   hook_from_container   anti-spoofing, ARP, conntrack hit?
+ *   hook_from_container   anti-spoofing, ARP and neighbour discovery, conntrack hit?
  *     |  miss               |  hit
  *     v                     v
  *   call_service ------> call_egress      egress policy; then into call_ingress of a local pod,
@@ -28,6 +28,7 @@
 #include "lib/event.h"
 #include "lib/ipcache.h"
 #include "lib/lb.h"
+#include "lib/ndp.h"
 #include "lib/overlay.h"
 #include "lib/packet.h"
 #include "lib/parse.h"
@@ -38,14 +39,13 @@
 
 CONFIG(__be32, loopback_ipv4, 0, "source a pod sees when it reaches itself through a service");
 
-static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
+/* Whether this is one of the endpoint's own addresses; one it has none of is nobody's. */
+static __always_inline int is_address_of(const struct cil_addr *addr, const struct packet *p,
+					 const struct endpoint *endpoint)
 {
-	__u8 differ = 0;
-
-#pragma unroll
-	for (int i = 0; i < ETH_ALEN; i++)
-		differ |= a[i] ^ b[i];
-	return !differ;
+	if (is_ipv6(p))
+		return addr_equal(addr, &endpoint->ipv6) && !addr_is_zero(addr);
+	return addr_v4(addr) == endpoint->ipv4 && endpoint->ipv4;
 }
 
 SEC("tc")
@@ -53,8 +53,8 @@ int hook_from_container(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_FROM_CONTAINER);
 	const struct endpoint *endpoint;
+	int reason, answered = 0;
 	__u32 version;
-	int reason;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -73,28 +73,40 @@ int hook_from_container(struct __sk_buff *skb)
 	/* A tag that the device took out of the frame would travel along, unseen. */
 	if (skb->vlan_present)
 		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_EGRESS, endpoint->id);
-	if (p->ethertype == ETH_P_ARP) {
+	/* The families part here, once; nothing behind it is there twice. */
+	if (p->ethertype == ETH_P_IP) {
+		reason = parse_ipv4_header(skb, p);
+		if (!reason && !is_address_of(&p->src, p, endpoint))
+			reason = DROP_INVALID_SIP;
+	} else if (cfg_ipv6 && is_ipv6(p)) {
+		reason = parse_ipv6_header(skb, p);
+		if (!reason && is_solicitation(skb, p)) {
+			reason = ndp_answer(skb, p, endpoint);
+			answered = 1;
+		} else if (!reason) {
+			reason = is_address_of(&p->src, p, endpoint) ? parse_extensions(skb, p) :
+								       DROP_INVALID_SIP;
+		}
+	} else if (p->ethertype == ETH_P_ARP) {
 		reason = arp_answer(skb, endpoint);
-		if (reason)
-			return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
-		return bpf_redirect_peer(skb->ifindex, 0);
+		answered = 1;
+	} else {
+		reason = DROP_UNKNOWN_L3;
 	}
-	if (p->ethertype != ETH_P_IP)
-		return DROP(skb, p, DROP_UNKNOWN_L3, DIR_EGRESS, endpoint->id);
-	reason = parse_ipv4_header(skb, p);
-	if (!reason && addr_v4(&p->src) != endpoint->ipv4)
-		reason = DROP_INVALID_SIP;
-	if (!reason)
-		reason = parse_payload(skb, p);
+	if (!reason && !answered)
+		reason = parse_transport(skb, p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, endpoint->id);
+	if (answered)
+		return bpf_redirect_peer(skb->ifindex, 0);
 
 	/* An established flow is no service's frontend: only others are looked up. */
 	if (!(p->flags & PKT_ICMP_ERROR)) {
 		ct_key_of_packet(p, 1);
-		if (!ct_lookup(p))
+		if (ct_lookup(p))
+			p->flags |= PKT_CT_FOUND;
+		else if (!is_ipv6(p))
 			return tail_call(skb, p, CALL_SERVICE);
-		p->flags |= PKT_CT_FOUND;
 	}
 	return tail_call(skb, p, CALL_EGRESS);
 }
@@ -165,7 +177,7 @@ static __always_inline __be32 tunnel_towards(const struct packet *p, __be32 know
 	/* Who came by a node port came past the tunnel, ours or another's that the stack knows of. */
 	if (!(p->flags & PKT_REPLY) || p->ct.rev_nat || p->ct.flags & CT_F_FROM_STACK)
 		return 0;
-	return node_of_addr(&p->dst) ? addr_v4(&p->dst) : 0;
+	return !is_ipv6(p) && node_of_addr(&p->dst) ? addr_v4(&p->dst) : 0;
 }
 
 /* A pod must not speak for a node: what it sends to a tunnel's port never leaves, nor goes up. */
@@ -214,7 +226,7 @@ int call_egress(struct __sk_buff *skb)
 	if (!endpoint)
 		return DROP(skb, p, DROP_HOST_NOT_READY, DIR_EGRESS, 0);
 
-	loopback = cfg_loopback_ipv4 && addr_v4(&p->dst) == cfg_loopback_ipv4;
+	loopback = cfg_loopback_ipv4 && addr_v4(&p->dst) == cfg_loopback_ipv4 && !is_ipv6(p);
 	p->dst_slot = loopback ? p->src_slot : slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_HOST) {
 		p->dst_identity = ID_HOST;
@@ -287,7 +299,7 @@ int call_ingress(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	endpoint = endpoint_in_slot(p->dst_slot, &by.policy_version);
-	if (!endpoint || endpoint->ipv4 != addr_v4(&p->dst))
+	if (!endpoint || !is_address_of(&p->dst, p, endpoint))
 		return DROP(skb, p, DROP_NO_LXC, DIR_INGRESS, 0);
 	/* New to itself through a service: from an address that its answer can be known by. */
 	if (p->flags & PKT_LOOPBACK && !(p->flags & PKT_REPLY))
@@ -328,7 +340,8 @@ int call_refuse(struct __sk_buff *skb)
 		    rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&frontend->addr), frontend->port))
 			return TC_ACT_SHOT;
 	}
-	if (refuse(skb, p, p->refuse_type, p->refuse_code))
+	if (is_ipv6(p) ? refuse_v6(skb, p, p->refuse_type, p->refuse_code) :
+			 refuse(skb, p, p->refuse_type, p->refuse_code))
 		return TC_ACT_SHOT;
 	if (p->hook == HOOK_FROM_NETDEV)
 		return bpf_redirect(skb->ifindex, 0);

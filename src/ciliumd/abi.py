@@ -281,6 +281,7 @@ class DropReason(IntEnum):
     DROP_WRITE_ERROR = 141
     DROP_UNKNOWN_L4 = 142
     DROP_ICMP_TYPE = 144
+    DROP_ICMP6_TYPE = 146
     DROP_NO_TUNNEL_KEY = 147
     DROP_UNKNOWN_TARGET = 150
     DROP_UNROUTABLE = 151
@@ -288,6 +289,7 @@ class DropReason(IntEnum):
     DROP_CSUM_L3 = 153
     DROP_CSUM_L4 = 154
     DROP_CT_CREATE_FAILED = 155
+    DROP_INVALID_EXTHDR = 156
     DROP_FRAG_NOSUPPORT = 157
     DROP_NO_SERVICE = 158
     DROP_POLICY_NO_CONFIG = 165
@@ -1779,12 +1781,12 @@ MAPS: dict[str, MapSpec] = {
         "scratch",
         MapType.PERCPU_ARRAY,
         4,
-        228,
+        232,
         1,
         0x0,
         None,
         None,
-        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:228",
+        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:232",
     ),
 }
 
@@ -1810,6 +1812,7 @@ CONFIG: dict[str, ConfigSpec] = {
         1,
         "1: what pods send out of the node goes through its stack, where netfilter sees it",
     ),
+    "ipv6": ConfigSpec("ipv6", "u8", 1, "pods may speak IPv6; 0: it is refused as an unknown protocol"),
     "loopback_ipv4": ConfigSpec(
         "loopback_ipv4", "be32", 4, "source a pod sees when it reaches itself through a service"
     ),
@@ -1847,6 +1850,10 @@ CONFIG: dict[str, ConfigSpec] = {
         "report_interval", "u32", 4, "seconds between trace events and conntrack refreshes of one flow"
     ),
     "router_ipv4": ConfigSpec("router_ipv4", "be32", 4, "address of cilium_host, the gateway of the pods"),
+    "router_ipv6_head": ConfigSpec(
+        "router_ipv6_head", "u64", 8, "its IPv6 address: the first eight bytes in memory order"
+    ),
+    "router_ipv6_tail": ConfigSpec("router_ipv6_tail", "u64", 8, "and the last eight"),
     "send_refusals": ConfigSpec(
         "send_refusals", "u8", 1, "answer with ICMP when a service has no backend or TTL ran out"
     ),
@@ -1867,4 +1874,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "8d0e9bf79eab75d43872b6d26d548d5f61986169b9e9a08f4a8b4c35edfcf55c"
+ABI_HASH = "8e94d0c975201bc792cbc9917a631925e98472a3f039454503c8a5c5a385e662"

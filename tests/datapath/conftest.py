@@ -12,6 +12,7 @@ from ciliumd.bpf.features import tcx_supported
 from datapath.contest import Contest, all_contests
 from datapath.harness import Datapath
 from datapath.node import private_node
+from datapath.openworld6 import SIX_ONE, SIX_TWO, all_contests6
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tally import Tally
 from datapath.tunnel import Tunnel, tunnel_node
@@ -111,6 +112,45 @@ def two_pods(datapath: Datapath) -> Datapath:
     datapath.add_endpoint(POD_ONE)
     datapath.add_endpoint(POD_TWO)
     return datapath
+
+
+@pytest.fixture(scope="session")
+def loaded_six(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs of a node whose pods speak both families, loaded once."""
+    with Datapath.loaded(tmp_path_factory.mktemp("six"), ipv6=1) as datapath:
+        yield datapath
+
+
+@pytest.fixture
+def six(loaded_six: Datapath) -> Datapath:
+    """Those over empty maps."""
+    loaded_six.reset()
+    return loaded_six
+
+
+@pytest.fixture
+def two_sixes(six: Datapath) -> Datapath:
+    """Two pods with both families, whose policies allow everything."""
+    six.policies({SIX_ONE.version: ALLOW_ALL, SIX_TWO.version: ALLOW_ALL})
+    six.add_endpoint(SIX_ONE)
+    six.add_endpoint(SIX_TWO)
+    return six
+
+
+@pytest.fixture(scope="session")
+def contests6(node: None) -> Iterator[dict[str, Contest]]:
+    """Every hook of a node that allows everything and speaks both families, against its reference."""
+    with all_contests6() as made:
+        yield made
+
+
+@pytest.fixture
+def contest6(contests6: dict[str, Contest], hook: str) -> Contest:
+    """The hook of this test, with nothing counted yet."""
+    contest = contests6[hook]
+    contest.outcomes.clear()
+    contest.wrong.clear()
+    return contest
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from datapath.rows import POD_ONE, u32
 from datapath.tunnel import AWAY, fill_cluster, node_two
 from fixtures.packets import diff
 from reference.forwarding import Forwarding
+from reference.forwarding6 import Forwarding6
 from reference.node import Node, Verdict
 
 BATCH = 1000
@@ -57,7 +58,7 @@ Judge = Callable[[bytes, bytes], Verdict]
 class Contest:
     """Frames through one hook, each compared."""
 
-    def __init__(self, datapath: Datapath, hook: str, run: Run, reference: Forwarding) -> None:
+    def __init__(self, datapath: Datapath, hook: str, run: Run, reference: Forwarding | Forwarding6) -> None:
         self.hook = hook
         self.outcomes: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -147,13 +148,15 @@ DEVICES = {
 }
 
 
-def contests(datapath: Datapath, node: Node) -> dict[str, Contest]:
-    """Every hook that a test run can enter without a tunnel key."""
+def contests(
+    datapath: Datapath, node: Node, judge: Callable[[], Forwarding | Forwarding6] | None = None
+) -> dict[str, Contest]:
+    """Every hook that a test run can enter without a tunnel key; *judge* makes a reference of its own."""
     made = {}
     for hook, device in DEVICES.items():
         entry = datapath.generation.entries[HOOKS[hook]]
         run = partial(entry.test_run, ifindex=socket.if_nametoindex(device))
-        made[hook] = Contest(datapath, hook, run, Forwarding(node))
+        made[hook] = Contest(datapath, hook, run, judge() if judge else Forwarding(node))
     return made
 
 

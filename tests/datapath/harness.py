@@ -15,7 +15,7 @@ import itertools
 import os
 import socket
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, ip_network
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from ciliumd.abi import CtEntry, CtKey, Direction, DropReason, Event, EventType
 from ciliumd.bpf import Generation, Map, Pins, RingBuffer, U64Array
 from ciliumd.bpf.pins import remove_tree
 from ciliumd.desired.policy.maprows import class_check
-from ciliumd.model.net import fold32, mac_bytes
+from ciliumd.model.net import fold32, is_single, mac_bytes, prefix_bits16
 from datapath.node import node_config
 from datapath.rows import Pod, Rule, a16, u32
 from fixtures.packets import node_one
@@ -171,12 +171,14 @@ class Datapath:
             ifindex=pod.ifindex,
             slot_gen=pod.generation,
             ipv4=int(place.address),
-            ipv6=bytes(16),
+            ipv6=pod.ipv6,
             mac=mac_bytes(place.mac),
             node_mac=mac_bytes(place.node_mac),
         )
         self.map("endpoints").update(u32(pod.slot), row.pack())
         self.local_address(place.ip, pod.slot)
+        if any(pod.ipv6):
+            self.local_address(pod.ip6, pod.slot)
         self.map("ifindex").update(u32(pod.ifindex), u32(pod.slot))
         self.use_version(pod, pod.version)
         return pod
@@ -240,11 +242,10 @@ class Datapath:
     ) -> None:
         """Identity of an address or of a prefix, and the node whose tunnel leads there."""
         network = ip_network(prefix)
-        assert isinstance(network, IPv4Network)
         addr = a16(str(network.network_address))
         entry = abi.IpcacheEntry(0, identity, a16(tunnel) if tunnel else bytes(16), 0, 0)
-        if network.prefixlen < 32:
-            key = abi.IpcacheLpmKey(32 + 96 + network.prefixlen, 0, addr)
+        if not is_single(network):
+            key = abi.IpcacheLpmKey(32 + prefix_bits16(network), 0, addr)
             self.map("ipcache_lpm").update(key.pack(), entry.pack())
             return
         entry = replace(entry, check=fold32(addr) if check is None else check)

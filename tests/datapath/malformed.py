@@ -127,9 +127,9 @@ def cut(frame: bytes) -> Iterator[bytes]:
     return (frame[:size] for size in range(ETHERNET, len(frame) + 1))
 
 
-def replaced(frame: bytes, dice: random.Random) -> Iterator[bytes]:
+def replaced(frame: bytes, dice: random.Random, *, deepest: int = DEEPEST) -> Iterator[bytes]:
     """Every byte of every header with other values."""
-    for at in range(min(len(frame), DEEPEST)):
+    for at in range(min(len(frame), deepest)):
         for value in {0, 0xFF, (frame[at] + 1) & 0xFF, dice.randrange(256)} - {frame[at]}:
             yield frame[:at] + bytes([value]) + frame[at + 1 :]
 
@@ -153,7 +153,7 @@ def lying(frame: bytes) -> Iterator[bytes]:
             yield frame[:offset_at] + bytes([words << 4]) + frame[offset_at + 1 :]
 
 
-def mutated(frame: bytes, dice: random.Random) -> bytes:
+def mutated(frame: bytes, dice: random.Random, *, deepest: int = DEEPEST) -> bytes:
     """Up to four random changes behind the MAC addresses."""
     data = bytearray(frame)
     for _ in range(dice.randint(1, 4)):
@@ -166,6 +166,6 @@ def mutated(frame: bytes, dice: random.Random) -> bytes:
                 at = dice.randrange(12, len(data) - 1)
                 data[at : at + 2] = dice.choice(WORDS).to_bytes(2, "big")
             case _:
-                at = dice.randrange(12, min(len(data), DEEPEST))
+                at = dice.randrange(12, min(len(data), deepest))
                 data[at] = dice.choice((*BYTES, dice.randrange(256)))
     return bytes(data)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.namespace import own_cookie
+from fixtures import packets6
 from fixtures.packets import loopback, node_one, pod_one, pod_three, pod_two, router
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x40000000
 IP_TOOL = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") or "ip"
 POD_CIDR = ip_network("10.0.1.0/24")
+POD_CIDR6 = ip_network("fd00:1::/64")
+NOWHERE6 = ip_network("2001:db8:dead::/48")
 NAT_PORTS = range(40000, 40064)
 
 # Devices of the node; the far ends of veths stay here too, as nothing travels.
@@ -53,6 +56,35 @@ neighbour add 192.168.9.254 lladdr ee:00:00:00:00:01 dev net0
 """
 
 
+# IPv6, where the kernel has it: nothing is said on any device that nobody asked for.
+DEVICES6 = f"""
+address add {packets6.router.ip}/128 dev cilium_host nodad
+address add {packets6.node_one.ip}/64 dev net0 nodad
+route add {POD_CIDR6} dev cilium_host
+route add default via 2001:db8:9::fe dev net0
+route add unreachable {NOWHERE6}
+neighbour add 2001:db8:9::fe lladdr ee:00:00:00:00:01 dev net0
+"""
+KNOBS6 = (
+    *(f"{name}/{knob}" for name in ("cilium_host", "net0") for knob in ("addr_gen_mode 1", "disable_ipv6 0")),
+    *(f"{name}/forwarding 1" for name in ("lxc1", "lxc2", "lxc3", "net0", "cilium_net")),
+)
+
+
+def _with_ipv6() -> None:
+    root = Path("/proc/sys/net/ipv6/conf")
+    if not root.exists():
+        return
+    for knob in KNOBS6:
+        name, value = knob.split()
+        (root / name).write_text(value)
+    _ip(DEVICES6)
+
+
+def _ip(commands: str) -> None:
+    subprocess.run([IP_TOOL, "-batch", "-"], input=commands, text=True, check=True, capture_output=True)
+
+
 @contextlib.contextmanager
 def private_node() -> Iterator[None]:
     """Put this thread into a network namespace of its own, with a node's devices."""
@@ -65,9 +97,8 @@ def private_node() -> Iterator[None]:
                 path = Path("/proc/sys/net") / knob
                 if path.exists():
                     path.write_text("1")
-            subprocess.run(
-                [IP_TOOL, "-batch", "-"], input=DEVICES, text=True, check=True, capture_output=True
-            )
+            _ip(DEVICES)
+            _with_ipv6()
             yield
         finally:
             if libc.setns(home.fileno(), CLONE_NEWNET):
@@ -81,6 +112,8 @@ def node_config() -> dict[str, bool | int]:
         "cilium_host_ifindex": socket.if_nametoindex("cilium_host"),
         "cilium_host_mac": int.from_bytes(mac_bytes(router.mac), "little"),
         "router_ipv4": int(router.address),
+        "router_ipv6_head": int.from_bytes(packets6.router.address.packed[:8], "little"),
+        "router_ipv6_tail": int.from_bytes(packets6.router.address.packed[8:], "little"),
         "loopback_ipv4": int(loopback.address),
         "pod_cidr_ipv4": int(POD_CIDR.network_address),
         "pod_cidr_mask": int(POD_CIDR.netmask),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import IPv6Address, ip_network
 
 from ciliumd import abi
 from ciliumd.abi import Direction, PolicyVerdict
@@ -73,6 +73,12 @@ class Pod:
     version: int
     generation: int = 7
     flags: int = 0
+    ip6: str = "::"
+
+    @property
+    def ipv6(self) -> bytes:
+        """Its other address; all zero when it has none."""
+        return IPv6Address(self.ip6).packed
 
     @property
     def ifindex(self) -> int:

@@ -2,9 +2,10 @@
 """
 K7: IPv6 with extension headers in every order, up to twelve deep, at every hook.
 
-No program parses IPv6: it is refused by name where pods are concerned, inside the tunnel too, and passes
-where the node's own traffic does.  No byte of it is read as if it were IPv4's: in every frame the places of
-IPv4's fields hold what would be a packet between pods.  Extension headers behind IPv4 are no transport.
+On a node whose pods have no IPv6 (of others: test_ipv6_shapes.py) no program parses it: it is refused by
+name where pods are concerned, inside the tunnel too, and passes where the node's own traffic does.  No byte
+of it is read as if it were IPv4's: in every frame the places of IPv4's fields hold what would be a packet
+between pods.  Extension headers behind IPv4 are no transport.
 """
 
 from __future__ import annotations

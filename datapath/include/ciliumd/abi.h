@@ -88,12 +88,12 @@ struct endpoint {
 	__u16 flags;
 	__u32 ifindex;	/* host side of the veth */
 	__u32 slot_gen; /* must equal the upper half of cilium_endpoint_state_v1[slot] */
-	__be32 ipv4;
+	__be32 ipv4;	/* 0: none */
 	__u32 pad0;
-	struct cil_addr ipv6;
-	__u8 mac[6]; /* the pod's own */
+	struct cil_addr ipv6; /* all zero: none */
+	__u8 mac[6];	      /* the pod's own */
 	__u16 pad1;
-	__u8 node_mac[6]; /* of the host side; answered to the pod's ARP */
+	__u8 node_mac[6]; /* of the host side; answered to the pod's ARP and neighbour discovery */
 	__u16 pad2;
 	__u64 pad3;
 };
@@ -478,6 +478,7 @@ enum cil_drop_reason {
 	DROP_WRITE_ERROR = 141,
 	DROP_UNKNOWN_L4 = 142,
 	DROP_ICMP_TYPE = 144,
+	DROP_ICMP6_TYPE = 146,
 	DROP_NO_TUNNEL_KEY = 147,
 	DROP_UNKNOWN_TARGET = 150,
 	DROP_UNROUTABLE = 151,
@@ -485,6 +486,7 @@ enum cil_drop_reason {
 	DROP_CSUM_L3 = 153,
 	DROP_CSUM_L4 = 154,
 	DROP_CT_CREATE_FAILED = 155,
+	DROP_INVALID_EXTHDR = 156,
 	DROP_FRAG_NOSUPPORT = 157,
 	DROP_NO_SERVICE = 158,
 	DROP_POLICY_NO_CONFIG = 165,
