@@ -41,6 +41,11 @@ class Pod:
         return str(self.endpoint["status"]["networking"]["addressing"][0]["ipv4"])
 
     @property
+    def address6(self) -> str:
+        """Its IPv6 address; empty when it has none."""
+        return str(self.endpoint["status"]["networking"]["addressing"][0]["ipv6"])
+
+    @property
     def outside(self) -> Actor:
         """Somebody outside the control group: service translation per packet."""
         return self._actor("outside", None)
@@ -76,9 +81,9 @@ class Pod:
         """Whether a datagram is answered within a short time."""
         return bool(self.udp(address, port, timeout=timeout)["outcome"] == "answered")
 
-    def serve(self, *, tcp: tuple[int, ...] = (), udp: tuple[int, ...] = ()) -> "Pod":
-        """Answer on these ports, with the pod's name."""
-        serve = partial(self.outside.call, name=self.name)
+    def serve(self, *, tcp: tuple[int, ...] = (), udp: tuple[int, ...] = (), six: bool = False) -> "Pod":
+        """Answer on these ports, with the pod's name; *six*: on IPv6, and on IPv4 by the same sockets."""
+        serve = partial(self.outside.call, name=self.name, **({"address": "::"} if six else {}))
         for port in tcp:
             serve("serve_tcp", port=port)
         for port in udp:

@@ -60,6 +60,7 @@ class Flood:
         self._receiver = receiver
         self._flows = list(flows)
         self._ports = sorted({flow.lands_on for flow in flows})
+        self._six = {flow.lands_on for flow in flows if ":" in flow.address}
         self._name = f"flood-{id(self):x}"
         self._running = False
         self._opened: list[int] = []
@@ -67,7 +68,8 @@ class Flood:
     def start(self, *, limit: int = 0) -> Self:
         """Open the receiving ports and begin; *limit* packets of each flow, 0 for until stopped."""
         for port in self._ports:
-            self._receiver.call("flood_receive", port=port)
+            six = {"address": "::"} if port in self._six else {}
+            self._receiver.call("flood_receive", port=port, **six)
             self._opened.append(port)
         flows: list[dict[str, Any]] = [
             {

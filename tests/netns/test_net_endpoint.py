@@ -155,7 +155,7 @@ def test_failure_at_any_step_leaves_nothing(
 ) -> None:
     """Whatever cannot be configured, the veth goes, and the loopback stays as it was."""
 
-    def refuse(*_arguments: object) -> None:
+    def refuse(*_arguments: object, **_named: object) -> None:
         raise NetError(step, "refused", errno=1)
 
     monkeypatch.setattr(f"ciliumd.net.endpoint.{step}", refuse)

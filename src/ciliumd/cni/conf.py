@@ -34,6 +34,7 @@ def conflist(
     *,
     portmap: bool,
     debug: bool = False,
+    ipv6: bool = False,
     log_file: Path = DEFAULT_LOG,
     socket: Path = DEFAULT_SOCKET,
     queue: Path = DEFAULT_QUEUE,
@@ -44,6 +45,8 @@ def conflist(
     0.3.1 is what every runtime and every portmap speaks.
     """
     plugin: dict[str, Any] = {"type": PLUGIN, "enable-debug": debug, "log-file": str(log_file)}
+    if ipv6:
+        plugin["enable-ipv6"] = True
     if socket != DEFAULT_SOCKET:
         plugin["cni-socket"] = str(socket)
     if queue != DEFAULT_QUEUE:

@@ -2,14 +2,16 @@
 """What runtimes are answered, in the words of each version of the specification."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from ciliumd.cni.errors import CniError, Code
 from ciliumd.cni.request import VERSIONS
 
 Json = dict[str, Any]
+Address = IPv4Address | IPv6Address
 
 ERROR_VERSION = VERSIONS[-1]
 """Of errors about requests whose own version nobody could read."""
@@ -28,27 +30,42 @@ class Attached:
     router: IPv4Address
     mtu: int
     route_mtu: int
+    address6: IPv6Address | None = None
+    router6: IPv6Address | None = None
 
 
 def success(made: Attached, version: str) -> Json:
     """The result of an ADD: the node's device, the pod's device with its address, and its routes."""
     host: Json = {"name": made.host_ifname, "mac": made.host_mac}
     pod: Json = {"name": made.ifname, "mac": made.mac, "sandbox": made.sandbox}
-    address: Json = {"address": f"{made.address}/32", "gateway": str(made.router), "interface": 1}
-    on_link: Json = {"dst": f"{made.router}/32"}
-    default: Json = {"dst": "0.0.0.0/0", "gw": str(made.router)}
-    if _before(version, "1.0.0"):
-        address = {"version": "4", **address}
+    ips: list[Json] = []
+    routes: list[Json] = []
     if not _before(version, "1.1.0"):
         host["mtu"] = pod["mtu"] = made.mtu
-        default["mtu"] = made.route_mtu
+    for address, router, anywhere in _families(made):
+        own = f"{address}/{address.max_prefixlen}"
+        ip: Json = {"address": own, "gateway": str(router), "interface": 1}
+        default: Json = {"dst": anywhere, "gw": str(router)}
+        if _before(version, "1.0.0"):
+            ip = {"version": str(address.version), **ip}
+        if not _before(version, "1.1.0"):
+            default["mtu"] = made.route_mtu
+        ips.append(ip)
+        routes += [{"dst": f"{router}/{router.max_prefixlen}"}, default]
     return {
         "cniVersion": version,
         "interfaces": [host, pod],
-        "ips": [address],
-        "routes": [on_link, default],
+        "ips": ips,
+        "routes": routes,
         "dns": {},
     }
+
+
+def _families(made: Attached) -> Iterator[tuple[Address, Address, str]]:
+    """Address, router and where the default route leads, IPv4 first: runtimes take that for the pod's."""
+    yield made.address, made.router, "0.0.0.0/0"
+    if made.address6 is not None and made.router6 is not None:
+        yield made.address6, made.router6, "::/0"
 
 
 def failure(error: CniError, version: str) -> Json:
@@ -80,8 +97,11 @@ def differences(previous: Json, made: Attached) -> list[str]:
         for one in expected["interfaces"]
         if (one["name"], one["mac"]) not in interfaces
     ]
-    if expected["ips"][0]["address"] not in addresses:
-        found.append(f"prevResult has address {', '.join(addresses) or 'none'}, the pod {made.address}/32")
+    found += [
+        f"prevResult has address {', '.join(addresses) or 'none'}, the pod {one['address']}"
+        for one in expected["ips"]
+        if one["address"] not in addresses
+    ]
     return found
 
 

@@ -128,6 +128,7 @@ class Agent:
     datapath: Datapath
     attachments: Attachments
     ipam: HostScope
+    ipam6: HostScope | None
     netlink: NetlinkThread
     tallies: Tallies
     controllers: Controllers
@@ -394,7 +395,11 @@ class Agent:
                 policies=lambda: len(self.tables.policies),
                 policy_revision=lambda: self.tables.policies.revision + 1,
                 controllers_failing=lambda: sum(one.failures > 0 for one in self.controllers.all()),
-                addresses=lambda: {"ipv4": self.ipam.usage.used},
+                addresses=lambda: {
+                    family: pool.usage.used
+                    for family, pool in (("ipv4", self.ipam), ("ipv6", self.ipam6))
+                    if pool is not None
+                },
                 ring=self.ring.stats,
             ),
             self.tallies,

@@ -8,7 +8,7 @@ Requests are checked here, answered by the parts of the agent, and never touch a
 import json
 import os
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,7 @@ class EndpointRequest(BaseModel):
     netns: str = Field(min_length=1)
     pod: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?/[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     ip: IPv4Address | None = None
+    ip6: IPv6Address | None = None
     ifname: str = Field(default="eth0", pattern=r"^[^\s/]{1,15}$")
     container_id: str = Field(default="", alias="container-id", max_length=255)
 

@@ -129,7 +129,12 @@ async def find_origin(
 ) -> Origin:
     """Where this node's objects come from, once that is known.  Raises StartFailed."""
     if settings.manifests is not None:
-        return DirectoryOrigin(settings.manifests, pod_cidr=settings.pod_cidr, state_dir=settings.state_dir)
+        return DirectoryOrigin(
+            settings.manifests,
+            pod_cidr=settings.pod_cidr,
+            pod_cidr6=settings.pod_cidr_ipv6 if settings.enable_ipv6 else None,
+            state_dir=settings.state_dir,
+        )
     # A node that stands alone needs no client of an API server, and not the memory it takes.
     from ciliumd.daemon.membership import ClusterOrigin
 
@@ -260,6 +265,7 @@ async def _keep_cni_configuration(agent: Agent) -> None:
     content = conflist(
         portmap=not settings.serves_host_ports,
         debug=settings.debug,
+        ipv6=agent.ipam6 is not None,
         socket=settings.cni_socket,
         queue=settings.state_dir.parent / QUEUE,
     )

@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import structlog
@@ -88,7 +88,16 @@ async def build(
     ipam = HostScope(origin.pod_cidr)
     router = IPv4Address(ipam.router)
     _protect_node_ports(settings)
-    wiring = await wire_node(netlink, settings, router=router, pod_cidr=origin.pod_cidr)
+    ipam6 = HostScope(origin.pod_cidr6) if origin.pod_cidr6 is not None else None
+    router6 = IPv6Address(ipam6.router) if ipam6 is not None else None
+    wiring = await wire_node(
+        netlink,
+        settings,
+        router=router,
+        pod_cidr=origin.pod_cidr,
+        router6=router6,
+        pod_cidr6=origin.pod_cidr6,
+    )
     datapath = await loop.run_in_executor(writer, lambda: loader.load(pins, settings, wiring))
     stack.callback(datapath.close)
     for one in datapath.generation.carried:
@@ -142,6 +151,7 @@ async def build(
         datapath=datapath,
         attachments=attachments,
         ipam=ipam,
+        ipam6=ipam6,
         netlink=netlink,
         tallies=tallies,
         controllers=Controllers(tallies),
@@ -149,7 +159,7 @@ async def build(
         wiring=wiring,
         native=wiring.native,
     )
-    network = PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu)
+    network = PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu, router6)
     agent.reconciler = Reconciler(
         stages.stages(
             plan,
@@ -174,6 +184,7 @@ async def build(
         tables,
         network=network,
         ipam=ipam,
+        ipam6=ipam6,
         netlink=netlink,
         attachments=attachments,
         reaper=agent.reaper,

@@ -129,6 +129,8 @@ class RuntimeEndpoints:
             sandbox=endpoint.netns,
             address=endpoint.ipv4,
             router=network.router,
+            address6=endpoint.ipv6 if network.router6 is not None else None,
+            router6=network.router6,
             mtu=network.mtu,
             route_mtu=network.route_mtu or network.mtu,
         )

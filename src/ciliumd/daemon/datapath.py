@@ -165,6 +165,13 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "bind_protection": settings.node_port_bind_protection and settings.serves_node_ports,
         **_network("pod_cidr", wiring.pod_cidr),
     }
+    if wiring.router6 is not None:
+        packed = wiring.router6.packed
+        values |= {
+            "ipv6": 1,
+            "router_ipv6_head": int.from_bytes(packed[:8], "little"),
+            "router_ipv6_tail": int.from_bytes(packed[8:], "little"),
+        }
     if settings.ipv4_native_routing_cidr is not None:
         values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
     if wiring.overlay is not None:

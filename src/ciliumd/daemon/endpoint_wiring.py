@@ -10,7 +10,7 @@ fails on the way is undone.
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import structlog
 
@@ -18,7 +18,7 @@ from ciliumd.daemon.api import EndpointRequest
 from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
 from ciliumd.daemon.endpoint_numbers import EndpointNumbers
 from ciliumd.daemon.reaper import Reaper
-from ciliumd.ipam.hostscope import HostScope
+from ciliumd.ipam.hostscope import HostScope, IpamError
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.net import endpoint as wiring
 from ciliumd.net import links
@@ -36,13 +36,14 @@ class PodNetwork:
     What every pod of this node is configured with from now on.
 
     *mtu* is the devices', *route_mtu* what may leave the node (0: the same), both of which follow the
-    uplink's; *slots* how many pods fit.
+    uplink's; *slots* how many pods fit.  Without *router6* pods have no IPv6.
     """
 
     router: IPv4Address
     mtu: int
     slots: int
     route_mtu: int = 0
+    router6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class EndpointWirer:
     network: PodNetwork
     numbers: EndpointNumbers
     ipam: HostScope
+    ipam6: HostScope | None
     netlink: NetlinkThread
     attachments: Attachments
     reaper: Reaper
@@ -79,7 +81,8 @@ class EndpointWirer:
             log.warning("endpoint.device_replaced", endpoint=endpoint.id, pod=pod_of(endpoint))
             await self.netlink.call(links.delete_link, prepared.link.ifindex)
             await self.remove(endpoint)
-            return await self.create(request.model_copy(update={"ip": endpoint.ipv4}), sandbox)
+            again = {"ip": endpoint.ipv4, "ip6": endpoint.ipv6}
+            return await self.create(request.model_copy(update=again), sandbox)
         await self._program(endpoint)
         await self.netlink.call(wiring.connect_endpoint, wanted, sandbox, prepared)
         return endpoint
@@ -96,8 +99,7 @@ class EndpointWirer:
         await self.realized(endpoint.id)
         self.numbers.rest(endpoint.slot)
         await self._take_down(endpoint.ifindex, endpoint.id, endpoint.netns)
-        if endpoint.ipv4 is not None:
-            self.ipam.release(endpoint.ipv4)
+        self._release(endpoint.ipv4, endpoint.ipv6)
         log.info("endpoint.deleted", endpoint=endpoint.id, pod=pod_of(endpoint))
 
     async def faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
@@ -105,15 +107,19 @@ class EndpointWirer:
         found = await self.netlink.call(
             wiring.wiring_faults, self._wiring(endpoint), sandbox, endpoint.ifindex
         )
-        holder = self.ipam.owner(endpoint.ipv4) if endpoint.ipv4 else None
-        if endpoint.ipv4 in self.ipam.cidr and holder != pod_of(endpoint):
-            found += (f"address {endpoint.ipv4} is reserved for {holder or 'nobody'}",)
+        for address in endpoint.addresses:
+            pool = self.ipam if address.version == 4 else self.ipam6
+            if pool is None or address not in pool.cidr:
+                continue
+            holder = pool.owner(address)
+            if holder != pod_of(endpoint):
+                found += (f"address {address} is reserved for {holder or 'nobody'}",)
         return found
 
     async def _create(
         self, request: EndpointRequest, sandbox: Sandbox, number: int, slot: int
     ) -> EndpointSpec:
-        address = self._address(request)
+        address, address6 = self._addresses(request)
         wanted = wiring.EndpointWiring(
             endpoint_id=number,
             pod=request.pod,
@@ -125,6 +131,8 @@ class EndpointWirer:
             ifname=request.ifname,
             mac=links.random_mac(),
             node_mac=links.random_mac(),
+            address6=address6,
+            router6=self.network.router6,
         )
         ifindex = 0
         try:
@@ -144,7 +152,7 @@ class EndpointWirer:
                 mac=str(wanted.mac),
                 node_mac=prepared.link.mac,
                 ipv4=address,
-                ipv6=None,
+                ipv6=address6,
                 ifname_in_pod=request.ifname,
                 netns_cookie=sandbox.cookie,
             )
@@ -154,17 +162,37 @@ class EndpointWirer:
         except BaseException:
             await self._undo(wanted, slot, ifindex)
             raise
+        six = {} if address6 is None else {"ipv6": str(address6)}
         log.info(
-            "endpoint.created", endpoint=number, pod=request.pod, ipv4=str(address), device=endpoint.ifname
+            "endpoint.created",
+            endpoint=number,
+            pod=request.pod,
+            ipv4=str(address),
+            **six,
+            device=endpoint.ifname,
         )
         return endpoint
 
-    def _address(self, request: EndpointRequest) -> IPv4Address:
+    def _addresses(self, request: EndpointRequest) -> tuple[IPv4Address, IPv6Address | None]:
+        """One of each family that pods have; the node's own endpoint answers over IPv4 alone."""
         owner = request.pod
-        address = self.ipam.reserve(request.ip, owner) if request.ip else self.ipam.allocate(owner)
-        if not isinstance(address, IPv4Address):
-            raise NetError(f"wire pod {owner}", f"{address} is no IPv4 address")
-        return address
+        four = self.ipam.reserve(request.ip, owner) if request.ip else self.ipam.allocate(owner)
+        if not isinstance(four, IPv4Address):
+            raise NetError(f"wire pod {owner}", f"{four} is no IPv4 address")
+        if self.ipam6 is None or owner == "/".join(HEALTH_POD):
+            return four, None
+        try:
+            six = self.ipam6.reserve(request.ip6, owner) if request.ip6 else self.ipam6.allocate(owner)
+        except IpamError:
+            self.ipam.release(four)
+            raise
+        return four, IPv6Address(six)
+
+    def _release(self, *addresses: IPv4Address | IPv6Address | None) -> None:
+        for address in addresses:
+            pool = self.ipam6 if isinstance(address, IPv6Address) else self.ipam
+            if address is not None and pool is not None:
+                pool.release(address)
 
     def _wiring(self, endpoint: EndpointSpec) -> wiring.EndpointWiring:
         """What an endpoint that exists is made of."""
@@ -179,6 +207,8 @@ class EndpointWirer:
             ifname=endpoint.ifname_in_pod,
             mac=endpoint.mac,
             node_mac=endpoint.node_mac,
+            address6=endpoint.ipv6 if self.network.router6 is not None else None,
+            router6=self.network.router6,
         )
 
     async def _program(self, endpoint: EndpointSpec, *, new: bool = False) -> None:
@@ -211,7 +241,7 @@ class EndpointWirer:
         if ifindex := ifindex or await self._unheard_of(wanted):
             await self._take_down(ifindex, number, "")
             await self.reaper.leave("")
-        self.ipam.release(wanted.address)
+        self._release(wanted.address, wanted.address6)
 
     async def _unheard_of(self, wanted: wiring.EndpointWiring) -> int:
         """The device that a call made after its caller was cancelled; 0 if there is none."""

@@ -50,6 +50,7 @@ class Endpoints:
         *,
         network: PodNetwork,
         ipam: HostScope,
+        ipam6: HostScope | None = None,
         netlink: NetlinkThread,
         attachments: Attachments,
         reaper: Reaper,
@@ -57,10 +58,15 @@ class Endpoints:
         realized: Callable[[int], Awaitable[str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """*next_slot_gen* hands out a generation never used; *realized* awaits an endpoint's rows."""
+        """
+        *next_slot_gen* hands out a generation never used; *realized* awaits an endpoint's rows.
+
+        *ipam6* is the pool of pods' IPv6 addresses, where they have any.
+        """
         self.network = network
         self._tables = tables
         self._ipam = ipam
+        self._ipam6 = ipam6
         self._netlink = netlink
         self._attachments = attachments
         self._reaper = reaper
@@ -69,6 +75,7 @@ class Endpoints:
             network=network,
             numbers=EndpointNumbers(tables, slots=network.slots, clock=clock),
             ipam=ipam,
+            ipam6=ipam6,
             netlink=netlink,
             attachments=attachments,
             reaper=reaper,
@@ -187,7 +194,10 @@ class Endpoints:
     async def _add(self, request: EndpointRequest, sandbox: Sandbox | None) -> EndpointSpec:
         namespace, _, pod = request.pod.partition("/")
         with _refusals():
-            held = await self._netlink.call(open_sandbox, request.netns) if sandbox is None else sandbox
+            held = sandbox
+            if held is None:
+                six = self._ipam6 is not None
+                held = await self._netlink.call(open_sandbox, request.netns, six)
             try:
                 async with self._turns.of((namespace, pod)):
                     for number in self._tables.endpoints_of_pod.get((namespace, pod)):
@@ -256,15 +266,17 @@ class Endpoints:
                     await self._wirer.remove(endpoint)
 
     def _reserve_again(self, endpoint: EndpointSpec) -> None:
-        """Keep a restored endpoint's address from others; one of another pod CIDR stays what it is."""
-        if endpoint.ipv4 is None:
-            return
-        try:
-            self._ipam.reserve(endpoint.ipv4, pod_of(endpoint))
-        except AddressNotInPool as error:
-            log.warning(
-                "endpoint.foreign_address", endpoint=endpoint.id, pod=pod_of(endpoint), reason=str(error)
-            )
+        """Keep a restored endpoint's addresses from others; one of another pod CIDR stays what it is."""
+        for address in endpoint.addresses:
+            pool = self._ipam if address.version == 4 else self._ipam6
+            if pool is None:
+                continue
+            try:
+                pool.reserve(address, pod_of(endpoint))
+            except AddressNotInPool as error:
+                log.warning(
+                    "endpoint.foreign_address", endpoint=endpoint.id, pod=pod_of(endpoint), reason=str(error)
+                )
 
     def _same(self, endpoint: EndpointSpec, request: EndpointRequest) -> EndpointSpec:
         """The endpoint that *request* asks for again; RequestRefused when it asks for another."""

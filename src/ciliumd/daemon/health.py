@@ -54,7 +54,8 @@ def local_node(agent: "Agent") -> NodeRow:
     if published is not None and published.addresses_of(INTERNAL_IP):
         return published
     addresses = tuple((INTERNAL_IP, address) for device in agent.native for address in device.ipv4)
-    return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses[:1], pod_cidrs=(agent.ipam.cidr,))
+    pod_cidrs = tuple(pool.cidr for pool in (agent.ipam, agent.ipam6) if pool is not None)
+    return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses[:1], pod_cidrs=pod_cidrs)
 
 
 def cluster_nodes(agent: "Agent") -> list[NodeRow]:

@@ -8,7 +8,7 @@ and the node publishes itself, its endpoints and label sets that have no number 
 
 import os
 from collections.abc import Callable, Coroutine, Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import TYPE_CHECKING, Any, Self
 
 import structlog
@@ -94,9 +94,11 @@ class ClusterOrigin:
             name=origin.name,
             mode=settings.ipam,
             memory=settings.state_dir / NODE_FILE,
+            ipv6=settings.enable_ipv6,
             waiting=lambda reason: log.debug("agent.waiting", reason=reason),
         )
-        log.info("agent.joined", node=origin.name, pod_cidr=str(origin.pod_cidr))
+        six = {} if origin.pod_cidr6 is None else {"pod_cidr6": str(origin.pod_cidr6)}
+        log.info("agent.joined", node=origin.name, pod_cidr=str(origin.pod_cidr), **six)
         return origin
 
     @property
@@ -107,6 +109,17 @@ class ClusterOrigin:
                 return prefix
         shown = ", ".join(map(str, self._own.pod_cidrs)) or "none"
         raise StartFailed(f"node {self.name} has no IPv4 pod CIDR, but {shown}")
+
+    @property
+    def pod_cidr6(self) -> IPv6Network | None:
+        """The same of IPv6, None where pods have none.  Raises StartFailed when it is missing."""
+        if not self._settings.enable_ipv6:
+            return None
+        for prefix in self._own.pod_cidrs:
+            if isinstance(prefix, IPv6Network):
+                return prefix
+        shown = ", ".join(map(str, self._own.pod_cidrs)) or "none"
+        raise StartFailed(f"node {self.name} has no IPv6 pod CIDR, but {shown}; enable-ipv6 needs one")
 
     def source(self, tables: Tables) -> KubernetesSource:
         """The watch of the cluster."""
@@ -141,7 +154,7 @@ class ClusterOrigin:
         def reachable() -> None:
             health = agent.health.address
             self._publisher.reachable(
-                Reachable(router=(agent.wiring.router,), health=() if health is None else (health,))
+                Reachable(router=agent.wiring.routers, health=() if health is None else (health,))
             )
 
         agent.health.address_changed = reachable

@@ -6,7 +6,7 @@ Whoever describes the pods also says which addresses they may have.
 """
 
 from collections.abc import Coroutine, Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -47,6 +47,10 @@ class Origin(Protocol):
     def pod_cidr(self) -> IPv4Network:
         """The network of this node's pods."""
 
+    @property
+    def pod_cidr6(self) -> IPv6Network | None:
+        """The same of IPv6; None where pods have none."""
+
     def source(self, tables: Tables) -> Source:
         """What fills the *tables*."""
 
@@ -60,11 +64,14 @@ class DirectoryOrigin:
     numbers_identities = True
     api_server = ""
 
-    def __init__(self, directory: Path, *, pod_cidr: IPv4Network, state_dir: Path) -> None:
+    def __init__(
+        self, directory: Path, *, pod_cidr: IPv4Network, state_dir: Path, pod_cidr6: IPv6Network | None = None
+    ) -> None:
         """StartFailed if there is no such *directory*."""
         if not directory.is_dir():
             raise StartFailed(f"--manifests {directory} is no directory; create it or name another")
         self.pod_cidr = pod_cidr
+        self.pod_cidr6 = pod_cidr6
         self._directory = directory
         self._state_dir = state_dir
 

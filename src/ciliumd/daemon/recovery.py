@@ -8,7 +8,7 @@ for that pod says so.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
 import structlog
@@ -108,7 +108,7 @@ def remembered_endpoints(
                 mac=mac_str(row.mac),
                 node_mac=mac_str(row.node_mac),
                 ipv4=IPv4Address(row.ipv4) if row.ipv4 else None,
-                ipv6=None,
+                ipv6=IPv6Address(row.ipv6) if any(row.ipv6) else None,
             )
         )
     return found

@@ -114,7 +114,18 @@ class Settings(BaseSettings):
         default=IPv4Network("10.0.0.0/24"),
         description="with --manifests: addresses of this node's pods; the first is cilium_host's",
     )
-    enable_ipv4: bool = Field(default=True, description="IPv4 for pods; this version has nothing else")
+    pod_cidr_ipv6: IPv6Network = Field(
+        default=IPv6Network("fd00::/112"),
+        description="the same of IPv6, where it is enabled",
+    )
+    enable_ipv6: bool = Field(default=False, description="IPv6 for pods, beside IPv4")
+    cluster_pool_ipv6_cidr: Annotated[tuple[IPv6Network, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(IPv6Network("fd00::/104"),), description="IPv6 networks the operator takes pod CIDRs from"
+    )
+    cluster_pool_ipv6_mask_size: int = Field(
+        default=120, ge=64, le=126, description="prefix length of a node's IPv6 pod CIDR"
+    )
+    enable_ipv4: bool = Field(default=True, description="IPv4 for pods; this version has none without it")
     devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="native devices, with commas between; default: those with a default route"
     )
@@ -281,7 +292,7 @@ class Settings(BaseSettings):
     @classmethod
     def _has_ipv4(cls, value: bool) -> bool:
         if not value:
-            raise ValueError("pods without IPv4 are not supported: this version carries nothing else")
+            raise ValueError("pods without IPv4 are not supported: IPv6 comes beside it")
         return value
 
     @model_validator(mode="before")
@@ -296,17 +307,23 @@ class Settings(BaseSettings):
     def _consistent(self) -> Self:
         if self.pod_cidr.prefixlen > 30:
             raise ValueError(f"pod-cidr {self.pod_cidr} has no room for a router and a pod")
+        if self.pod_cidr_ipv6.prefixlen > 126:
+            raise ValueError(f"pod-cidr-ipv6 {self.pod_cidr_ipv6} has no room for a router and a pod")
         if self.bpf_events_size & (self.bpf_events_size - 1):
             raise ValueError(f"bpf-events-size {self.bpf_events_size} is not a power of two")
         first, last = self.node_port_range
         if first > last:
             raise ValueError(f"node-port-range {first},{last} ends before it begins")
-        for cidr in self.cluster_pool_ipv4_cidr:
-            if cidr.prefixlen > self.cluster_pool_ipv4_mask_size:
-                raise ValueError(
-                    f"cluster-pool-ipv4-mask-size {self.cluster_pool_ipv4_mask_size} does not fit into "
-                    f"cluster-pool-ipv4-cidr {cidr}"
-                )
+        for family, cidrs, size in (
+            (4, self.cluster_pool_ipv4_cidr, self.cluster_pool_ipv4_mask_size),
+            (6, self.cluster_pool_ipv6_cidr, self.cluster_pool_ipv6_mask_size),
+        ):
+            for cidr in cidrs:
+                if cidr.prefixlen > size:
+                    raise ValueError(
+                        f"cluster-pool-ipv{family}-mask-size {size} does not fit into "
+                        f"cluster-pool-ipv{family}-cidr {cidr}"
+                    )
         return self
 
     @property

@@ -264,10 +264,16 @@ def _health(agent: Agent) -> Json:
 
 
 def _ipam(agent: Agent) -> Json:
-    usage = agent.ipam.usage
+    pools = {4: agent.ipam} if agent.ipam6 is None else {4: agent.ipam, 6: agent.ipam6}
+    told = {family: pool.usage for family, pool in pools.items()}
     return {
-        "status": f"IPv4: {usage.used}/{usage.used + usage.free} allocated from {usage.cidr}, ",
-        "allocations": {str(address): owner for address, owner in agent.ipam.owners().items()},
+        "status": "".join(
+            f"IPv{family}: {one.used}/{one.used + one.free} allocated from {one.cidr}, "
+            for family, one in told.items()
+        ),
+        "allocations": {
+            str(address): owner for pool in pools.values() for address, owner in pool.owners().items()
+        },
     }
 
 

@@ -2,7 +2,6 @@
 """Parts of Cilium's ``models.StatusResponse``, of settings and of what was read from their owners."""
 
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address
 from typing import Any, Final
 
 from ciliumd.daemon.settings import Settings
@@ -130,29 +129,39 @@ def node_elements(nodes: Iterable[NodeRow]) -> list[Json]:
 
 
 def _node_element(node: NodeRow) -> Json:
-    primary = next(iter(_ipv4(node.addresses_of(INTERNAL_IP))), None)
+    primary = _of(4, node.addresses_of(INTERNAL_IP))
+    primary6 = _of(6, node.addresses_of(INTERNAL_IP))
     others = [
         _address(address, kind)
         for kind, address in node.addresses
-        if kind in {INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP} and address != primary
+        if kind in {INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP} and address not in {primary, primary6}
     ]
     return {
         "name": full_name(node),
         "primary-address": {
-            "ipv4": _address(primary, INTERNAL_IP) | {"alloc-range": _first(node.pod_cidrs)},
-            "ipv6": {"enabled": False},
+            "ipv4": _address(primary, INTERNAL_IP) | {"alloc-range": _first(4, node.pod_cidrs)},
+            "ipv6": _primary6(primary6, node.pod_cidrs),
         },
         "secondary-addresses": others,
         "health-endpoint-address": {
-            "ipv4": _address(next(iter(_ipv4(node.health)), None), ""),
+            "ipv4": _address(_of(4, node.health), ""),
             "ipv6": {"enabled": False},
         },
         "source": "custom-resource",
     }
 
 
-def _ipv4(addresses: Iterable[Addr]) -> list[IPv4Address]:
-    return [address for address in addresses if isinstance(address, IPv4Address)]
+def _of(family: int, addresses: Iterable[Addr]) -> Addr | None:
+    """The first of a family."""
+    return next((address for address in addresses if address.version == family), None)
+
+
+def _primary6(address: Addr | None, cidrs: tuple[Prefix, ...]) -> Json:
+    """Of a node with IPv6 of its own or of its pods."""
+    alloc = _first(6, cidrs)
+    if address is None and not alloc:
+        return {"enabled": False}
+    return _address(address, INTERNAL_IP) | {"alloc-range": alloc}
 
 
 def _address(address: Addr | None, kind: str) -> Json:
@@ -163,5 +172,5 @@ def _address(address: Addr | None, kind: str) -> Json:
     }
 
 
-def _first(cidrs: tuple[Prefix, ...]) -> str:
-    return str(cidrs[0]) if cidrs else ""
+def _first(family: int, cidrs: tuple[Prefix, ...]) -> str:
+    return next((str(cidr) for cidr in cidrs if cidr.version == family), "")

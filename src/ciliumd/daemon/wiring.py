@@ -2,7 +2,7 @@
 """The node's own end of the pod network: made or corrected at start, before any program is attached."""
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import structlog
 
@@ -23,7 +23,8 @@ class NodeWiring:
     """
     Devices and addresses of the node as they were at start; *overlay* is None without a tunnel.
 
-    *mtu* is of pods' devices, *route_mtu* what their packets may measure that leave the node.
+    *mtu* is of pods' devices, *route_mtu* what their packets may measure that leave the node.  *router6*
+    and *pod_cidr6* are of nodes whose pods have IPv6.
     """
 
     router: IPv4Address
@@ -34,15 +35,30 @@ class NodeWiring:
     addresses: tuple[Addr, ...]
     mtu: int
     route_mtu: int
+    router6: IPv6Address | None = None
+    pod_cidr6: IPv6Network | None = None
+
+    @property
+    def routers(self) -> tuple[Addr, ...]:
+        """The node's addresses inside its pod networks, IPv4 first."""
+        return (self.router,) if self.router6 is None else (self.router, self.router6)
 
 
 async def wire_node(
-    netlink: NetlinkThread, settings: Settings, *, router: IPv4Address, pod_cidr: IPv4Network
+    netlink: NetlinkThread,
+    settings: Settings,
+    *,
+    router: IPv4Address,
+    pod_cidr: IPv4Network,
+    router6: IPv6Address | None = None,
+    pod_cidr6: IPv6Network | None = None,
 ) -> NodeWiring:
     """Make cilium_host and, in tunnel mode, cilium_vxlan, and look at what is there.  Raises NetError."""
     mtu = settings.mtu or await netlink.call(links.default_mtu)
     host, tunnel, route_mtu = await _wire_devices(
-        netlink, settings, HostWiring(router=router, pod_cidr=pod_cidr, mtu=mtu)
+        netlink,
+        settings,
+        HostWiring(router=router, pod_cidr=pod_cidr, mtu=mtu, router6=router6, pod_cidr6=pod_cidr6),
     )
     for warning in host.warnings:
         log.warning("agent.machine_setting", problem=warning)
@@ -55,6 +71,8 @@ async def wire_node(
         addresses=tuple(sorted(await netlink.call(devices.node_addresses), key=str)),
         mtu=mtu,
         route_mtu=route_mtu,
+        router6=router6,
+        pod_cidr6=pod_cidr6,
     )
 
 
@@ -94,7 +112,13 @@ class MtuFollower:
         mtu = await self._netlink.call(links.uplink_mtu)
         if mtu is None or mtu == self._network.mtu:
             return
-        wanted = HostWiring(router=self._wiring.router, pod_cidr=self._wiring.pod_cidr, mtu=mtu)
+        wanted = HostWiring(
+            router=self._wiring.router,
+            pod_cidr=self._wiring.pod_cidr,
+            mtu=mtu,
+            router6=self._wiring.router6,
+            pod_cidr6=self._wiring.pod_cidr6,
+        )
         _, _, route_mtu = await _wire_devices(self._netlink, self._settings, wanted)
         log.info("network.mtu_changed", before=self._network.mtu, now=mtu)
         self._network.mtu, self._network.route_mtu = mtu, route_mtu

@@ -7,7 +7,7 @@ before.  An agent that never knew must wait.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -81,18 +81,22 @@ async def own_node(
     mode: Mode,
     memory: Path,
     waiting: Callable[[str], None],
+    ipv6: bool = False,
     patience: float = PATIENCE,
 ) -> OwnNode:
     """
     The node's pod CIDRs and addresses: those the API server tells, or after *patience* those remembered.
 
-    Publishes the CiliumNode, for the operator gives pod CIDRs to those.  *waiting* is told for what.
+    Publishes the CiliumNode, for the operator gives pod CIDRs to those.  *waiting* is told for what.  With
+    *ipv6* one of IPv6 must be among them.
     """
     remembered = recall(memory, name)
+    if remembered is not None and ipv6 and not has_ipv6(remembered.pod_cidrs):
+        remembered = None
     limit = patience if remembered else None
     try:
         async with asyncio.timeout(limit):
-            node = await _told(api, publisher, name=name, mode=mode, waiting=waiting)
+            node = await _told(api, publisher, name=name, mode=mode, waiting=waiting, ipv6=ipv6)
     except TimeoutError:
         if remembered is None:
             raise
@@ -110,7 +114,13 @@ async def own_node(
 
 
 async def _told(
-    api: Api, publisher: NodePublisher, *, name: str, mode: Mode, waiting: Callable[[str], None]
+    api: Api,
+    publisher: NodePublisher,
+    *,
+    name: str,
+    mode: Mode,
+    waiting: Callable[[str], None],
+    ipv6: bool,
 ) -> OwnNode:
     said = ""
     backoff = iter(Backoff(first=0.2, last=2.0))
@@ -124,7 +134,9 @@ async def _told(
             else:
                 cidrs = tuple(parse_prefix(text) for text in pod_cidrs_of(cilium_node))
                 problem = f"CiliumNode {name} has no spec.ipam.podCIDRs yet: the operator gives them"
-            if cidrs:
+            if cidrs and ipv6 and not has_ipv6(cidrs):
+                problem = f"node {name} has no IPv6 pod CIDR yet, only {', '.join(map(str, cidrs))}"
+            elif cidrs:
                 return OwnNode(name, cidrs, node.addresses)
         except NotFound as error:
             problem = f"the API server does not know {error.resource}"
@@ -135,6 +147,11 @@ async def _told(
             said = problem
             log.info("node.waiting", reason=problem)
         await asyncio.sleep(next(backoff))
+
+
+def has_ipv6(cidrs: Iterable[Prefix]) -> bool:
+    """Whether one of them is of IPv6."""
+    return any(cidr.version == 6 for cidr in cidrs)
 
 
 def _read(document: dict[str, object]) -> KubernetesNode:

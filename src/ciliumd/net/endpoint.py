@@ -2,27 +2,38 @@
 """
 Wires a pod: a veth pair, its end inside the pod's namespace configured, all of it or nothing.
 
-The pod gets a /32 address and reaches everything through the router address, which the datapath
-answers for.  Who gets which address, and the maps that make packets flow, are not decided here: a wired
-pod is unreachable until its rows are written and its program is attached.
+The pod gets a /32 address, and a /128 where pods have IPv6, and reaches everything through the router
+addresses, which the datapath answers for.  Who gets which address, and the maps that make packets flow,
+are not decided here: a wired pod is unreachable until its rows are written and its program is attached.
 """
 
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from socket import AF_INET
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
 from pyroute2 import IPRoute
 
+from ciliumd.model.net import Addr
 from ciliumd.net import links, sysctl
 from ciliumd.net.errors import LinkConflict, LinkGone, NetError, netlink_errors
 from ciliumd.net.links import Link
 from ciliumd.net.namespace import Sandbox, is_own_namespace, open_sandbox
-from ciliumd.net.routes import Route, add_address, add_routes, ensure_address, ensure_routes, ipv4_addresses
+from ciliumd.net.routes import (
+    Route,
+    add_address,
+    add_routes,
+    addresses,
+    destination_of,
+    ensure_address,
+    ensure_routes,
+    family_of,
+    single,
+)
 
 _EEXIST = 17
 _LOOPBACK = 1  # the first device of every namespace
 _ANYWHERE = IPv4Network("0.0.0.0/0")
+_ANYWHERE6 = IPv6Network("::/0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +42,7 @@ class EndpointWiring:
     What a pod's network is made of.
 
     *pod* is ``namespace/name``, *name* the host side's device name, *ifname* the pod's.  *route_mtu* is
-    what packets may measure on the way out (0: as the device).
+    what packets may measure on the way out (0: as the device).  Without *address6* it has no IPv6.
     """
 
     endpoint_id: int
@@ -44,13 +55,28 @@ class EndpointWiring:
     ifname: str = "eth0"
     mac: str | None = None
     node_mac: str | None = None
+    address6: IPv6Address | None = None
+    router6: IPv6Address | None = None
+
+    @property
+    def addresses(self) -> tuple[Addr, ...]:
+        """The pod's addresses, IPv4 first."""
+        return (self.address,) if self.address6 is None else (self.address, self.address6)
 
     @property
     def routes(self) -> tuple[Route, ...]:
-        """The pod's routes; the router on the link first: it is the next hop of the second."""
-        return (
+        """The pod's routes; each router on the link first: it is the next hop of the one behind it."""
+        mtu = self.route_mtu or self.mtu
+        four = (
             Route(destination=IPv4Network(self.router)),
-            Route(destination=_ANYWHERE, via=self.router, mtu=self.route_mtu or self.mtu),
+            Route(destination=_ANYWHERE, via=self.router, mtu=mtu),
+        )
+        if self.address6 is None or self.router6 is None:
+            return four
+        return (
+            *four,
+            Route(destination=IPv6Network(self.router6)),
+            Route(destination=_ANYWHERE6, via=self.router6, mtu=mtu),
         )
 
 
@@ -89,7 +115,7 @@ def prepare_endpoint(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> 
         links.mark(ipr, host.ifindex, links.endpoint_alias(wiring.endpoint_id, wiring.pod))
         if host.mtu != wiring.mtu:
             links.set_mtu(ipr, host.ifindex, wiring.mtu)
-        sysctl.forward_through(host.name)
+        sysctl.forward_through(host.name, ipv6=wiring.address6 is not None)
     except BaseException:
         if made:
             links.delete_link(ipr, host.ifindex)
@@ -139,16 +165,18 @@ def wiring_faults(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox, ifinde
             faults.append(f"the pod's device {wiring.ifname} is down")
         if pod.mac != wiring.mac:
             faults.append(f"the pod's device {wiring.ifname} has MAC address {pod.mac}, not {wiring.mac}")
-        addresses = ipv4_addresses(inside, pod.ifindex)
-        if IPv4Interface((wiring.address, 32)) not in addresses:
-            shown = ", ".join(map(str, addresses)) or "none"
-            faults.append(f"the pod's device {wiring.ifname} has address {shown}, not {wiring.address}/32")
+        for address in wiring.addresses:
+            present = addresses(inside, pod.ifindex, family_of(address))
+            if single(address) not in present:
+                shown = ", ".join(map(str, present)) or "none"
+                faults.append(f"the pod's device {wiring.ifname} has address {shown}, not {single(address)}")
         # Others of the chain may have added routes; ours must be there.
-        present = _routes(inside, pod.ifindex)
+        families = {family_of(address) for address in wiring.addresses}
+        routes = {route for family in families for route in _routes(inside, pod.ifindex, family)}
         faults += [
             f"the pod's route to {route.destination} is gone or changed"
             for route in _as_made(wiring, pod).routes
-            if route not in present
+            if route not in routes
         ]
     return tuple(faults)
 
@@ -159,19 +187,18 @@ def _as_made(wiring: EndpointWiring, pod: Link) -> EndpointWiring:
     return replace(wiring, mtu=pod.mtu, route_mtu=pod.mtu - overhead)
 
 
-def _routes(inside: IPRoute, ifindex: int) -> tuple[Route, ...]:
-    """The pod's IPv4 routes over a device, whoever made them."""
+def _routes(inside: IPRoute, ifindex: int, family: int) -> tuple[Route, ...]:
+    """The pod's routes of one family over a device, whoever made them."""
     with netlink_errors(f"list routes over link {ifindex}"):
-        messages = tuple(inside.get_routes(family=AF_INET, oif=ifindex))
+        messages = tuple(inside.get_routes(family=family, oif=ifindex))
     return tuple(map(_route, messages))
 
 
 def _route(message: Any) -> Route:
     metrics, via = message.get_attr("RTA_METRICS"), message.get_attr("RTA_GATEWAY")
-    network = message.get_attr("RTA_DST") or str(_ANYWHERE.network_address)
     return Route(
-        destination=IPv4Network((network, message["dst_len"])),
-        via=IPv4Address(via) if via else None,
+        destination=destination_of(message),
+        via=ip_address(via) if via else None,
         mtu=(metrics.get_attr("RTAX_MTU") if metrics else 0) or 0,
     )
 
@@ -218,7 +245,8 @@ def _create(ipr: IPRoute, wiring: EndpointWiring, sandbox: Sandbox) -> Link:
 
 def _configure_new(inside: IPRoute, wiring: EndpointWiring, ifindex: int) -> None:
     """Configure the pod's end of a pair that was just made: nothing needs to be looked up or taken away."""
-    add_address(inside, ifindex, wiring.address)
+    for address in wiring.addresses:
+        add_address(inside, ifindex, address)
     links.set_up(inside, ifindex)
     add_routes(inside, ifindex, wiring.routes)
     # Last: it is the one thing that deleting the veth does not undo.
@@ -232,7 +260,8 @@ def _configure_pod(inside: IPRoute, wiring: EndpointWiring, host_ifindex: int) -
         raise LinkGone(f"wire pod {wiring.pod}", f"device {wiring.ifname} disappeared from the pod")
     if link.mtu != wiring.mtu:
         links.set_mtu(inside, link.ifindex, wiring.mtu)
-    ensure_address(inside, link.ifindex, wiring.address)
+    for address in wiring.addresses:
+        ensure_address(inside, link.ifindex, address)
     links.set_up(inside, link.ifindex)
     ensure_routes(inside, link.ifindex, wiring.routes)
     loopback = links.link_by_name(inside, "lo")

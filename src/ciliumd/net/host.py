@@ -8,7 +8,7 @@ the pair.  Programs are attached by others.
 """
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from pyroute2 import IPRoute
 
@@ -20,11 +20,17 @@ from ciliumd.net.routes import Route, add_routes, ensure_address
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostWiring:
-    """What the pair is configured for; *router* is the node's address inside *pod_cidr*."""
+    """
+    What the pair is configured for; *router* is the node's address inside *pod_cidr*.
+
+    *router6* and *pod_cidr6* are the same of IPv6, of a node whose pods have it.
+    """
 
     router: IPv4Address
     pod_cidr: IPv4Network
     mtu: int
+    router6: IPv6Address | None = None
+    pod_cidr6: IPv6Network | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +51,12 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
         if link.mtu != wiring.mtu:
             links.set_mtu(ipr, link.ifindex, wiring.mtu)
         sysctl.forward_through(link.name)
+        if link is host and wiring.router6 is not None:
+            sysctl.quiet_ipv6(link.name)
         links.set_up(ipr, link.ifindex, noarp=True)
     ensure_address(ipr, host.ifindex, wiring.router)
+    if wiring.router6 is not None:
+        ensure_address(ipr, host.ifindex, wiring.router6)
     # Those to other nodes' pods are somebody else's, who knows better than this which of them stay.
     add_routes(ipr, host.ifindex, _routes(wiring))
     conflict = sysctl.reverse_path_conflict()
@@ -65,7 +75,7 @@ def remove_host(ipr: IPRoute) -> bool:
 
 def _routes(wiring: HostWiring) -> tuple[Route, ...]:
     """The router on the link first: it is the next hop of the second."""
-    return (
+    four = (
         Route(destination=IPv4Network(wiring.router)),
         Route(
             destination=wiring.pod_cidr,
@@ -74,6 +84,10 @@ def _routes(wiring: HostWiring) -> tuple[Route, ...]:
             mtu=wiring.mtu,
         ),
     )
+    if wiring.router6 is None or wiring.pod_cidr6 is None:
+        return four
+    # IPv6 takes no address of the node's own for a next hop; over this pair none is resolved anyway.
+    return (*four, Route(destination=wiring.pod_cidr6, source=wiring.router6, mtu=wiring.mtu))
 
 
 def _ensure_pair(ipr: IPRoute, mtu: int) -> tuple[Link, Link]:

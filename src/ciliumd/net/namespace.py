@@ -112,16 +112,19 @@ def own_cookie() -> int:
         return cookie_of(here)
 
 
-def open_sandbox(ipr: IPRoute, path: str) -> Sandbox:
+def open_sandbox(ipr: IPRoute, path: str, ipv6: bool = False) -> Sandbox:
     """
     The pod's namespace at *path*; NamespaceGone if there is none.
 
-    Devices made in it from now on have no IPv6, as with the CNI executable.
+    Devices made in it from now on have no IPv6, or a quiet one, as with the CNI executable.
     """
     del ipr  # called like all that the netlink thread does
 
     def inside() -> socket.socket:
-        sysctl.disable_ipv6("default")
+        if ipv6:
+            sysctl.quiet_ipv6("default")
+        else:
+            sysctl.disable_ipv6("default")
         return socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
     with open_namespace(path) as fd:

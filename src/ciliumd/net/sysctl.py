@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ciliumd.net.errors import LinkGone, NetError
 
+QUIET_IPV6 = {"accept_ra": "0", "accept_dad": "0", "addr_gen_mode": "1", "disable_ipv6": "0"}
+"""No routers are believed, no addresses are tried out, none is made from the MAC; the switch last."""
+
 
 class _Where:
     """Set once, before the first device is made."""
@@ -22,13 +25,25 @@ def write_below(procfs: Path) -> None:
     _Where.root = procfs / "sys/net"
 
 
-def forward_through(name: str) -> None:
-    """Let the stack forward the IPv4 that arrives on device *name*, from any source address; no IPv6."""
+def forward_through(name: str, *, ipv6: bool = False) -> None:
+    """
+    Let the stack forward the IPv4 that arrives on device *name*, from any source address.
+
+    The stack itself speaks no IPv6 there; with *ipv6* programs may look up routes for what arrives there.
+    """
     _write(f"ipv4/conf/{name}/forwarding", "1")
     # Pods' addresses are not routed to their veth, so a reverse path check would drop all they send.
     _write(f"ipv4/conf/{name}/rp_filter", "0")
     # The stack's own router solicitations and multicast reports would count as dropped packets.
     disable_ipv6(name)
+    if ipv6:
+        _write(f"ipv6/conf/{name}/forwarding", "1")
+
+
+def quiet_ipv6(name: str) -> None:
+    """IPv6 on device *name*, with no address nor route but those it is given, and nothing said unasked."""
+    for knob, value in QUIET_IPV6.items():
+        _write(f"ipv6/conf/{name}/{knob}", value)
 
 
 def disable_ipv6(name: str) -> None:

@@ -14,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from lab.child.verbs import ANY, verb
+from lab.child.verbs import ANY, ANY6, family_of, verb
 from lab.waiting import PATIENCE
 
 Json = dict[str, Any]
@@ -37,8 +37,8 @@ class _Flow:
         self._target = (address, port)
         self._padding = bytes(PAYLOAD - RECORD.size)
         # Never connected: an ICMP error on the way must not end the flow, only be seen as a loss.
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((ANY, source_port))
+        self._socket = socket.socket(family_of(address), socket.SOCK_DGRAM)
+        self._socket.bind((ANY if self._socket.family == socket.AF_INET else ANY6, source_port))
 
     def send(self, count: int) -> None:
         for _ in range(count):
@@ -147,11 +147,11 @@ class _Books:
 
 
 class _Receiver:
-    def __init__(self, port: int) -> None:
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    def __init__(self, port: int, address: str) -> None:
+        self._socket = socket.socket(family_of(address), socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, RECEIVE_BUFFER)
         self._socket.settimeout(0.2)
-        self._socket.bind((ANY, port))
+        self._socket.bind((address, port))
         self._stop = threading.Event()
         self._flows: dict[int, _Books] = {}
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -196,9 +196,9 @@ _receivers: dict[int, _Receiver] = {}
 
 
 @verb
-def flood_receive(port: int) -> None:
+def flood_receive(port: int, address: str = ANY) -> None:
     """Start to take numbered datagrams on a port."""
-    _receivers[port] = _Receiver(port)
+    _receivers[port] = _Receiver(port, address)
 
 
 @verb

@@ -12,9 +12,11 @@ import json
 import socket
 import socketserver
 import threading
-from typing import Any
+from typing import Any, TypeVar
 
-from lab.child.verbs import ANY, verb
+from lab.child.verbs import ANY, family_of, verb
+
+Server = TypeVar("Server", bound=socketserver.TCPServer)
 
 _running: dict[tuple[str, int], socketserver.BaseServer] = {}
 
@@ -33,6 +35,11 @@ class _Udp(socketserver.UDPServer):
 class _Http(http.server.ThreadingHTTPServer):
     allow_reuse_address = True
     daemon_threads = True
+
+
+def _of(server: type[Server], address: str) -> type[Server]:
+    """That kind of server, of the address's family."""
+    return type(server.__name__, (server,), {"address_family": family_of(address)})
 
 
 def _start(kind: str, port: int, server: socketserver.BaseServer) -> None:
@@ -55,7 +62,7 @@ def serve_tcp(name: str, port: int, address: str = ANY) -> None:
                 for line in self.rfile:
                     self.wfile.write(line)
 
-    _start("tcp", port, _Tcp((address, port), Handler))
+    _start("tcp", port, _of(_Tcp, address)((address, port), Handler))
 
 
 @verb
@@ -69,7 +76,7 @@ def serve_udp(name: str, port: int, address: str = ANY) -> None:
             with contextlib.suppress(OSError):
                 sock.sendto(reply, self.client_address)
 
-    server = _Udp((address, port), Handler, bind_and_activate=False)
+    server = _of(_Udp, address)((address, port), Handler, bind_and_activate=False)
     server.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
     server.server_bind()
     _start("udp", port, server)

@@ -38,7 +38,9 @@ OUTCOMES = {
     errno.EAGAIN: "timeout",
 }
 ICMP_ECHO, ICMP_ECHO_REPLY = 8, 0
+ICMPV6_ECHO, ICMPV6_ECHO_REPLY = 128, 129
 ANY = "0.0.0.0"
+ANY6 = "::"
 
 _kept: dict[int, socket.socket] = {}
 _kept_http: dict[int, http.client.HTTPConnection] = {}
@@ -69,12 +71,21 @@ def _line(stream: socket.socket) -> str:
     return data.decode()
 
 
-def _bound(kind: int, source_port: int, timeout: float, source: str = ANY) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, kind)
+def family_of(address: str) -> socket.AddressFamily:
+    """Which of the two an address is of, by its look."""
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def _bound(
+    kind: int, source_port: int, timeout: float, source: str = ANY, address: str = ANY
+) -> socket.socket:
+    """A socket for *address*, bound if it is said to what."""
+    sock = socket.socket(family_of(address), kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.settimeout(timeout * PATIENCE)
     if source_port or source != ANY:
-        sock.bind((source, source_port))
+        six = source == ANY and sock.family == socket.AF_INET6
+        sock.bind((ANY6 if six else source, source_port))
     return sock
 
 
@@ -83,7 +94,7 @@ def tcp_connect(address: str, port: int, timeout: float = 2.0, source_port: int 
     """Connect and read the server's greeting: who it is and whom it sees."""
     started = time.monotonic()
     reply: Json = {}
-    with _bound(socket.SOCK_STREAM, source_port, timeout) as sock:
+    with _bound(socket.SOCK_STREAM, source_port, timeout, address=address) as sock:
         try:
             sock.connect((address, port))
             reply["peer"] = sock.getpeername()
@@ -110,7 +121,7 @@ def udp_exchange(
     """Send a datagram and wait for its answer; only a connected socket learns of a refusal."""
     started = time.monotonic()
     reply: Json = {}
-    with _bound(socket.SOCK_DGRAM, source_port, timeout, source) as sock:
+    with _bound(socket.SOCK_DGRAM, source_port, timeout, source, address) as sock:
         try:
             if connected:
                 sock.connect((address, port))
@@ -209,13 +220,18 @@ def ping(
     answered = 0
     senders = set()
     outcome = "timeout"
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+    six = family_of(address) == socket.AF_INET6
+    protocol = socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP
+    asked, answer = (ICMPV6_ECHO, ICMPV6_ECHO_REPLY) if six else (ICMP_ECHO, ICMP_ECHO_REPLY)
+    with socket.socket(family_of(address), socket.SOCK_RAW, protocol) as sock:
         if dont_fragment:
-            sock.setsockopt(socket.IPPROTO_IP, 10, 2)  # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+            level, option = (socket.IPPROTO_IPV6, 23) if six else (socket.IPPROTO_IP, 10)
+            sock.setsockopt(level, option, 2)  # (IPV6_)MTU_DISCOVER, PMTUDISC_DO
         sock.connect((address, 0))
         for sequence in range(count):
-            body = struct.pack("!BBHHH", ICMP_ECHO, 0, 0, ident, sequence) + b"c" * size
-            body = body[:2] + struct.pack("!H", _checksum(body)) + body[4:]
+            body = struct.pack("!BBHHH", asked, 0, 0, ident, sequence) + b"c" * size
+            # The kernel makes the sum of ICMPv6, which covers addresses.
+            body = body if six else body[:2] + struct.pack("!H", _checksum(body)) + body[4:]
             try:
                 sock.send(body)
             except OSError as error:
@@ -226,12 +242,12 @@ def ping(
                 if not select.select([sock], [], [], left)[0]:
                     break
                 try:
-                    packet, (sender, _) = sock.recvfrom(65536)
+                    packet, (sender, *_) = sock.recvfrom(65536)
                 except OSError as error:
                     outcome = _outcome(error)
                     break
-                icmp = packet[(packet[0] & 15) * 4 :]
-                if icmp[0] == ICMP_ECHO_REPLY and struct.unpack_from("!HH", icmp, 4) == (ident, sequence):
+                icmp = packet if six else packet[(packet[0] & 15) * 4 :]
+                if icmp[0] == answer and struct.unpack_from("!HH", icmp, 4) == (ident, sequence):
                     answered += 1
                     senders.add(sender)
                     break
@@ -243,7 +259,7 @@ def ping(
 @verb
 def tcp_open(address: str, port: int, timeout: float = 2.0, mark: str = "") -> Json:
     """A connection that stays open; ``handle`` names it in :func:`tcp_say`."""
-    sock = _bound(socket.SOCK_STREAM, 0, timeout)
+    sock = _bound(socket.SOCK_STREAM, 0, timeout, address=address)
     try:
         sock.connect((address, port))
         greeting = json.loads(_line(sock))

@@ -46,6 +46,13 @@ def test_places_are_told_only_where_they_are_not_the_usual_ones(tmp_path):
     assert plugin["cni-socket"] == str(tmp_path / "s")
     assert plugin["delete-queue"] == str(tmp_path / "q")
     assert plugin["enable-debug"] is True
+    assert "enable-ipv6" not in plugin
+
+
+def test_executable_is_told_that_pods_have_ipv6():
+    """It makes the devices of a new sandbox quiet instead of taking IPv6 away."""
+    (plugin,) = json.loads(conflist(portmap=False, ipv6=True))["plugins"]
+    assert plugin["enable-ipv6"] is True
 
 
 def test_others_are_set_aside_now_and_when_they_come_back(path):

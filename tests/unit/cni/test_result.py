@@ -3,7 +3,7 @@
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 
@@ -52,6 +52,26 @@ GOLDEN = {
 def test_results_are_those_of_the_version_asked_for(version):
     """0.x names the address family, 1.0 does not, 1.1 adds MTUs."""
     assert success(MADE, version) == {"cniVersion": version, **GOLDEN[version]}
+
+
+SIX = {
+    "0.4.0": {"version": "6", "address": "fd00::7/128", "gateway": "fd00::1", "interface": 1},
+    "1.0.0": {"address": "fd00::7/128", "gateway": "fd00::1", "interface": 1},
+}
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0", "1.1.0"])
+def test_both_families_are_answered_ipv4_first(version):
+    """Its own address, gateway and routes behind those of IPv4."""
+    both = replace(MADE, address6=IPv6Address("fd00::7"), router6=IPv6Address("fd00::1"))
+    told, four = success(both, version), GOLDEN[version]
+    default = {"dst": "::/0", "gw": "fd00::1"} | ({"mtu": 1450} if version == "1.1.0" else {})
+    assert told["ips"] == [*four["ips"], SIX.get(version, SIX["1.0.0"])]
+    assert told["routes"] == [*four["routes"], {"dst": "fd00::1/128"}, default]
+    assert told["interfaces"] == four["interfaces"]
+    assert differences(told, both) == []
+    (missing,) = differences(success(MADE, version), both)
+    assert "fd00::7/128" in missing
 
 
 def test_errors_have_code_message_and_details():

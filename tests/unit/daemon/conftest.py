@@ -49,6 +49,7 @@ def agent(kernel):
         datapath=Words(),
         attachments=SimpleNamespace(devices={}),
         ipam=None,
+        ipam6=None,
         netlink=None,
         tallies=Tallies(),
         controllers=None,

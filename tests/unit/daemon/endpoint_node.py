@@ -2,7 +2,7 @@
 """Endpoints over a machine in memory, for their tests."""
 
 import asyncio
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -24,10 +24,11 @@ REFUSED = BpfError("attach", "veth", 22)
 class Node:
     """Endpoints over a machine in memory."""
 
-    def __init__(self, *, slots=4096, cidr="10.0.0.0/24"):
+    def __init__(self, *, slots=4096, cidr="10.0.0.0/24", cidr6=""):
         self.journal = []
         self.tables = Tables()
         self.ipam = HostScope(IPv4Network(cidr))
+        self.ipam6 = HostScope(IPv6Network(cidr6)) if cidr6 else None
         self.netlink = FakeNetlink(self.journal)
         self.attachments = FakeAttachments(self.journal)
         self.clock = nodes.Clock()
@@ -38,8 +39,11 @@ class Node:
         self.reaper = Reaper(self.netlink, detach=self.attachments.detach)
         self.endpoints = Endpoints(
             self.tables,
-            network=PodNetwork(self.ipam.router, 1500, slots),
+            network=PodNetwork(
+                self.ipam.router, 1500, slots, router6=self.ipam6.router if self.ipam6 else None
+            ),
             ipam=self.ipam,
+            ipam6=self.ipam6,
             netlink=self.netlink,
             attachments=self.attachments,
             reaper=self.reaper,

@@ -42,6 +42,7 @@ class FakeNetlink:
     def __init__(self, journal):
         self.journal = journal
         self.links = {}
+        self.with_ipv6 = {}
         self.namespaces = {}
         self.fail = {}
         self.hold = {}
@@ -75,10 +76,11 @@ class FakeNetlink:
 
     # ---- what ciliumd.net would do -----------------------------------------------------------
 
-    def open_sandbox(self, path):
+    def open_sandbox(self, path, ipv6=False):
         """As ``net.namespace.open_sandbox``."""
         if path not in self.namespaces:
             raise NamespaceGone(path, "No such file or directory")
+        self.with_ipv6[path] = ipv6
         return self.sandbox(path)
 
     def close_sandbox(self, sandbox):

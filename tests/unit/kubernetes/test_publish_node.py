@@ -181,6 +181,37 @@ def test_mode_cluster_pool_waits_for_the_operator(api, tables, tmp_path):
     assert node.pod_cidrs == (CIDR,)
 
 
+def test_agent_whose_pods_have_ipv6_waits_for_a_cidr_of_it(api, tables, tmp_path):
+    """What is remembered from before it was enabled does not do, nor does IPv4's alone."""
+    remember(tmp_path / "node", OwnNode("n1", (CIDR,), (INTERNAL,)))
+    api.put(NODE, node_document())
+
+    async def started():
+        said = asyncio.Queue()
+        one = publisher(api, tables, cidrs=())
+        work = own_node(
+            api,
+            one,
+            name="n1",
+            mode="cluster-pool",
+            memory=tmp_path / "node",
+            waiting=said.put_nowait,
+            ipv6=True,
+        )
+        task = asyncio.create_task(work)
+        await asyncio.wait_for(said.get(), 5)
+        spec = api.of(CILIUM_NODE)["", "n1"]["spec"]
+        spec["ipam"] = {"podCIDRs": ["10.0.1.0/24"]}
+        while "no IPv6 pod CIDR" not in (reason := await asyncio.wait_for(said.get(), 5)):
+            pass
+        spec["ipam"] = {"podCIDRs": ["10.0.1.0/24", "fd00::/120"]}
+        return reason, await asyncio.wait_for(task, 5)
+
+    reason, node = asyncio.run(started())
+    assert "only 10.0.1.0/24" in reason
+    assert node.pod_cidrs == (CIDR, ip_network("fd00::/120"))
+
+
 def test_api_away_at_restart_starts_with_what_was_known(api, tables, tmp_path):
     """Pods keep their network; without memory the agent has to wait."""
     known = OwnNode("n1", (CIDR,), (INTERNAL,))

@@ -16,22 +16,43 @@
 
 #include "cni.h"
 
-#define DISABLE_IPV6 "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+#define DEVICES_TO_COME "/proc/sys/net/ipv6/conf/default/"
 
-/* Devices made from now on get no IPv6, not even a link-local address. */
-static int disable_ipv6(const struct request *request)
+struct knob {
+	const char *path;
+	const char *value;
+};
+
+/* Devices made from now on get no IPv6, not even a link-local address ... */
+static const struct knob none[] = {
+	{ DEVICES_TO_COME "disable_ipv6", "1" },
+	{ NULL, NULL },
+};
+
+/* ... or have what they are given, at once, and say nothing unasked (net/sysctl.py QUIET_IPV6). */
+static const struct knob quiet[] = {
+	{ DEVICES_TO_COME "accept_ra", "0" },
+	{ DEVICES_TO_COME "accept_dad", "0" },
+	{ DEVICES_TO_COME "addr_gen_mode", "1" },
+	{ DEVICES_TO_COME "disable_ipv6", "0" },
+	{ NULL, NULL },
+};
+
+static int turn(const struct request *request, const struct knob *knob)
 {
-	/* Follows the calling thread's namespace.  Without the file the kernel has no IPv6. */
-	int file = open(DISABLE_IPV6, O_WRONLY | O_CLOEXEC);
-	ssize_t written;
+	for (; knob->path != NULL; knob++) {
+		/* Follows the calling thread's namespace.  Without the file the kernel has no IPv6. */
+		int file = open(knob->path, O_WRONLY | O_CLOEXEC);
+		ssize_t written;
 
-	if (file < 0 && errno == ENOENT)
-		return 0;
-	written = file < 0 ? -1 : write(file, "1", 1);
-	if (written != 1)
-		return report_error(request, CNI_IO_FAILURE, "cannot write %s in %s: %s",
-				    DISABLE_IPV6, request->netns, strerror(errno));
-	close(file);
+		if (file < 0 && errno == ENOENT && !request->ipv6)
+			return 0;
+		written = file < 0 ? -1 : write(file, knob->value, 1);
+		if (written != 1)
+			return report_error(request, CNI_IO_FAILURE, "cannot write %s in %s: %s",
+					    knob->path, request->netns, strerror(errno));
+		close(file);
+	}
 	return 0;
 }
 
@@ -48,8 +69,8 @@ int sandbox_open(const struct request *request, struct sandbox *sandbox)
 	if (setns(sandbox->netns, CLONE_NEWNET) != 0)
 		return report_error(request, CNI_IO_FAILURE, "cannot enter %s: %s", request->netns,
 				    strerror(errno));
-	if (strcmp(request->command, "ADD") == 0 && !request->ipv6) {
-		int failed = disable_ipv6(request);
+	if (strcmp(request->command, "ADD") == 0) {
+		int failed = turn(request, request->ipv6 ? quiet : none);
 
 		if (failed)
 			return failed;
