@@ -167,6 +167,7 @@ MISTYPED = [
     ({"cluster.id": "256"}, "/cluster/id"),
     ({"ipv4NativeRoutingCIDR": "10.0.0.0"}, "/ipv4NativeRoutingCIDR"),
     ({"ipam.operator.clusterPoolIPv4PodCIDRList": "{10.0.0.0/33}"}, "clusterPoolIPv4PodCIDRList/0"),
+    ({"ipam.operator.clusterPoolIPv6PodCIDRList": "{fd00::/129}"}, "clusterPoolIPv6PodCIDRList/0"),
     ({"image.digest": "sha256:12"}, "/image/digest"),
     ({"operator.identityGCInterval": "often"}, "/operator/identityGCInterval"),
     ({"securityContext.capabilities.ciliumAgent": "{net_admin}"}, "ciliumAgent/0"),
@@ -298,3 +299,16 @@ def test_lists_as_cilium_writes_them(render):
         assert render(values).config["cluster-pool-ipv4-cidr"] == "10.1.0.0/16 10.2.0.0/16"
     assert render({pool: "10.1.0.0/16"}).config["cluster-pool-ipv4-cidr"] == "10.1.0.0/16"
     assert render().config["cluster-pool-ipv4-cidr"] == "10.0.0.0/8"
+
+
+def test_ipv6_is_off_and_has_a_pool_where_it_is_on(render):
+    """Its keys are not there without it, so that older agents know all there are."""
+    plain = render().config
+    assert plain["enable-ipv6"] == "false"
+    assert not [key for key in plain if key.startswith("cluster-pool-ipv6")]
+    usual = render({"ipv6.enabled": "true"}).config
+    assert (usual["enable-ipv6"], usual["cluster-pool-ipv6-cidr"]) == ("true", "fd00::/104")
+    assert usual["cluster-pool-ipv6-mask-size"] == "120"
+    pool = "ipam.operator.clusterPoolIPv6PodCIDRList"
+    chosen = {"ipv6.enabled": "true", pool: "{fd00:1::/104,fd00:2::/104}"}
+    assert render(chosen).config["cluster-pool-ipv6-cidr"] == "fd00:1::/104 fd00:2::/104"

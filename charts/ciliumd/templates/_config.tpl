@@ -26,7 +26,7 @@
       "bpf-lb-acceleration" "disabled"
       "bpf-lb-external-clusterip" $values.bpf.lbExternalClusterIP
       "enable-ipv4" true
-      "enable-ipv6" false
+      "enable-ipv6" $values.ipv6.enabled
       "enable-ipv4-masquerade" $values.enableIPv4Masquerade
       "enable-bpf-masquerade" true
       "enable-host-legacy-routing" $values.bpf.hostLegacyRouting
@@ -80,6 +80,10 @@
 {{- if eq $values.ipam.mode "cluster-pool" -}}
   {{- $_ := set $config "cluster-pool-ipv4-cidr" (join " " $normal.podCIDRs) -}}
   {{- $_ := set $config "cluster-pool-ipv4-mask-size" (int $values.ipam.operator.clusterPoolIPv4MaskSize) -}}
+  {{- if $values.ipv6.enabled -}}
+    {{- $_ := set $config "cluster-pool-ipv6-cidr" (join " " $normal.podCIDRs6) -}}
+    {{- $_ := set $config "cluster-pool-ipv6-mask-size" (int $values.ipam.operator.clusterPoolIPv6MaskSize) -}}
+  {{- end -}}
 {{- end -}}
 {{- if $values.cni.install -}}
   {{- $_ := set $config "write-cni-conf-when-ready" "/host/etc/cni/net.d/05-cilium.conflist" -}}

@@ -70,10 +70,14 @@ first charts of Cilium) are taken when the new one is empty; what contradicts ea
   {{- $cidrs = list . -}}
 {{- end -}}
 
+{{- $cidrs6 := $pool.clusterPoolIPv6PodCIDRList -}}
+{{- if kindIs "string" $cidrs6 -}}{{- $cidrs6 = $cidrs6 | replace "," " " | splitList " " | compact -}}{{- end -}}
+
 {{- dict "routingMode" $mode "tunnelProtocol" $protocol "nativeRoutingCIDR" ($native | default "")
       "kubeProxyReplacement" $word "replaces" $replacement "socketLB" $socket
       "nodePort" $parts.nodePort "externalIPs" $parts.externalIPs "hostPort" $parts.hostPort
-      "podCIDRs" ($cidrs | default (list "10.0.0.0/8")) | toYaml -}}
+      "podCIDRs" ($cidrs | default (list "10.0.0.0/8"))
+      "podCIDRs6" ($cidrs6 | default (list "fd00::/104")) | toYaml -}}
 {{- end -}}
 
 {{/*

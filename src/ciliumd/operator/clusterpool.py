@@ -127,7 +127,8 @@ class ClusterPool:
         objections = (self.objection(cidr) for cidr in self.cidrs)
         if usage.refused and (objection := next(filter(None, objections), None)):
             text += f", {usage.refused} refused ({objection})"
-        return f"{text}; add a CIDR to cluster-pool-ipv4-cidr"
+        family = self.cidrs[0].version if self.cidrs else 4
+        return f"{text}; add a CIDR to cluster-pool-ipv{family}-cidr"
 
     def _candidates(self) -> Iterator[Prefix]:
         """Every block once, those behind the last one first."""

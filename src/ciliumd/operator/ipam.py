@@ -2,6 +2,7 @@
 """Pod CIDRs written to CiliumNodes: what ``podcidrs.plan`` says, and an event on the Node if it cannot be."""
 
 import asyncio
+from dataclasses import replace
 
 import structlog
 
@@ -25,12 +26,16 @@ log = structlog.get_logger("ipam")
 class PodCidrs:
     """Keeps the pod CIDRs of all CiliumNodes right; one round for whatever changed."""
 
-    def __init__(self, api: Api, store: Store, metrics: Metrics, *, pool: Pool | None) -> None:
+    def __init__(
+        self, api: Api, store: Store, metrics: Metrics, *, pool: Pool | None, pool6: Pool | None = None
+    ) -> None:
         self._api = api
         self._store = store
         self._metrics = metrics
         self._pool = pool
+        self._pool6 = pool6
         self._after: Prefix | None = None
+        self._after6: Prefix | None = None
         self._ranges: list[Prefix] | None = None
         self._facts: dict[tuple[Kind, Key], object] = {}
 
@@ -57,16 +62,18 @@ class PodCidrs:
         self._metrics.pod_cidrs(wanted)
 
     async def _plan(self) -> Plan:
-        pool = self._pool and Pool(self._pool.cidrs, self._pool.mask_size, self._after)
+        pool = self._pool and replace(self._pool, after=self._after)
+        pool6 = self._pool6 and replace(self._pool6, after=self._after6)
         if self._ranges is None:
             self._ranges = await self._service_ranges()
         wanted = plan(
             {name: row for (_, name), row in self._store.rows(NODE).items()},
             {name: row for (_, name), row in self._store.rows(CILIUM_NODE).items()},
             pool=pool,
+            pool6=pool6,
             service_ranges=self._ranges,
         )
-        self._after = wanted.after
+        self._after, self._after6 = wanted.after, wanted.after6
         return wanted
 
     async def _service_ranges(self) -> list[Prefix]:

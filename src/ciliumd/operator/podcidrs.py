@@ -40,11 +40,16 @@ class Assignment:
 
 @dataclass(slots=True)
 class Plan:
-    """An assignment for every CiliumNode; *usage* and *after* are the pool's, if there is one."""
+    """
+    An assignment for every CiliumNode; *usage* and *after* are the pool's, if there is one.
+
+    *after6* is of the pool of IPv6.
+    """
 
     assignments: list[Assignment] = field(default_factory=list)
     usage: Usage | None = None
     after: Prefix | None = None
+    after6: Prefix | None = None
 
 
 def plan(
@@ -52,28 +57,28 @@ def plan(
     cilium_nodes: Mapping[str, Object],
     *,
     pool: Pool | None,
+    pool6: Pool | None = None,
     service_ranges: Iterable[Prefix] = (),
 ) -> Plan:
     """
     Pod CIDRs of every CiliumNode.
 
     *nodes* and *cilium_nodes* are the objects by name; without a *pool* pod CIDRs are those of the Node.
+    With *pool6* each node has a block of that, too, behind those it has.
     Older CiliumNodes come first: of two that claim one block the older keeps it.
     """
     reserved = dict.fromkeys(service_ranges, "the range of service addresses")
     reserved |= _addresses(nodes)
-    book = ClusterPool(
-        pool.cidrs if pool else (),
-        pool.mask_size if pool else 0,
-        reserved,
-        pool.after if pool else None,
-    )
+    book, book6 = _book(pool, reserved), _book(pool6, reserved)
     order = sorted(cilium_nodes, key=lambda name: (_created(cilium_nodes[name]), name))
-    settled = {name: _settled(book, name, _wanted(name, nodes, cilium_nodes, pool)) for name in order}
+    books = {4: book, 6: book6}
+    settled = {name: _settled(books, name, _wanted(name, nodes, cilium_nodes, pool)) for name in order}
     result = Plan()
     for name in order:
-        if settled[name].cidrs or settled[name].error:
+        if settled[name].error:
             result.assignments.append(settled[name])
+        elif settled[name].cidrs:
+            result.assignments.append(_completed(book6 if pool6 else None, settled[name]))
         elif pool is None:
             error = (
                 "the Node has no spec.podCIDRs: start kube-controller-manager with --allocate-node-cidrs, "
@@ -81,10 +86,29 @@ def plan(
             )
             result.assignments.append(Assignment(name, (), error))
         else:
-            result.assignments.append(_new_block(book, name))
+            result.assignments.append(_completed(book6 if pool6 else None, _new_block(book, name)))
     if pool is not None:
         result.usage, result.after = book.usage, book.after
+    if pool6 is not None:
+        result.after6 = book6.after
     return result
+
+
+def _book(pool: Pool | None, reserved: Mapping[Prefix, str]) -> ClusterPool:
+    return ClusterPool(
+        pool.cidrs if pool else (),
+        pool.mask_size if pool else 0,
+        reserved,
+        pool.after if pool else None,
+    )
+
+
+def _completed(book6: ClusterPool | None, has: Assignment) -> Assignment:
+    """The same with a block of IPv6, if there is a pool of it and it has none."""
+    if book6 is None or has.error or any(":" in cidr for cidr in has.cidrs):
+        return has
+    six = _new_block(book6, has.node)
+    return Assignment(has.node, (*has.cidrs, *six.cidrs), six.error)
 
 
 def cidrs_of(cilium_node: Object) -> tuple[str, ...]:
@@ -109,11 +133,12 @@ def _wanted(
     return pod_cidrs_of(nodes.get(name) or {})
 
 
-def _settled(book: ClusterPool, name: str, cidrs: Sequence[str]) -> Assignment:
+def _settled(books: Mapping[int, ClusterPool], name: str, cidrs: Sequence[str]) -> Assignment:
     """The assignment of a node that has CIDRs; without any the node is yet to get one."""
     for text in cidrs:
         try:
             block = parse_prefix(text)
+            book = books[block.version]
             book.take(name, block)
         except (ValueError, Conflict) as error:
             return Assignment(name, tuple(cidrs), str(error))

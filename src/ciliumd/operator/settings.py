@@ -8,6 +8,7 @@ are no mistake; on the command line they are.
 """
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from ciliumd.daemon.config_directory import ConfigRefused, read_texts
+from ciliumd.model.net import Prefix
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  what Go means by ":9963"; Prometheus scrapes from elsewhere
@@ -78,6 +80,13 @@ class Settings(BaseSettings):
     )
     cluster_pool_ipv4_mask_size: int = Field(
         default=24, ge=1, le=30, description="prefix length of a node's pod CIDR"
+    )
+    enable_ipv6: bool = Field(default=False, description="nodes get a pod CIDR of IPv6, too")
+    cluster_pool_ipv6_cidr: Annotated[tuple[IPv6Network, ...], NoDecode] = Field(
+        default=(IPv6Network("fd00::/104"),), description="the pool of IPv6, written alike"
+    )
+    cluster_pool_ipv6_mask_size: int = Field(
+        default=120, ge=64, le=126, description="prefix length of a node's IPv6 pod CIDR"
     )
 
     allow_external_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
@@ -144,7 +153,9 @@ class Settings(BaseSettings):
         """Behind the command line: the environment, then what is handed over, the directory's."""
         return env_settings, init_settings
 
-    @field_validator("cluster_pool_ipv4_cidr", "allow_external_addresses", mode="before")
+    @field_validator(
+        "cluster_pool_ipv4_cidr", "cluster_pool_ipv6_cidr", "allow_external_addresses", mode="before"
+    )
     @classmethod
     def _listed(cls, value: object) -> object:
         """A ConfigMap separates by spaces, a command line by commas."""
@@ -160,20 +171,23 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for cidr in self.cluster_pool_ipv4_cidr:
-            if cidr.prefixlen > self.cluster_pool_ipv4_mask_size:
-                raise ValueError(
-                    f"cluster-pool-ipv4-mask-size {self.cluster_pool_ipv4_mask_size} does not fit into {cidr}"
-                )
-        for i, cidr in enumerate(self.cluster_pool_ipv4_cidr):
-            for other in self.cluster_pool_ipv4_cidr[:i]:
-                if cidr.overlaps(other):
-                    raise ValueError(f"cluster-pool-ipv4-cidr: {cidr} overlaps {other}")
+        _check_pool(4, self.cluster_pool_ipv4_cidr, self.cluster_pool_ipv4_mask_size)
+        _check_pool(6, self.cluster_pool_ipv6_cidr, self.cluster_pool_ipv6_mask_size)
         if self.leader_election_renew_deadline >= self.leader_election_lease_duration:
             raise ValueError("leader-election-renew-deadline must be shorter than the lease-duration")
         if self.leader_election_retry_period >= self.leader_election_renew_deadline:
             raise ValueError("leader-election-retry-period must be shorter than the renew-deadline")
         return self
+
+
+def _check_pool(family: int, cidrs: Sequence[Prefix], size: int) -> None:
+    """ValueError when blocks do not fit into the pool, or it names one network twice."""
+    for i, cidr in enumerate(cidrs):
+        if cidr.prefixlen > size:
+            raise ValueError(f"cluster-pool-ipv{family}-mask-size {size} does not fit into {cidr}")
+        for other in cidrs[:i]:
+            if cidr.overlaps(other):
+                raise ValueError(f"cluster-pool-ipv{family}-cidr: {cidr} overlaps {other}")
 
 
 def read_settings(argv: list[str]) -> Settings:

@@ -71,6 +71,11 @@ class Work:
             if settings.ipam == "cluster-pool"
             else None
         )
+        pool6 = (
+            Pool(settings.cluster_pool_ipv6_cidr, settings.cluster_pool_ipv6_mask_size)
+            if pool is not None and settings.enable_ipv6
+            else None
+        )
         self._node_gc = NodeGc(api)
         self._endpoint_gc = EndpointGc(api, metrics)
         self._identity_gc = IdentityGc(
@@ -86,7 +91,7 @@ class Work:
             grace=settings.unmanaged_pod_grace,
             agent_ready=self._nodes.agent_ready,
         )
-        self._cidrs = PodCidrs(api, store, metrics, pool=pool)
+        self._cidrs = PodCidrs(api, store, metrics, pool=pool, pool6=pool6)
         self._cidr_queue: WorkQueue[str] = WorkQueue("ipam", self._cidrs.reconcile)
         self._node_queue: WorkQueue[str] = WorkQueue("nodes", self._nodes.reconcile, workers=_WORKERS)
         self._orphan_queue: WorkQueue[str] = WorkQueue("node-gc", self._check_orphan)

@@ -55,6 +55,42 @@ def test_nodes_come_and_go_and_nobody_ever_shares_or_moves(steps):
         assert repeated.usage == wanted.usage
 
 
+POOL6 = Pool((ip_network("fd00::/118"),), 120)
+
+
+def test_nodes_get_a_block_of_each_pool():
+    """Also those that have one of IPv4 already, which stays; twice is once."""
+    nodes = {
+        "a": _cilium_node(),
+        "b": _cilium_node("10.0.5.0/24"),
+        "c": _cilium_node("10.0.6.0/24", "fd00::300/120"),
+    }
+    wanted = plan({}, nodes, pool=POOL, pool6=POOL6)
+    told = {one.node: one.cidrs for one in wanted.assignments}
+    assert told == {
+        "a": ("10.0.0.0/24", "fd00::/120"),
+        "b": ("10.0.5.0/24", "fd00::100/120"),
+        "c": ("10.0.6.0/24", "fd00::300/120"),
+    }
+    assert not any(one.error for one in wanted.assignments)
+    again = plan({}, {name: _cilium_node(*cidrs) for name, cidrs in told.items()}, pool=POOL, pool6=POOL6)
+    assert {one.node: one.cidrs for one in again.assignments} == told
+    behind = plan({}, {"d": _cilium_node()}, pool=POOL, pool6=Pool(POOL6.cidrs, 120, wanted.after6))
+    assert behind.assignments[0].cidrs[1] == "fd00::200/120"
+
+
+def test_no_block_of_ipv6_left_is_told_and_takes_nothing_away():
+    """By the name of the option that helps."""
+    nodes = {f"n{i}": _cilium_node(f"10.0.{i}.0/24") for i in range(5)}
+    wanted = plan({}, nodes, pool=POOL, pool6=POOL6)
+    (left,) = [one for one in wanted.assignments if one.error]
+    assert left.cidrs == ("10.0.4.0/24",)
+    assert "cluster-pool-ipv6-cidr" in left.error
+    clash = {"a": _cilium_node("10.0.0.0/24", "fd00::/120"), "b": _cilium_node("10.0.1.0/24", "fd00::80/121")}
+    told = {one.node: one.error for one in plan({}, clash, pool=POOL, pool6=POOL6).assignments}
+    assert (told["a"], "fd00::/120" in told["b"]) == ("", True)
+
+
 def test_of_two_claims_the_older_one_counts_whatever_the_names():
     """By creation, then by name; the younger keeps what it says and is told."""
     nodes = {

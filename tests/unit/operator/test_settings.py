@@ -48,6 +48,20 @@ def test_a_list_of_pools(text):
     assert found.cluster_pool_ipv4_cidr == (ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16"))
 
 
+def test_pool_of_ipv6():
+    """Off unless it is asked for; written as that of IPv4."""
+    assert read_settings([]).enable_ipv6 is False
+    found = read_settings(["--enable-ipv6=true", "--cluster-pool-ipv6-cidr=fd00:1::/104 fd00:2::/104"])
+    assert found.enable_ipv6 is True
+    assert found.cluster_pool_ipv6_cidr == (ip_network("fd00:1::/104"), ip_network("fd00:2::/104"))
+    for words in (
+        ["--cluster-pool-ipv6-cidr=fd00::/121"],
+        ["--cluster-pool-ipv6-cidr=fd00::/104,fd00::/108"],
+    ):
+        with pytest.raises(SettingsInvalid, match="cluster-pool-ipv6"):
+            read_settings(words)
+
+
 def test_switches_and_names_as_cilium_writes_them():
     """Deployments of Cilium's operator have them on the command line."""
     words = ["--k8s-kubeconfig-path=/a/b", "--skip-crd-creation=true", "--remove-cilium-node-taints=false"]
