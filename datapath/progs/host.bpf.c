@@ -47,7 +47,7 @@ static __always_inline int to_tunnel_from_stack(struct __sk_buff *skb, struct pa
 	if (slot_of_addr(&p->src) == SLOT_HOST) {
 		p->src_identity = ID_HOST;
 		/* The router's ports are shared with the clients of node ports. */
-		if (cfg_node_port && addr_v4(&p->src) == cfg_router_ipv4)
+		if (cfg_node_port && addr_v4(&p->src) == cfg_router_ipv4 && !is_ipv6(p))
 			nat_own(skb, p, cfg_router_ipv4);
 		reason = encapsulate(skb, remote, tunnel_identity(ID_HOST));
 	}

@@ -100,7 +100,7 @@ static __always_inline int to_node(struct __sk_buff *skb, struct packet *p)
 {
 	int reason = 0;
 
-	if (cfg_node_port && addr_v4(&p->dst) == cfg_router_ipv4) {
+	if (cfg_node_port && addr_v4(&p->dst) == cfg_router_ipv4 && !is_ipv6(p)) {
 		reason = nat_ingress(skb, p);
 		if (!reason && addr_v4(&p->dst) != cfg_router_ipv4)
 			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
@@ -124,12 +124,12 @@ int hook_from_overlay(struct __sk_buff *skb)
 	if (!p)
 		return TC_ACT_SHOT;
 	reason = parse_ethernet(skb, p);
-	if (!reason && p->ethertype != ETH_P_IP)
+	if (!reason && !is_ip(p))
 		reason = DROP_UNKNOWN_L3;
 	if (!reason && bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
 		reason = DROP_NO_TUNNEL_KEY;
 	if (!reason)
-		reason = parse_ipv4_header(skb, p);
+		reason = parse_ip_header(skb, p);
 	p->src_identity = key.tunnel_id;
 	if (!reason)
 		reason = judge_sender(p, bpf_htonl(key.remote_ipv4));
@@ -145,7 +145,8 @@ int hook_from_overlay(struct __sk_buff *skb)
 	if (p->dst_slot == SLOT_HOST)
 		return to_node(skb, p);
 	if (p->dst_slot == SLOT_NONE)
-		reason = is_pod_address(addr_v4(&p->dst)) ? DROP_NO_LXC : DROP_UNROUTABLE;
+		reason = !is_ipv6(p) && is_pod_address(addr_v4(&p->dst)) ? DROP_NO_LXC :
+									   DROP_UNROUTABLE;
 	else if (p->ttl <= 1)
 		reason = DROP_TTL_EXCEEDED;
 	if (reason)
@@ -165,9 +166,11 @@ int hook_to_overlay(struct __sk_buff *skb)
 	if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
 		return TC_ACT_UNSPEC;
 	/* The device has no place to send it to; of neighbour discovery there is nothing to tell. */
-	if (parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
+	if (parse_ethernet(skb, p) || !is_ip(p))
 		return TC_ACT_SHOT;
-	parse_ipv4_header(skb, p);
+	parse_ip_header(skb, p);
+	if (is_ipv6(p) && (addr_is_multicast_v6(&p->dst) || addr_is_link_local(&p->dst)))
+		return TC_ACT_SHOT;
 	return DROP(skb, p, DROP_ENCAP_PROHIBITED, DIR_EGRESS, 0);
 }
 

@@ -8,7 +8,7 @@ nodes reach each other through the world's router, which knows no route to pods.
 
 import sys
 from collections.abc import Mapping
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Self
 
 from lab import manifests
@@ -22,14 +22,18 @@ _FIRST_IDENTITY = 1000
 class Cluster:
     """Nodes ``node1`` and ``node2``; :meth:`start` starts their agents.  A context manager."""
 
-    def __init__(self, *, mtu: int = 1500, options: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, *, mtu: int = 1500, options: Mapping[str, str] | None = None, ipv6: bool = False
+    ) -> None:
+        """*ipv6*: pods have both families."""
         self.world = World(mtu=mtu)
+        self._ipv6 = ipv6
         self.nodes = tuple(
             Node(
                 self.world,
                 name=f"node{number}",
                 pod_cidr=f"10.11.{number}.0/24",
-                options={"routing-mode": "tunnel", **(options or {})},
+                options={"routing-mode": "tunnel", **self._families(number), **(options or {})},
             )
             for number in (1, 2)
         )
@@ -52,6 +56,16 @@ class Cluster:
     def router(self, node: Node) -> str:
         """The address of a node's cilium_host."""
         return str(IPv4Network(node.pod_cidr)[1])
+
+    def router6(self, node: Node) -> str:
+        """The same of IPv6."""
+        return str(IPv6Network(self._cidr6(node))[1])
+
+    def _cidr6(self, node: Node) -> str:
+        return f"fd00:11:{node.name.removeprefix('node')}::/112"
+
+    def _families(self, number: int) -> dict[str, str]:
+        return {"enable-ipv6": "true", "pod-cidr-ipv6": f"fd00:11:{number}::/112"} if self._ipv6 else {}
 
     def pod(
         self,
@@ -112,8 +126,9 @@ class Cluster:
                 "addresses": [
                     {"type": "InternalIP", "ip": node.address},
                     {"type": "CiliumInternalIP", "ip": self.router(node)},
+                    *([{"type": "CiliumInternalIP", "ip": self.router6(node)}] if self._ipv6 else ()),
                 ],
-                "ipam": {"podCIDRs": [node.pod_cidr]},
+                "ipam": {"podCIDRs": [node.pod_cidr, *([self._cidr6(node)] if self._ipv6 else ())]},
             },
         }
 
@@ -125,7 +140,10 @@ class Cluster:
             "status": {
                 "id": pod.id,
                 "identity": {"id": number, "labels": []},
-                "networking": {"addressing": [{"ipv4": pod.address}], "node": node.address},
+                "networking": {
+                    "addressing": [{"ipv4": pod.address} | ({"ipv6": pod.address6} if self._ipv6 else {})],
+                    "node": node.address,
+                },
                 "state": "ready",
             },
         }

@@ -203,20 +203,23 @@ def test_restarts_under_load_lose_nothing(
         Flow("IPv6, denied port", server.address6, 9002, 9002, rate=RATE),
     ]
     strange = [Flow("IPv6, stranger", server.address6, 9003, 9003, rate=RATE)]
+    own = [Flow("IPv6, node", server.address6, 9005, 9005, rate=RATE)]
     try:
         with (
             Flood(client.outside, server.outside, may).start() as flood,
             Flood(stranger.outside, server.outside, strange).start() as kept_out,
+            Flood(node.outside, server.outside, own).start() as from_node,
         ):
             flood.wait_sent(BETWEEN)
             for number in range(RESTARTS):
                 node.agent.restart((signal.SIGTERM, signal.SIGKILL)[number % 2])
                 flood.wait_sent(BETWEEN)
-            fates = flood.stop() | kept_out.stop()
+            fates = flood.stop() | kept_out.stop() | from_node.stop()
         told = {name: str(fate) for name, fate in fates.items()}
         record_property("figure", f"restarts {RESTARTS}; " + "; ".join(told.values()))
         record_property("data", json.dumps({"case": "F1", "what": "IPv6", "restarts": RESTARTS, **told}))
-        assert fates["IPv6"].lost == fates["IPv4"].lost == 0, told
+        assert fates["IPv6"].lost == fates["IPv4"].lost == fates["IPv6, node"].lost == 0, told
+        assert not fates["IPv6, node"].errors, told
         assert fates["IPv6, denied port"].received == fates["IPv6, stranger"].received == 0, told
         for pod in (client, server, stranger):
             node.wait_endpoint(pod)
@@ -226,6 +229,24 @@ def test_restarts_under_load_lose_nothing(
         node.remove_pod(guest)
     finally:
         node.delete_policy("server")
+
+
+def test_traffic_that_nobody_answers_outlives_the_neighbour_entry(client: Pod, server: Pod) -> None:
+    """The pod's stack asks its gateway again every few seconds, and is answered: no packet waits in vain."""
+    knobs = {"base_reachable_time_ms": "1000", "delay_first_probe_time": "1"}
+    before = {knob: client.netns.sysctl(f"net/ipv6/neigh/eth0/{knob}") for knob in knobs}
+    client.ping(ROUTER)
+    try:
+        for knob, value in knobs.items():
+            client.netns.sysctl(f"net/ipv6/neigh/eth0/{knob}", value)
+        one_way = [Flow("IPv6", server.address6, 9004, 9004, rate=RATE)]
+        with Flood(client.outside, server.outside, one_way).start(limit=10 * RATE) as flood:
+            flood.wait()
+            (fate,) = flood.stop().values()
+    finally:
+        for knob, value in before.items():
+            client.netns.sysctl(f"net/ipv6/neigh/eth0/{knob}", value)
+    assert fate.lost == 0, str(fate)
 
 
 def test_nothing_of_a_removed_pod_stays(node: Node, client: Pod) -> None:

@@ -2,8 +2,9 @@
 """The tunnel device, and routes to other nodes' pods as rows that a reconciler writes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -96,6 +97,32 @@ def test_remote_routes_are_rows(node: Namespace) -> None:
     assert at(target.load) == {}
     inside(node, ensure_host, WIRING)
     assert "10.99.0.0/24" in node.ip("route", "show")
+
+
+def test_remote_routes_of_both_families(node: Namespace) -> None:
+    """Those of IPv6 beside those of IPv4, and the pair made right again takes none of them."""
+    both = replace(WIRING, router6=IPv6Address("fd99::1"), pod_cidr6=IPv6Network("fd99::/112"))
+    made = inside(node, ensure_host, both)
+    target = RemoteRoutes(
+        made.host.ifindex,
+        router=both.router,
+        own=both.pod_cidr,
+        router6=both.router6,
+        own6=both.pod_cidr6,
+    )
+    rows = route_rows([*REMOTE, IPv6Network("fd99:1::/112")], 1450)
+
+    def at(call: object, *arguments: object) -> object:
+        return inside(node, lambda _: call(*arguments))
+
+    assert at(target.load) == {}
+    assert at(target.update, rows) == {}
+    inside(node, ensure_host, both)
+    assert at(target.load) == rows
+    route = node.ip_json("-6", "route", "get", "fd99:1::7")[0]
+    assert (route["dev"], route["prefsrc"]) == ("cilium_host", "fd99::1")
+    assert at(target.delete, list(rows)) == {}
+    assert at(target.load) == {}
 
 
 def test_a_route_that_cannot_be_is_told_and_harms_no_other(node: Namespace) -> None:

@@ -131,6 +131,7 @@ async def build(
             protected=await loop.run_in_executor(writer, protected_addresses, origin.api_server),
             allowed=settings.allow_external_addresses,
             external_cluster_ip=settings.bpf_lb_external_clusterip,
+            ipv6=wiring.router6 is not None,
             allocates=origin.numbers_identities,
             enforcement=Enforcement(settings.enable_policy),
             label_filter=_label_filter(settings),

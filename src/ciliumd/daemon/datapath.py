@@ -144,7 +144,13 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
     targets[stages.POLICY] = policies
     targets[stages.FACTS] = ArrayTarget(maps[stages.FACTS])
     targets[stages.STATES] = WordsTarget(endpoint_states)
-    targets[stages.ROUTES] = RemoteRoutes(wiring.host.host.ifindex, router=wiring.router, own=wiring.pod_cidr)
+    targets[stages.ROUTES] = RemoteRoutes(
+        wiring.host.host.ifindex,
+        router=wiring.router,
+        own=wiring.pod_cidr,
+        router6=wiring.router6,
+        own6=wiring.pod_cidr6,
+    )
     return Datapath(generation, policies, node_state, endpoint_states, targets)
 
 

@@ -36,8 +36,6 @@ from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Network
-
     from ciliumd.desired.services import ServedFrontend
 
 
@@ -50,10 +48,10 @@ class NodeFacts:
     What is known of the node itself.
 
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
-    *tunnel* other nodes' pods are reached by encapsulation.  *protected* are further addresses that no
-    service may take, and whose they are, *allowed* those that one may take from anybody.
-    *allocates* tells whether this node numbers
-    label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
+    *tunnel* other nodes' pods are reached by encapsulation, with *ipv6* in both families.  *protected* are
+    further addresses that no service may take, and whose they are, *allowed* those that one may take from
+    anybody.  *allocates* tells whether this node numbers label sets by itself, or waits for the cluster to
+    do so; *label_filter* which labels are in them.
     """
 
     name: str
@@ -65,6 +63,7 @@ class NodeFacts:
     protected: tuple[tuple[Addr, str], ...] = ()
     allowed: tuple[Prefix, ...] = ()
     external_cluster_ip: bool = False
+    ipv6: bool = False
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
     label_filter: LabelFilter = EVERY_LABEL
@@ -105,7 +104,7 @@ class NodePlan:
         self.ipcache_rows = IpcacheRows({}, {})
         self.lb_rows = LbRows()
         self.node_rows: Mapping[bytes, bytes] = {}
-        self.remote_routes: tuple[IPv4Network, ...] = ()
+        self.remote_routes: tuple[Prefix, ...] = ()
         self.unallocated: Mapping[Labels, int | None] = {}
         self.unclaimed: Mapping[Labels, int] = {}
         self.condemned: Callable[[], frozenset[int]] = frozenset
@@ -339,7 +338,7 @@ class NodePlan:
             neighbours, self._tables.remote_endpoints.values(), api_servers=api_servers
         )
         self.node_rows = cluster_stage.node_rows(nodes)
-        self.remote_routes = neighbours.routes()
+        self.remote_routes = neighbours.routes(ipv6=self.node.ipv6)
 
     def _plan_endpoints(self) -> None:
         tables = self._tables

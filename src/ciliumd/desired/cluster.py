@@ -8,7 +8,7 @@ the older is on its way out: which it is must not depend on who was heard of fir
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 
 from ciliumd import abi
 from ciliumd.desired.ipcache import Beyond, Owner
@@ -72,16 +72,18 @@ class Neighbours:
             for cidr in node.pod_cidrs
         }
 
-    def routes(self) -> tuple[IPv4Network, ...]:
+    def routes(self, *, ipv6: bool = False) -> tuple[Prefix, ...]:
         """Pod networks the node itself reaches through cilium_host; none without a tunnel."""
-        cidrs = (
+        cidrs = {
             cidr
             for node in self.nodes
             if self.tunnel_to(node) is not None
             for cidr in node.pod_cidrs
-            if isinstance(cidr, IPv4Network)
+            if ipv6 or cidr.version == 4
+        }
+        return tuple(
+            sorted(cidrs, key=lambda cidr: (cidr.version, cidr.network_address.packed, cidr.prefixlen))
         )
-        return tuple(sorted(set(cidrs)))
 
 
 def beyond(

@@ -50,9 +50,7 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
             links.mark(ipr, link.ifindex, HOST_ALIAS)
         if link.mtu != wiring.mtu:
             links.set_mtu(ipr, link.ifindex, wiring.mtu)
-        sysctl.forward_through(link.name)
-        if link is host and wiring.router6 is not None:
-            sysctl.quiet_ipv6(link.name)
+        sysctl.forward_through(link.name, stack_ipv6=link is host and wiring.router6 is not None)
         links.set_up(ipr, link.ifindex, noarp=True)
     ensure_address(ipr, host.ifindex, wiring.router)
     if wiring.router6 is not None:

@@ -8,10 +8,12 @@ routed to cilium_host like those to its own, and come out where the datapath tak
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from socket import AF_INET6
 
 from pyroute2 import IPRoute
 
+from ciliumd.model.net import Prefix
 from ciliumd.net import links, sysctl
 from ciliumd.net.errors import LinkConflict, LinkGone, NetError, netlink_errors
 from ciliumd.net.links import OVERLAY_ALIAS, OVERLAY_LINK, Link
@@ -73,15 +75,26 @@ class RemoteRoutes:
 
     name = "remote-routes"
 
-    def __init__(self, ifindex: int, *, router: IPv4Address, own: IPv4Network) -> None:
+    def __init__(
+        self,
+        ifindex: int,
+        *,
+        router: IPv4Address,
+        own: IPv4Network,
+        router6: IPv6Address | None = None,
+        own6: IPv6Network | None = None,
+    ) -> None:
         self._ifindex = ifindex
         self._router = router
-        self._others = {own, IPv4Network(router)}
+        self._router6 = router6
+        self._others = {own, own6, IPv4Network(router)}
 
     def load(self) -> dict[bytes, bytes]:
         """The routes of ours over cilium_host."""
         with IPRoute() as ipr:
             found = our_destinations(ipr, self._ifindex)
+            if self._router6 is not None:
+                found |= our_destinations(ipr, self._ifindex, AF_INET6)
         return {
             str(destination).encode(): str(mtu).encode()
             for destination, mtu in found.items()
@@ -93,12 +106,7 @@ class RemoteRoutes:
         failed: dict[bytes, Exception] = {}
         with IPRoute() as ipr:
             for key, value in items.items():
-                route = Route(
-                    destination=IPv4Network(key.decode()),
-                    via=self._router,
-                    source=self._router,
-                    mtu=int(value),
-                )
+                route = self._route(ip_network(key.decode()), int(value))
                 try:
                     replace_route(ipr, self._ifindex, route)
                 except NetError as error:
@@ -111,13 +119,19 @@ class RemoteRoutes:
         with IPRoute() as ipr:
             for key in keys:
                 try:
-                    remove_route(ipr, self._ifindex, IPv4Network(key.decode()))
+                    remove_route(ipr, self._ifindex, ip_network(key.decode()))
                 except NetError as error:
                     failed[key] = error
         return failed
 
+    def _route(self, destination: Prefix, mtu: int) -> Route:
+        """As ``net.host`` routes to the node's own pods."""
+        if destination.version == 6:
+            return Route(destination=destination, source=self._router6, mtu=mtu)
+        return Route(destination=destination, via=self._router, source=self._router, mtu=mtu)
 
-def route_rows(destinations: Iterable[IPv4Network], mtu: int) -> dict[bytes, bytes]:
+
+def route_rows(destinations: Iterable[Prefix], mtu: int) -> dict[bytes, bytes]:
     """Rows of :class:`RemoteRoutes`."""
     return {str(destination).encode(): str(mtu).encode() for destination in destinations}
 

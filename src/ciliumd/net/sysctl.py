@@ -25,17 +25,18 @@ def write_below(procfs: Path) -> None:
     _Where.root = procfs / "sys/net"
 
 
-def forward_through(name: str, *, ipv6: bool = False) -> None:
+def forward_through(name: str, *, ipv6: bool = False, stack_ipv6: bool = False) -> None:
     """
     Let the stack forward the IPv4 that arrives on device *name*, from any source address.
 
-    The stack itself speaks no IPv6 there; with *ipv6* programs may look up routes for what arrives there.
+    The stack itself speaks no IPv6 there, unless *stack_ipv6*: switched off, it would lose its addresses and
+    routes.  With *ipv6* programs may look up routes for what arrives there.
     """
     _write(f"ipv4/conf/{name}/forwarding", "1")
     # Pods' addresses are not routed to their veth, so a reverse path check would drop all they send.
     _write(f"ipv4/conf/{name}/rp_filter", "0")
     # The stack's own router solicitations and multicast reports would count as dropped packets.
-    disable_ipv6(name)
+    (quiet_ipv6 if stack_ipv6 else disable_ipv6)(name)
     if ipv6:
         _write(f"ipv6/conf/{name}/forwarding", "1")
 

@@ -71,6 +71,12 @@ def test_pods_are_behind_their_node() -> None:
         assert found.addresses[ip_address(address)] == Owner(300, ip_address("192.0.2.2"))
     assert found.prefixes[ip_network("10.0.3.0/24")] == Owner(UNMANAGED, ip_address("192.0.2.3"))
     assert cluster().routes() == (ip_network("10.0.2.0/24"), ip_network("10.0.3.0/24"))
+    six = ip_network("fd00:2::/112")
+    both = Neighbours(
+        [node(1), replace(node(2), pod_cidrs=(*node(2).pod_cidrs, six))], this="node1", tunnel=True
+    )
+    assert both.routes() == (ip_network("10.0.2.0/24"),)
+    assert both.routes(ipv6=True) == (ip_network("10.0.2.0/24"), six)
 
 
 def test_a_node_nobody_knows_yet_is_believed() -> None:
