@@ -26,6 +26,7 @@ from ciliumd.daemon.agent import Agent
 from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.api import Api
 from ciliumd.daemon.assemble import QUEUE, build
+from ciliumd.daemon.datapath import ipv6_problem
 from ciliumd.daemon.exporter import Exporter
 from ciliumd.daemon.logs import configure
 from ciliumd.daemon.origin import DirectoryOrigin, Origin, StartFailed
@@ -128,6 +129,8 @@ async def find_origin(
     settings: Settings, stack: contextlib.AsyncExitStack, tables: Tables, tallies: Tallies
 ) -> Origin:
     """Where this node's objects come from, once that is known.  Raises StartFailed."""
+    if problem := ipv6_problem(settings.enable_ipv6, settings.procfs):
+        raise StartFailed(problem)
     if settings.manifests is not None:
         return DirectoryOrigin(
             settings.manifests,

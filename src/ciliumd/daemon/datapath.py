@@ -208,6 +208,13 @@ def device_rows(devices: tuple[NativeDevice, ...]) -> Mapping[bytes, bytes]:
     }
 
 
+def ipv6_problem(wanted: bool, procfs: Path) -> str:
+    """Why pods cannot have IPv6; empty when they can or need not."""
+    if not wanted or (procfs / "sys/net/ipv6").is_dir():
+        return ""
+    return "--enable-ipv6: this kernel has no IPv6; boot it without ipv6.disable=1, or leave the option out"
+
+
 def cgroup_problem(path: Path | None) -> str:
     """Why *path* cannot be the control group root; empty when it can or none is wanted."""
     if path is None or (path / "cgroup.controllers").exists():
