@@ -86,16 +86,14 @@ async def build(
     stack.push_async_callback(netlink.stop)
 
     ipam = HostScope(origin.pod_cidr)
-    router = IPv4Address(ipam.router)
     _protect_node_ports(settings)
     ipam6 = HostScope(origin.pod_cidr6) if origin.pod_cidr6 is not None else None
-    router6 = IPv6Address(ipam6.router) if ipam6 is not None else None
     wiring = await wire_node(
         netlink,
         settings,
-        router=router,
+        router=IPv4Address(ipam.router),
         pod_cidr=origin.pod_cidr,
-        router6=router6,
+        router6=IPv6Address(ipam6.router) if ipam6 is not None else None,
         pod_cidr6=origin.pod_cidr6,
     )
     datapath = await loop.run_in_executor(writer, lambda: loader.load(pins, settings, wiring))
@@ -121,21 +119,7 @@ async def build(
 
     plan = NodePlan(
         tables,
-        NodeFacts(
-            name=settings.node_name or os.uname().nodename,
-            cluster=settings.cluster_name,
-            addresses=wiring.addresses,
-            node_port_addresses=node_port_addresses(wiring.native),
-            tunnel=wiring.overlay is not None,
-            pod_cidr=origin.pod_cidr,
-            protected=await loop.run_in_executor(writer, protected_addresses, origin.api_server),
-            allowed=settings.allow_external_addresses,
-            external_cluster_ip=settings.bpf_lb_external_clusterip,
-            ipv6=wiring.router6 is not None,
-            allocates=origin.numbers_identities,
-            enforcement=Enforcement(settings.enable_policy),
-            label_filter=_label_filter(settings),
-        ),
+        await _node_facts(settings, origin, wiring, writer),
         reserve_version=lambda number: datapath.set_word(
             abi.NodeState.NODE_STATE_NEXT_POLICY_VERSION, number
         ),
@@ -160,7 +144,9 @@ async def build(
         wiring=wiring,
         native=wiring.native,
     )
-    network = PodNetwork(router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu, router6)
+    network = PodNetwork(
+        wiring.router, wiring.mtu, len(datapath.endpoint_states), wiring.route_mtu, wiring.router6
+    )
     agent.reconciler = Reconciler(
         stages.stages(
             plan,
@@ -222,6 +208,28 @@ def _settled(settings: Settings) -> Settings:
     except replacement.KernelLacks as error:
         raise StartFailed(str(error)) from error
     return settings.model_copy(update=changes)
+
+
+async def _node_facts(
+    settings: Settings, origin: Origin, wiring: NodeWiring, writer: ThreadPoolExecutor
+) -> NodeFacts:
+    """What the plan knows of the node; addresses nobody may take are read from files, in the *writer*."""
+    protected = asyncio.get_running_loop().run_in_executor(writer, protected_addresses, origin.api_server)
+    return NodeFacts(
+        name=settings.node_name or os.uname().nodename,
+        cluster=settings.cluster_name,
+        addresses=wiring.addresses,
+        node_port_addresses=node_port_addresses(wiring.native),
+        tunnel=wiring.overlay is not None,
+        pod_cidr=origin.pod_cidr,
+        protected=await protected,
+        allowed=settings.allow_external_addresses,
+        external_cluster_ip=settings.bpf_lb_external_clusterip,
+        ipv6=wiring.router6 is not None,
+        allocates=origin.numbers_identities,
+        enforcement=Enforcement(settings.enable_policy),
+        label_filter=_label_filter(settings),
+    )
 
 
 async def _attach_node(attachments: Attachments, wiring: NodeWiring) -> None:

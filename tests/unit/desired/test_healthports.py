@@ -8,7 +8,7 @@ import pytest
 
 from ciliumd.desired.healthports import LocalEndpoints, health_ports
 from ciliumd.desired.services import served_frontends
-from ciliumd.model.service import Backend, BackendState, ServicePort
+from ciliumd.model.service import Backend, BackendState, Place, ServicePort
 from unit.desired.worlds import endpoint_slice, service
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ def at(ip: str, node: str | None, *, state: BackendState = BackendState.ACTIVE, 
 def counted(*backends: Backend, port: int = 31000) -> dict[int, LocalEndpoints]:
     """What is told at the port of a service with these backends."""
     web = replace(service("web", "10.96.0.1"), health_check_node_port=port)
-    served, _ = served_frontends([web], [endpoint_slice("web", *backends)], node=HERE)
+    served, _ = served_frontends([web], [endpoint_slice("web", *backends)], here=Place(HERE))
     return health_ports(served, node=HERE)
 
 
@@ -56,5 +56,5 @@ def test_endpoint_of_several_ports_is_one() -> None:
     web = replace(service("web", "10.96.0.1", *ports), health_check_node_port=31000)
     one = endpoint_slice("web", at("10.0.0.1", HERE))
     two = replace(one, name="web-2", backends=(("more", at("10.0.0.1", HERE, port=8081)),))
-    served, _ = served_frontends([web], [one, two], node=HERE)
+    served, _ = served_frontends([web], [one, two], here=Place(HERE))
     assert health_ports(served, node=HERE) == {31000: LocalEndpoints("shop", "web", 1)}
