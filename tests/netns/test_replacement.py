@@ -42,7 +42,9 @@ def replacement(node: Node) -> dict[str, object]:
     """What the status says: the word, what is served, and whether pods' sockets are left alone."""
     found = node.agent.get("healthz")["kube-proxy-replacement"]
     features = found["features"]
-    switched = {name: features[name]["enabled"] for name in ("socketLB", "nodePort", "hostPort")}
+    switched = {
+        name: features[name]["enabled"] for name in ("socketLB", "nodePort", "externalIPs", "hostPort")
+    }
     return {"mode": found["mode"], **switched, "hostns": features["bpfSocketLBHostnsOnly"]}
 
 
@@ -81,6 +83,7 @@ def test_one_kind_alone(told: Node) -> None:
         "mode": "Partial",
         "socketLB": False,
         "nodePort": True,
+        "externalIPs": False,
         "hostPort": False,
         "hostns": False,
     }
@@ -98,6 +101,7 @@ def test_everything_by_its_old_word(told: Node) -> None:
         "mode": "Strict",
         "socketLB": True,
         "nodePort": True,
+        "externalIPs": True,
         "hostPort": True,
         "hostns": False,
     }

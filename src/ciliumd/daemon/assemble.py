@@ -225,6 +225,7 @@ async def _node_facts(
         protected=await protected,
         allowed=settings.allow_external_addresses,
         external_cluster_ip=settings.bpf_lb_external_clusterip,
+        serves=settings.kinds_served,
         ipv6=wiring.router6 is not None,
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),

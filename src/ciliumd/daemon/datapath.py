@@ -163,7 +163,7 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "cilium_host_ifindex": host.ifindex,
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
         "masquerade": settings.enable_ipv4_masquerade,
-        "node_port": settings.serves_node_ports,
+        "node_port": settings.serves_outside,
         "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,
         "sock_host_only": settings.bpf_lb_sock_hostns_only,

@@ -31,7 +31,7 @@ from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
 from ciliumd.model.policy import Enforcement
-from ciliumd.model.service import Place
+from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
@@ -50,8 +50,8 @@ class NodeFacts:
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
     *tunnel* other nodes' pods are reached by encapsulation, with *ipv6* in both families.  *protected* are
     further addresses that no service may take, and whose they are, *allowed* those that one may take from
-    anybody.  *allocates* tells whether this node numbers label sets by itself, or waits for the cluster to
-    do so; *label_filter* which labels are in them.
+    anybody.  *serves* are the kinds of frontends that are served here.  *allocates* tells whether this node
+    numbers label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
     """
 
     name: str
@@ -63,6 +63,7 @@ class NodeFacts:
     protected: tuple[tuple[Addr, str], ...] = ()
     allowed: tuple[Prefix, ...] = ()
     external_cluster_ip: bool = False
+    serves: frozenset[ServiceKind] = EVERY_KIND
     ipv6: bool = False
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
@@ -391,17 +392,18 @@ class NodePlan:
             self.node.node_port_addresses,
             node=self.node.name,
         )
+        services = [
+            *service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
+            *ports.services,
+        ]
         self.served, refused = service_stage.served_frontends(
-            [
-                *service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
-                *ports.services,
-            ],
+            service_stage.of_kinds(services, self.node.serves),
             [*written, *derived.values(), *ports.slices],
             here=self._here(),
             guard=self._guard,
         )
-        services = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
-        for frontend, number in services.assigned.items():
+        numbers = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
+        for frontend, number in numbers.assigned.items():
             tables.service_ids.set(frontend, number)
         backends = service_stage.allocate_backend_ids(tables.backend_ids.view(), self.served)
         for backend, number in backends.assigned.items():

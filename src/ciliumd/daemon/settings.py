@@ -33,6 +33,7 @@ from ciliumd.daemon import replacement
 from ciliumd.daemon.config_directory import ConfigDirectory, ConfigRefused, interpret, read_texts
 from ciliumd.daemon.config_keys import RENAMED
 from ciliumd.daemon.replacement import Replacement
+from ciliumd.model.service import ServiceKind
 
 LOOPBACK = IPv4Address("169.254.42.1")
 
@@ -356,6 +357,23 @@ class Settings(BaseSettings):
     def serves_host_ports(self) -> bool:
         """Whether host ports are served here."""
         return self.kube_proxy_replacement.serves(self.enable_host_port)
+
+    @property
+    def kinds_served(self) -> frozenset[ServiceKind]:
+        """The kinds of frontends that are served here; load balancers come with node ports, as in Cilium."""
+        kinds = {ServiceKind.CLUSTER_IP}
+        if self.serves_node_ports:
+            kinds |= {ServiceKind.NODE_PORT, ServiceKind.LOAD_BALANCER}
+        if self.serves_external_ips:
+            kinds.add(ServiceKind.EXTERNAL_IP)
+        if self.serves_host_ports:
+            kinds.add(ServiceKind.HOST_PORT)
+        return frozenset(kinds)
+
+    @property
+    def serves_outside(self) -> bool:
+        """Whether any frontend outside the cluster is served here."""
+        return len(self.kinds_served) > 1
 
     @property
     def served_here(self) -> frozenset[str]:

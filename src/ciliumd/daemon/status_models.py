@@ -74,7 +74,7 @@ def kube_proxy_replacement(
             "socketLBTracing": {"enabled": False},
             "nat46X64": {"enabled": False},
             "nodePort": node_port,
-            "externalIPs": {"enabled": False},
+            "externalIPs": {"enabled": settings.serves_external_ips and active},
             "hostPort": {"enabled": settings.serves_host_ports and active},
             "sessionAffinity": {"enabled": active},
             "gracefulTermination": {"enabled": active},

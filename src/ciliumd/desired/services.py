@@ -265,6 +265,13 @@ def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> I
         yield replace(service, frontends=(*service.frontends, *frontends)) if frontends else service
 
 
+def of_kinds(services: Iterable[Service], kinds: Collection[ServiceKind]) -> Iterator[Service]:
+    """The *services* without their frontends of other kinds, which a kube-proxy beside serves."""
+    for service in services:
+        ours = tuple(one for one in service.frontends if one.kind in kinds)
+        yield service if len(ours) == len(service.frontends) else replace(service, frontends=ours)
+
+
 def has_two_scopes(service: Service, frontend: Frontend) -> bool:
     """Whether clients inside the cluster get other backends by *frontend* than those outside."""
     external = frontend.kind is not ServiceKind.CLUSTER_IP

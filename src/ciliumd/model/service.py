@@ -31,6 +31,9 @@ class ServiceKind(Enum):
     HOST_PORT = "HostPort"
 
 
+EVERY_KIND = frozenset(ServiceKind)
+
+
 class TrafficPolicy(Enum):
     """Which nodes' backends may be chosen."""
 

@@ -12,7 +12,7 @@ from ciliumd.daemon.plan import ZONE_LABEL
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.model.labels import Label
 from ciliumd.model.objects import INTERNAL_IP, NodeRow
-from ciliumd.model.service import Backend, Frontend, Hints, Service, ServiceKind, ServicePort
+from ciliumd.model.service import EVERY_KIND, Backend, Frontend, Hints, Service, ServiceKind, ServicePort
 from ciliumd.tables import EndpointSliceRow, Problem
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, says, two_pods
@@ -301,6 +301,20 @@ def test_a_service_problem_vanishes_with_its_cause():
     node.tables.services.delete(("shop", "old"))
     node.refresh()
     assert node.tables.problems.get(("Service", "shop", "new")) is None
+
+
+def test_what_kube_proxy_serves_beside_has_no_row():
+    """Neither the frontend nor an id of it."""
+    node = two_pods()
+    node.plan.node = replace(node.plan.node, serves=EVERY_KIND - {ServiceKind.EXTERNAL_IP})
+    port = ServicePort("", "TCP", 80, 80)
+    own = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    outside = Frontend(ip_address("192.0.2.7"), 80, "TCP", ServiceKind.EXTERNAL_IP)
+    node.tables.services.set(("shop", "web"), Service("shop", "web", "ClusterIP", (own, outside), (port,)))
+    node.refresh()
+
+    assert {one.frontend for one in node.plan.served} == {own}
+    assert outside.key not in node.tables.service_ids.view()
 
 
 def test_who_takes_an_address_that_is_a_nodes_takes_nothing():

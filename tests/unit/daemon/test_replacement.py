@@ -5,6 +5,7 @@ import pytest
 
 from ciliumd.daemon.replacement import KernelLacks, Replacement, settle
 from ciliumd.daemon.settings import Settings, read_settings
+from ciliumd.model.service import EVERY_KIND, ServiceKind
 
 LACKS = {"hostServices": "socket programs", "nodePort": "bpf_fib_lookup"}
 EVERYTHING = ("translates_sockets", "serves_node_ports", "serves_external_ips", "serves_host_ports")
@@ -52,6 +53,23 @@ def test_partly_is_what_is_said_of_each_kind(switch, kind):
     assert served("--kube-proxy-replacement=partial", f"--{switch}=true") == [kind]
     settings = read_settings(["--kube-proxy-replacement=partial", f"--{switch}=true"])
     assert (settings.replaces_kube_proxy, settings.host_legacy_routing) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("switch", "kinds"),
+    [
+        ("bpf-lb-sock", set()),
+        ("enable-node-port", {ServiceKind.NODE_PORT, ServiceKind.LOAD_BALANCER}),
+        ("enable-external-ips", {ServiceKind.EXTERNAL_IP}),
+        ("enable-host-port", {ServiceKind.HOST_PORT}),
+    ],
+)
+def test_frontends_are_of_the_kinds_that_are_served(switch, kinds):
+    """Cluster addresses always are; packets from outside are looked at if any other kind is."""
+    assert read_settings([]).kinds_served == EVERY_KIND
+    settings = read_settings(["--kube-proxy-replacement=partial", f"--{switch}=true"])
+    assert settings.kinds_served == {ServiceKind.CLUSTER_IP, *kinds}
+    assert settings.serves_outside == bool(kinds)
 
 
 @pytest.mark.parametrize("word", ["true", "strict", "partial"])

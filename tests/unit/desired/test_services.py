@@ -15,11 +15,13 @@ from ciliumd.desired.services import (
     allocate_backend_ids,
     allocate_service_ids,
     by_service,
+    of_kinds,
     served_frontend,
     served_frontends,
     with_node_ports,
 )
 from ciliumd.model.service import (
+    EVERY_KIND,
     EXTERNAL,
     INTERNAL,
     Backend,
@@ -420,3 +422,21 @@ def test_service_without_node_ports_stays_as_it_is() -> None:
     one = service("web", "10.96.0.1")
 
     assert list(with_node_ports([one], [ip_address("192.0.2.1")])) == [one]
+
+
+@pytest.mark.parametrize("kind", list(ServiceKind))
+def test_frontends_of_kinds_that_are_not_served_are_nobodys(kind: ServiceKind) -> None:
+    """They are kube-proxy's: no row leads there, nobody is told of a refusal."""
+    one = service("web", "10.96.0.1")
+    frontends = tuple(
+        Frontend(ip_address(f"192.0.2.{number}"), 80, "TCP", each)
+        for number, each in enumerate(ServiceKind, start=1)
+    )
+    whole = replace(one, frontends=frontends)
+
+    assert list(of_kinds([whole], EVERY_KIND)) == [whole]
+    (rest,) = of_kinds([whole], EVERY_KIND - {kind})
+    assert [frontend.kind for frontend in rest.frontends] == [
+        each for each in ServiceKind if each is not kind
+    ]
+    assert replace(rest, frontends=frontends) == whole
