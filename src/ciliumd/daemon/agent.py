@@ -190,7 +190,7 @@ class Agent:
         for name, key in endpoint_keys(endpoint):
             tracker = self.reconciler.tracker(name)
             wanted = tracker.desired.get(key)
-            if wanted is None or tracker.realized.get(key) != wanted:
+            if wanted is None or tracker.held(key) != wanted:
                 return False
         return True
 

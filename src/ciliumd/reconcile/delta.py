@@ -6,11 +6,14 @@ What one target should hold, what it is known to hold, and the difference, kept 
     realized \ desired                       -> pending deletions
     both, equal values                       -> in sync
 
+Nearly every row is in sync nearly always, so what the target holds is kept only where it differs from what
+is desired: a second copy of hundreds of thousands of rows would be most of an agent's memory.
+
 Pure memory: no clock, no retries, no I/O.  Every change costs what it touches; nothing here ever
 compares two whole maps except :meth:`DeltaTracker.replace_desired`, which is the caller's choice.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
@@ -36,10 +39,11 @@ class DeltaTracker(Generic[K, V]):
 
     def __init__(self) -> None:
         self._desired: dict[K, V] = {}
-        self._realized: dict[K, V] = {}
-        # Insertion-ordered sets: keys are written in the order they were asked for.
-        self._updates: dict[K, None] = {}
-        self._deletions: dict[K, None] = {}
+        # What the target holds of keys that are not in sync: of wanted ones (None: absent), of unwanted ones.
+        # Keys are written in the order they were asked for.
+        self._updates: dict[K, V | None] = {}
+        self._deletions: dict[K, V] = {}
+        self._realized = Realized(self._desired, self._updates, self._deletions)
 
     @property
     def desired(self) -> Mapping[K, V]:
@@ -48,8 +52,8 @@ class DeltaTracker(Generic[K, V]):
 
     @property
     def realized(self) -> Mapping[K, V]:
-        """What the target is known to hold."""
-        return MappingProxyType(self._realized)
+        """What the target is known to hold; :meth:`held` is the quicker way to ask for one row."""
+        return self._realized
 
     @property
     def pending_updates(self) -> Collection[K]:
@@ -66,14 +70,25 @@ class DeltaTracker(Generic[K, V]):
         """Whether the target holds exactly what is desired."""
         return not self._updates and not self._deletions
 
+    def held(self, key: K) -> V | None:
+        """What the target is known to hold under *key*; None when it holds nothing."""
+        if key in self._updates:
+            return self._updates[key]
+        if key in self._deletions:
+            return self._deletions[key]
+        return self._desired.get(key)
+
     def set_desired(self, updates: Mapping[K, V], removals: Iterable[K] = ()) -> None:
         """Want *updates* and no longer want *removals*; a key in both is wanted."""
         for key in removals:
-            if self._desired.pop(key, None) is not None:
-                self._judge(key)
+            if key in self._desired:
+                held = self.held(key)
+                del self._desired[key]
+                self._judge(key, held)
         for key, value in updates.items():
+            held = self.held(key)
             self._desired[key] = value
-            self._judge(key)
+            self._judge(key, held)
 
     def replace_desired(self, desired: Mapping[K, V]) -> None:
         """Want exactly *desired*."""
@@ -82,44 +97,84 @@ class DeltaTracker(Generic[K, V]):
 
     def replace_realized(self, realized: Mapping[K, V]) -> None:
         """Forget what was believed: the target was read and holds exactly *realized*."""
-        believed = self._realized.keys()
-        self._realized = dict(realized)
-        for key in believed | self._realized.keys():
-            self._judge(key)
+        self.record_drift(self.drift(realized))
 
     def record_updated(self, items: Mapping[K, V]) -> None:
         """The target now holds *items*."""
         for key, value in items.items():
-            self._realized[key] = value
-            self._judge(key)
+            self._judge(key, value)
+        self._give_back()
 
     def record_deleted(self, keys: Iterable[K]) -> None:
         """The target no longer holds *keys*."""
         for key in keys:
-            self._realized.pop(key, None)
-            self._judge(key)
+            self._judge(key, None)
+        self._give_back()
 
     def drift(self, live: Mapping[K, V]) -> Drift[K, V]:
-        """How *live*, just read from the target, differs from what it is believed to hold."""
-        realized = self._realized
-        changed = {key: value for key, value in live.items() if realized.get(key) != value}
-        return Drift(changed=changed, lost=[key for key in realized if key not in live])
+        """
+        How *live*, just read from the target, differs from what it is believed to hold.
+
+        May be called from another thread as long as nothing is wanted or recorded meanwhile.
+        """
+        held = self._desired.get if self.in_sync else self.held
+        changed = {key: value for key, value in live.items() if held(key) != value}
+        return Drift(changed=changed, lost=[key for key in self._realized if key not in live])
 
     def record_drift(self, drift: Drift[K, V]) -> None:
         """Believe what :meth:`drift` found, so that the difference becomes pending again."""
         self.record_updated(drift.changed)
         self.record_deleted(drift.lost)
 
-    def _judge(self, key: K) -> None:
-        """Put *key* into the set it belongs to."""
+    def _judge(self, key: K, held: V | None) -> None:
+        """Put *key*, of which the target holds *held*, where it belongs."""
         wanted = self._desired.get(key)
-        held = self._realized.get(key)
+        if held is not None and wanted is None:
+            self._updates.pop(key, None)
+            self._deletions[key] = held
+            return
+        self._deletions.pop(key, None)
         if wanted == held:
             self._updates.pop(key, None)
-            self._deletions.pop(key, None)
-        elif wanted is None:
-            self._updates.pop(key, None)
-            self._deletions[key] = None
         else:
-            self._deletions.pop(key, None)
-            self._updates[key] = None
+            self._updates[key] = held
+
+    def _give_back(self) -> None:
+        """A dictionary that was emptied key by key keeps the memory of its largest size."""
+        for pending in (self._updates, self._deletions):
+            if not pending:
+                pending.clear()
+
+
+class Realized(Mapping[K, V]):
+    """What a target holds, read from what is desired and the exceptions; a view, not a copy."""
+
+    __slots__ = ("_deletions", "_desired", "_updates")
+
+    def __init__(
+        self, desired: Mapping[K, V], updates: Mapping[K, V | None], deletions: Mapping[K, V]
+    ) -> None:
+        self._desired = desired
+        self._updates = updates
+        self._deletions = deletions
+
+    def __getitem__(self, key: K) -> V:
+        if key in self._deletions:
+            return self._deletions[key]
+        if key not in self._updates:
+            return self._desired[key]
+        held = self._updates[key]
+        if held is None:
+            raise KeyError(key)
+        return held
+
+    def __iter__(self) -> Iterator[K]:
+        updates = self._updates
+        for key in self._desired:
+            if key not in updates or updates[key] is not None:
+                yield key
+        yield from self._deletions
+
+    def __len__(self) -> int:
+        absent = sum(held is None for held in self._updates.values())
+        return len(self._desired) - absent + len(self._deletions)

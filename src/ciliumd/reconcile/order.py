@@ -87,7 +87,7 @@ class Order:
         """Whether the target of *stage* holds *key* as desired."""
         needed = self._progress[stage]
         value = needed.tracker.desired.get(key)
-        return not needed.unread and value is not None and needed.tracker.realized.get(key) == value
+        return not needed.unread and value is not None and needed.tracker.held(key) == value
 
 
 def _old_references(dependant: StageProgress, name: str) -> set[bytes] | None:
@@ -101,7 +101,7 @@ def _old_references(dependant: StageProgress, name: str) -> set[bytes] | None:
     refers = dependant.stage.refers
     references: set[bytes] = set()
     for key in chain(tracker.pending_updates, tracker.pending_deletions):
-        value = tracker.realized.get(key)
+        value = tracker.held(key)
         if value is None:
             continue  # a row still to be created refers to nothing that goes away
         if refers is None:

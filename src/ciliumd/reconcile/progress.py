@@ -94,11 +94,11 @@ class StageProgress:
         mode = BeforeSync.WRITE if in_sync else self.stage.before_sync
         if mode is BeforeSync.HOLD:
             return {}
-        desired, realized = self.tracker.desired, self.tracker.realized
+        desired, held = self.tracker.desired, self.tracker.held
         rows: dict[bytes, bytes] = {}
         for key in self.tracker.pending_updates:
             value = desired[key]
-            if self._may_try(key, value, now) and (mode is BeforeSync.WRITE or key not in realized):
+            if self._may_try(key, value, now) and (mode is BeforeSync.WRITE or held(key) is None):
                 rows[key] = value
         return rows
 

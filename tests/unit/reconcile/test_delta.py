@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """DeltaTracker: what is desired, what is realized, and exactly the difference between them."""
 
+import struct
+import tracemalloc
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd.reconcile.delta import DeltaTracker
 
-KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
+EVERY = [b"a", b"b", b"c", b"d"]
+KEYS = st.sampled_from(EVERY)
 VALUES = st.sampled_from([b"", b"1", b"2"])
 ROWS = st.dictionaries(KEYS, VALUES)
 STEPS = st.lists(
@@ -66,6 +70,8 @@ def test_pending_sets_always_equal_the_difference(steps):
 
         desired, realized = dict(tracker.desired), dict(tracker.realized)
         updates = {key for key, value in desired.items() if realized.get(key) != value}
+        assert len(realized) == len(tracker.realized)
+        assert {key: realized.get(key) for key in EVERY} == {key: tracker.held(key) for key in EVERY}
         assert updates == set(tracker.pending_updates)
         assert realized.keys() - desired.keys() == set(tracker.pending_deletions)
 
@@ -81,3 +87,28 @@ def test_recorded_drift_makes_realized_equal_the_live_rows(believed, live):
     differing = {key for key in believed.keys() | live.keys() if believed.get(key) != live.get(key)}
     assert len(differing) == len(drift)
     assert live == tracker.realized
+
+
+def test_rows_in_sync_are_in_memory_once():
+    """What was written, or read from the kernel at a restart, is no second copy of what is desired."""
+    count = 20_000
+
+    def rows():
+        return {struct.pack("=Q", number): struct.pack("=QQQ", number, 1, 2) for number in range(count)}
+
+    tracker = DeltaTracker()
+    tracemalloc.start()
+    try:
+        tracker.set_desired(rows())
+        pending = tracemalloc.get_traced_memory()[0]
+        tracker.record_updated(rows())
+        written = tracemalloc.get_traced_memory()[0]
+        tracker.replace_realized(rows())
+        read = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+
+    assert tracker.in_sync
+    assert len(tracker.realized) == count
+    assert written < pending, "the memory of what was pending is given back"
+    assert read - written < count, "reading the same rows again costs nothing that stays"
