@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -224,6 +225,30 @@ def test_parts_of_a_map_are_targets_that_know_nothing_of_each_other() -> None:
 
         assert even.load() | odd.load() == rows(4)
         assert {key[0] for key in odd.load()} == {1, 3}
+
+
+@pytest.mark.parametrize("count", [0, 1, 9_000])
+def test_a_fingerprint_is_the_same_until_somebody_writes(hash_map: Map, count: int) -> None:
+    """Every value counts, also in a map that takes several calls to read."""
+    assert hash_map.update_batch(rows(count)) == {}
+    before = hash_map.fingerprint()
+    assert before is not None
+    assert hash_map.fingerprint() == before
+    for key in {0, count // 2, count}:
+        hash_map.update(U32.pack(key), U64.pack(7))
+        after = hash_map.fingerprint()
+        assert after != before
+        before = after
+    assert hash_map.delete(U32.pack(count))
+    assert hash_map.fingerprint() != before
+
+
+def test_a_map_without_batches_has_no_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read in full instead."""
+    with Map.create(spec(MapType.HASH)) as made:
+        refused = SimpleNamespace(cil_map_lookup_batch=lambda *_: -maps.ENOTSUPP)
+        monkeypatch.setattr(maps, "lib", refused)
+        assert made.fingerprint() is None
 
 
 def test_a_frozen_map_takes_no_more_writes() -> None:

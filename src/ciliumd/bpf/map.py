@@ -9,6 +9,7 @@ has none for a map's type, and report failures by key instead of stopping at the
 from __future__ import annotations
 
 import errno
+import hashlib
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -137,11 +138,35 @@ class Map(Handle):
         for key, value in self.items():
             yield key, self._sums(value)
 
+    def fingerprint(self) -> bytes | None:
+        """
+        16 bytes that are the same as long as nobody writes; None where the kernel has no batches.
+
+        Elements come in the order the kernel keeps them in, so an element taken out and put back may count
+        as a change.  No element becomes an object: it costs a copy and a hash of the raw memory.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        try:
+            for keys, values in self._batches():
+                digest.update(keys)
+                digest.update(values)
+        except _NoBatch:
+            return None
+        return digest.digest()
+
     def _batched_items(self) -> Iterator[tuple[bytes, bytes]]:
+        seen: set[bytes] = set()
+        for keys, values in self._batches():
+            for key, value in zip(_cut(keys, self.key_size), _cut(values, self.value_size), strict=True):
+                if key not in seen:
+                    seen.add(key)
+                    yield key, value
+
+    def _batches(self) -> Iterator[tuple[bytes, bytes]]:
+        """Packed keys and their packed values, as many as one call reads; _NoBatch before the first."""
         room = min(BATCH, max(self.info.max_entries, 1))
         cursor = ffi.new("char[]", max(8, self.key_size))
         count = ffi.new("uint32_t *")
-        seen: set[bytes] = set()
         started = False
         while True:
             keys = ffi.new("char[]", room * self.key_size)
@@ -158,14 +183,10 @@ class Map(Handle):
                     raise error("read map", self.name, -result)
                 raise _NoBatch
             started = True
-            for key, value in zip(
-                self._cut(keys, count[0], self.key_size),
-                self._cut(values, count[0], self.value_size),
-                strict=True,
-            ):
-                if key not in seen:
-                    seen.add(key)
-                    yield key, value
+            yield (
+                bytes(ffi.buffer(keys, count[0] * self.key_size)),
+                bytes(ffi.buffer(values, count[0] * self.value_size)),
+            )
             if result:
                 return
 
@@ -289,10 +310,6 @@ class Map(Handle):
     def _value(self, value: bytes) -> object:
         return ffi.from_buffer(self._value_bytes(value))
 
-    def _cut(self, buffer: object, count: int, size: int) -> Iterator[bytes]:
-        whole = bytes(ffi.buffer(buffer, count * size))
-        return (whole[at : at + size] for at in range(0, len(whole), size))
-
     def _split(self, raw: bytes) -> list[bytes]:
         step = len(raw) // possible_cpus()
         return [raw[at : at + self.info.value_size] for at in range(0, len(raw), step)]
@@ -309,6 +326,10 @@ class _NoBatch(Exception):
 def _nothing_done(result: int, count: int, asked: int) -> bool:
     """Whether the kernel refused the call as a whole: then it never wrote how far it came."""
     return -result in {ENOTSUPP, errno.EOPNOTSUPP} or count >= asked
+
+
+def _cut(packed: bytes, size: int) -> Iterator[bytes]:
+    return (packed[at : at + size] for at in range(0, len(packed), size))
 
 
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:

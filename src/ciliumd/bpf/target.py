@@ -34,6 +34,10 @@ class MapTarget:
         part = self._part
         return dict(self._map.items() if part is None else (one for one in self._map.items() if part(one[0])))
 
+    def fingerprint(self) -> bytes | None:
+        """The same as before only if nothing in the whole map changed; None where the kernel cannot tell."""
+        return self._map.fingerprint()
+
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
         """Write; returns the failures by key."""
         return self._map.update_batch(items)
@@ -54,6 +58,10 @@ class ArrayTarget:
     def load(self) -> dict[bytes, bytes]:
         """Rows that are not zero."""
         return {key: value for key, value in self._map.items() if value != self._zero}
+
+    def fingerprint(self) -> bytes | None:
+        """The same as before only if no row changed; None where the kernel cannot tell."""
+        return self._map.fingerprint()
 
     def update(self, items: Mapping[bytes, bytes]) -> Mapping[bytes, Exception]:
         """Write; returns the failures by key."""

@@ -43,11 +43,19 @@ class FakeMap:
         self.broken: Exception | None = None
         self.fail: Callable[[bytes], Exception | None] = self.failures.get
         self.calls = 0
+        self.loads = 0
 
     def load(self) -> dict[bytes, bytes]:
         """Everything it holds."""
         self._enter()
+        self.loads += 1
         return dict(self.rows)
+
+    def fingerprint(self) -> bytes:
+        """All of it: as exact as can be."""
+        if self.broken is not None:
+            raise self.broken
+        return repr(self.rows).encode()
 
     def update(self, items: Mapping[bytes, bytes]) -> dict[bytes, Exception]:
         """Write *items* but those programmed to fail."""

@@ -25,7 +25,7 @@ import structlog
 from ciliumd.reconcile.delta import DeltaTracker, Drift
 from ciliumd.reconcile.order import Order
 from ciliumd.reconcile.progress import Backoff, Failure, StageProgress, StageStatus
-from ciliumd.reconcile.target import Changes, Failures, Stage, Target, Whole
+from ciliumd.reconcile.target import Changes, Failures, Fingerprinted, Stage, Target, Whole
 
 T = TypeVar("T")
 
@@ -287,6 +287,8 @@ class Reconciler:
     ) -> Failures:
         """Call the target in the writer thread; answer the failures by key."""
         began = self._clock()
+        # Put back to what it was before this write it would look untouched.
+        progress.fingerprint = None
         try:
             failed = await self._in_writer_thread(progress.stage.name, operation, call)
         except Exception as error:  # noqa: BLE001  task's edge: whatever a target raises fails its rows
@@ -306,10 +308,13 @@ class Reconciler:
     async def _read(self, progress: StageProgress, *, count_drift: bool = False) -> None:
         """Read one target and believe it."""
         name, target, tracker = progress.stage.name, progress.stage.target, progress.tracker
-        first = progress.unread
+        first, known = progress.unread, progress.fingerprint
+        progress.fingerprint = None
         began = self._clock()
         try:
-            drift = await self._in_writer_thread(name, "load", lambda: _read_drift(target, tracker))
+            drift, progress.fingerprint = await self._in_writer_thread(
+                name, "load", lambda: _read_drift(target, tracker, known)
+            )
         except Exception as error:  # noqa: BLE001  task's edge: an unreadable target holds its own stage only
             log.warning("reconcile.load_failed", stage=name, error=repr(error))
             self._observer.wrote(name, "load", rows=0, failed=1, seconds=self._clock() - began)
@@ -334,9 +339,24 @@ class Reconciler:
             self._running = None
 
 
-def _read_drift(target: Target, tracker: DeltaTracker[bytes, bytes]) -> Drift[bytes, bytes]:
-    """Read and compare, both in the writer thread: only rounds change what is believed, and this is one."""
-    return tracker.drift(target.load())
+def _read_drift(
+    target: Target, tracker: DeltaTracker[bytes, bytes], known: bytes | None
+) -> tuple[Drift[bytes, bytes], bytes | None]:
+    """
+    Read and compare, both in the writer thread: only rounds change what is believed, and this is one.
+
+    Not read at all if the target's fingerprint is the *known* one.  Answers the drift, and the fingerprint of
+    what was read: None if rows may have changed while they were.
+    """
+    before = _fingerprint(target)
+    if before is not None and before == known:
+        return Drift(changed={}, lost=()), before
+    drift = tracker.drift(target.load())
+    return drift, before if before == _fingerprint(target) else None
+
+
+def _fingerprint(target: Target) -> bytes | None:
+    return target.fingerprint() if isinstance(target, Fingerprinted) else None
 
 
 def _chunks(rows: Mapping[bytes, bytes]) -> list[dict[bytes, bytes]]:

@@ -60,7 +60,8 @@ class StageProgress:
 
     *unread* means that the target must be read before anything is written: at the start, and after a
     call that failed as a whole, when nobody knows how many of its rows were written.  *uncomputed*
-    means that the tables changed since the desired rows were computed.
+    means that the tables changed since the desired rows were computed.  *fingerprint* is the target's as
+    it was when it held what the tracker believes; None when that is not known, as after every write.
     """
 
     def __init__(self, stage: Stage, backoff: Backoff) -> None:
@@ -68,6 +69,7 @@ class StageProgress:
         self.tracker: DeltaTracker[bytes, bytes] = DeltaTracker()
         self.failures: dict[bytes, Failure] = {}
         self.unread = True
+        self.fingerprint: bytes | None = None
         self.uncomputed = True
         self.held: str | None = None
         self.last_error: str | None = None

@@ -8,7 +8,7 @@ What an effect must offer to be reconciled, and where it stands in the order of 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 Rows = Mapping[bytes, bytes]
 Failures = Mapping[bytes, Exception]
@@ -31,6 +31,14 @@ class Target(Protocol):
 
     def delete(self, keys: Collection[bytes]) -> Failures:
         """Remove rows; an absent row is success."""
+
+
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A target that can tell cheaply that it holds what it held before."""
+
+    def fingerprint(self) -> bytes | None:
+        """Equal to an earlier answer only if every row is; None if it cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
