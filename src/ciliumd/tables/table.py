@@ -82,6 +82,7 @@ class Table(Generic[K, V]):
         self._revision = 0
         self._log: dict[K, int] = {}
         self._forgotten = 0
+        # Of rows that are no longer pending: of most tables nobody ever says what became of a row.
         self._status: dict[K, Status] = {}
         self._wakers: list[Callable[[], None]] = []
         self._indexes: list[tuple[Callable[[K, V], Iterable[Any]], Index[Any, K]]] = []
@@ -136,7 +137,7 @@ class Table(Generic[K, V]):
         for owners, index in self._indexes:
             for owner in owners(key, row):
                 index.add(owner, key)
-        self._status[key] = PENDING
+        self._status.pop(key, None)
         self._changed(key)
         return True
 
@@ -146,7 +147,7 @@ class Table(Generic[K, V]):
             return False
         self._own_rows()
         self._unindex(key, self._rows.pop(key))
-        del self._status[key]
+        self._status.pop(key, None)
         self._changed(key)
         return True
 
@@ -192,7 +193,7 @@ class Table(Generic[K, V]):
 
     def status(self, key: K) -> Status | None:
         """How far the row of *key* has come; None without such a row."""
-        return self._status.get(key)
+        return self._status.get(key, PENDING) if key in self._rows else None
 
     def set_status(self, key: K, status: Status) -> bool:
         """Record what became of a row; False when the row is gone meanwhile.  Not a change."""

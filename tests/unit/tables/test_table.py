@@ -211,3 +211,17 @@ class FollowedTable(RuleBasedStateMachine):
 
 
 TestFollowedTable = FollowedTable.TestCase
+
+
+def test_row_set_again_after_an_error_is_pending() -> None:
+    """What became of an earlier row says nothing of the next one under its key."""
+    table = Table[str, int]("t")
+    table.set("one", 1)
+    assert table.status("one") == PENDING
+    assert table.status("two") is None
+    table.set_status("one", Status(StatusKind.ERROR, "map full"))
+    table.set("one", 2)
+    assert table.status("one") == PENDING
+    table.delete("one")
+    table.set("one", 2)
+    assert table.status("one") == PENDING
