@@ -94,6 +94,9 @@ class DeltaTracker(Generic[K, V]):
         """Want exactly *desired*."""
         gone = [key for key in self._desired if key not in desired]
         self.set_desired({k: v for k, v in desired.items() if self._desired.get(k) != v}, gone)
+        # Rows that were computed anew are equal and other objects: whoever computed them keeps these.
+        self._desired.clear()
+        self._desired.update(desired)
 
     def replace_realized(self, realized: Mapping[K, V]) -> None:
         """Forget what was believed: the target was read and holds exactly *realized*."""

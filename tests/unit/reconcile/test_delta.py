@@ -112,3 +112,16 @@ def test_rows_in_sync_are_in_memory_once():
     assert len(tracker.realized) == count
     assert written < pending, "the memory of what was pending is given back"
     assert read - written < count, "reading the same rows again costs nothing that stays"
+
+
+def test_rows_computed_anew_replace_their_equals_in_memory():
+    """Who computes rows from scratch keeps the newest; older equals would be a copy of every row."""
+    tracker = DeltaTracker()
+    for _ in range(2):
+        rows = {struct.pack("=Q", number): struct.pack("=QQ", number, 1) for number in range(100)}
+        tracker.replace_desired(rows)
+        tracker.record_updated(rows)
+
+    assert tracker.in_sync
+    assert {id(key) for key in rows} == {id(key) for key in tracker.desired}
+    assert {id(value) for value in rows.values()} == {id(value) for value in tracker.desired.values()}
