@@ -58,6 +58,20 @@ def stages(
 
         return compute
 
+    def services(rows: Callable[[], Mapping[bytes, bytes]]) -> Compute:
+        """Rows that the plan computes anew or leaves alone: those it left alone need no comparison."""
+        last: Mapping[bytes, bytes] | None = None
+
+        def compute() -> Whole | Changes:
+            nonlocal last
+            plan.require("services")
+            if (now := rows()) is last:
+                return Changes()
+            last = now
+            return Whole(now)
+
+        return compute
+
     def policy() -> Changes:
         plan.require("policy")
         return plan.policy_changes()
@@ -141,22 +155,20 @@ def stages(
         Stage(
             name=BACKENDS,
             target=targets[BACKENDS],
-            compute=whole(lambda: plan.lb_rows.backends, part="services"),
+            compute=services(lambda: plan.lb_rows.backends),
         ),
-        Stage(
-            name=REVNAT, target=targets[REVNAT], compute=whole(lambda: plan.lb_rows.revnat, part="services")
-        ),
+        Stage(name=REVNAT, target=targets[REVNAT], compute=services(lambda: plan.lb_rows.revnat)),
         # Before the slots: what is chosen from them is to be kept from the first time on.
         Stage(
             name=AFFINITY_MATCH,
             target=targets[AFFINITY_MATCH],
-            compute=whole(lambda: plan.lb_rows.matches, part="services"),
+            compute=services(lambda: plan.lb_rows.matches),
         ),
         # Before the frontends that are restricted to them, or from them.
         Stage(
             name=SOURCES,
             target=targets[SOURCES],
-            compute=whole(lambda: plan.lb_rows.sources, part="services"),
+            compute=services(lambda: plan.lb_rows.sources),
         ),
         # Before the frontends: who binds while they are written is told.
         Stage(
@@ -165,14 +177,14 @@ def stages(
         Stage(
             name=SERVICE_SLOTS,
             target=targets[SERVICE_SLOTS],
-            compute=whole(lambda: plan.lb_rows.slots, part="services"),
+            compute=services(lambda: plan.lb_rows.slots),
             needs=(BACKENDS, REVNAT),
             refers=slot_refers,
         ),
         Stage(
             name=SERVICES,
             target=targets[SERVICES],
-            compute=whole(lambda: plan.lb_rows.frontends, part="services"),
+            compute=services(lambda: plan.lb_rows.frontends),
             needs=(REVNAT, SOURCES, SERVICE_SLOTS),
             refers=lambda key, value: frontend_refers(key, value, plan.lb_rows.sources_of.get(key, ())),
         ),

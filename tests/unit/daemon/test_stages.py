@@ -177,6 +177,26 @@ def restricted(kernel):
 BALANCER = ip_address("192.0.2.10")
 
 
+def test_rows_of_services_are_compared_once_for_each_time_they_are_computed():
+    """A round that something else asked for does not go through all of them; a change still arrives."""
+    kernel = Kernel()
+    kernel.tables.services.set(("shop", "web"), service())
+    kernel.round()
+    tracker = kernel.reconciler.tracker(stages.SERVICES)
+    compared = []
+    replace_desired = tracker.replace_desired
+    tracker.replace_desired = lambda rows: (compared.append(len(rows)), replace_desired(rows))
+
+    kernel.tables.namespaces.set("elsewhere", NamespaceRow("elsewhere", {"a": "b"}))
+    kernel.round(3)
+    assert not compared
+
+    kernel.tables.services.set(("shop", "web"), service(address="10.96.0.2"))
+    kernel.round()
+    assert compared == [2]
+    assert {key[12:16] for key in kernel.maps[stages.SERVICES].rows} == {ip_address("10.96.0.2").packed}
+
+
 def test_a_frontend_is_there_after_all_its_ranges():
     """Half of a deny list would let in whom it names; a full map holds back that frontend alone."""
     kernel = Kernel()
