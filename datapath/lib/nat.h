@@ -5,6 +5,8 @@
  * Every flow has two rows: OUT, keyed by what the pod sends, says what it becomes; IN, keyed by
  * what comes back, says whose it is.  The node's own connections in the port range take rows too
  * (usually unchanged), so that a pod is never given a port the node is using.
+ *
+ * Both families take one path; "v6" is a constant where it is asked, so neither pays for the other.
  */
 #ifndef CILIUMD_NAT_H
 #define CILIUMD_NAT_H
@@ -17,58 +19,59 @@
 #include <ciliumd/config.h>
 #include "lib/addr.h"
 #include "lib/ct.h"
+#include "lib/icmp.h"
 #include "lib/nat_map.h"
+#include "lib/native.h"
 #include "lib/packet.h"
 #include "lib/rewrite.h"
+#include "lib/rewrite6.h"
 
 CONFIG(__u8, masquerade, 1, "give pods the address of the native device they leave by");
-CONFIG(__be32, pod_cidr_ipv4, 0, "network of this node's pods");
-CONFIG(__be32, pod_cidr_mask, 0xffffffff, "netmask of this node's pods");
-CONFIG(__be32, native_cidr_ipv4, 0, "network that pods reach with their own address");
-CONFIG(__be32, native_cidr_mask, 0xffffffff, "netmask of that network");
+CONFIG(__u8, masquerade_ipv6, 0, "give pods the IPv6 address of the native device they leave by");
 CONFIG(__u16, nat_port_min, 32768, "lowest port given to masqueraded flows");
 CONFIG(__u16, nat_port_max, 65535, "highest port given to masqueraded flows");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
-	__type(key, __u32);
-	__type(value, struct native_device);
-} cilium_devices_v1 SEC(".maps");
 
 enum {
 	NAT_TRIES = 16,
 };
 
-/* Address of a native device, 0 when it is none or has none. */
-static __always_inline __be32 native_address(__u32 ifindex)
+/* Of one family: the low word tells IPv4 addresses apart. */
+static __always_inline int nat_same(const struct cil_addr *a, const struct cil_addr *b, int v6)
 {
-	struct native_device *device = bpf_map_lookup_elem(&cilium_devices_v1, &ifindex);
-	__u64 word;
-
-	if (!device)
-		return 0;
-	word = read_row_word(device);
-	return word >> 32 == ifindex ? (__be32)word : 0;
+	return v6 ? addr_equal(a, b) : addr_v4(a) == addr_v4(b);
 }
 
-static __always_inline int is_pod_address(__be32 addr)
+static __always_inline int nat_rewrite(struct __sk_buff *skb, struct packet *p,
+				       enum rewrite_side side, const struct cil_addr *addr,
+				       __be16 port, int v6)
 {
-	return cfg_pod_cidr_ipv4 && (addr & cfg_pod_cidr_mask) == cfg_pod_cidr_ipv4;
+	return v6 ? rewrite_v6(skb, p, side, addr, port) :
+		    rewrite(skb, p, side, addr_v4(addr), port);
 }
 
-static __always_inline int is_native_address(__be32 addr)
+/* An ICMP error: one side of what it quotes, and of the header it travels by the other one. */
+static __always_inline int nat_rewrite_error(struct __sk_buff *skb, struct packet *p,
+					     enum rewrite_side quoted, const struct cil_addr *inner,
+					     __be16 port, const struct cil_addr *outer, int v6)
 {
-	return cfg_native_cidr_ipv4 && (addr & cfg_native_cidr_mask) == cfg_native_cidr_ipv4;
+	enum rewrite_side side = quoted == REWRITE_SOURCE ? REWRITE_DESTINATION : REWRITE_SOURCE;
+	int reason = v6 ? rewrite_quoted_v6(skb, p, quoted, inner, port) :
+			  rewrite_quoted(skb, p, quoted, addr_v4(inner), port);
+
+	if (reason)
+		return reason;
+	return v6 ? rewrite_outer_v6(skb, p, side, outer) :
+		    rewrite_outer(skb, p, side, addr_v4(outer));
 }
 
 /* The IN row's key when the flow of *out* leaves with *port*. */
-static __always_inline void nat_reverse_key(const struct nat_key *out, __be32 address, __be16 port,
+static __always_inline void nat_reverse_key(const struct nat_key *out,
+					    const struct cil_addr *address, __be16 port,
 					    struct nat_key *in)
 {
 	__builtin_memset(in, 0, sizeof(*in));
 	in->src = out->dst;
-	addr_set_v4(&in->dst, address);
+	in->dst = *address;
 	in->sport = out->dport;
 	in->dport = port;
 	in->protocol = out->protocol;
@@ -76,8 +79,8 @@ static __always_inline void nat_reverse_key(const struct nat_key *out, __be32 ad
 }
 
 /* Claim *port* for the flow of *out*.  1 when it is ours now, or was already. */
-static __always_inline int nat_claim(struct packet *p, const struct nat_key *out, __be32 address,
-				     __be16 port)
+static __always_inline int nat_claim(struct packet *p, const struct nat_key *out,
+				     const struct cil_addr *address, __be16 port)
 {
 	struct nat_entry entry;
 	struct nat_key in;
@@ -99,8 +102,8 @@ static __always_inline __be16 nat_random_port(__u32 range)
 }
 
 /* Find or make the rows of the flow that *out* names.  0 and *entry*, or a drop reason. */
-static __always_inline int nat_map(struct packet *p, const struct nat_key *out, __be32 address,
-				   struct nat_entry *entry)
+static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
+				   const struct cil_addr *address, int v6, struct nat_entry *entry)
 {
 	__u32 range = (__u32)cfg_nat_port_max - cfg_nat_port_min + 1;
 	__u16 wanted = bpf_ntohs(out->sport);
@@ -108,7 +111,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out, 
 	int known, tries;
 
 	/* The LRU may have taken the IN row alone, and a reply would find nobody: claim it again. */
-	known = nat_read(out, entry) && addr_v4(&entry->addr) == address;
+	known = nat_read(out, entry) && nat_same(&entry->addr, address, v6);
 	if (known)
 		port = entry->port;
 	else if (wanted < cfg_nat_port_min || wanted > cfg_nat_port_max)
@@ -126,7 +129,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out, 
 	__builtin_memset(entry, 0, sizeof(*entry));
 	entry->check = fold32(out, sizeof(*out));
 	entry->port = port;
-	addr_set_v4(&entry->addr, address);
+	entry->addr = *address;
 	entry->created = packet_now(p);
 	if (nat_write(out, entry, BPF_ANY))
 		return DROP_NAT_NO_MAPPING;
@@ -139,13 +142,16 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out, 
  */
 static __always_inline int is_echo_reply(const struct packet *p)
 {
-	if (p->protocol != IPPROTO_ICMP)
+	if (!is_icmp(p->protocol))
 		return 0;
-	return p->flags & PKT_LATER_FRAGMENT ? !!p->dport : p->icmp_type == ICMP_V4_ECHO_REPLY;
+	if (p->flags & PKT_LATER_FRAGMENT)
+		return !!p->dport;
+	return icmp_class(p->protocol, p->icmp_type) == ICMP_ECHO_ANSWERED;
 }
 
 /* A packet leaves: 0 when it is as it should be on the wire, else a drop reason. */
-static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, __be32 address)
+static __always_inline int nat_egress_by(struct __sk_buff *skb, struct packet *p,
+					 const struct cil_addr *address, int v6)
 {
 	struct nat_key out = { .protocol = p->protocol, .dir = NAT_OUT };
 	struct nat_entry entry;
@@ -160,9 +166,8 @@ static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, _
 		out.protocol = p->inner_protocol;
 		if (!nat_read(&out, &entry))
 			return DROP_NAT_NO_MAPPING;
-		reason = rewrite_quoted(skb, p, REWRITE_DESTINATION, addr_v4(&entry.addr),
-					entry.port);
-		return reason ? reason : rewrite_outer(skb, p, REWRITE_SOURCE, address);
+		return nat_rewrite_error(skb, p, REWRITE_DESTINATION, &entry.addr, entry.port,
+					 address, v6);
 	}
 	if (is_echo_reply(p))
 		return DROP_NAT_NO_MAPPING;
@@ -172,27 +177,53 @@ static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, _
 	out.dst = p->dst;
 	out.sport = p->sport;
 	out.dport = p->dport;
-	reason = nat_map(p, &out, address, &entry);
+	reason = nat_map(p, &out, address, v6, &entry);
 	if (reason)
 		return reason;
-	if (addr_v4(&p->src) == address && p->sport == entry.port)
+	if (nat_same(&p->src, address, v6) && p->sport == entry.port)
 		return 0;
-	return rewrite(skb, p, REWRITE_SOURCE, address, entry.port);
+	return nat_rewrite(skb, p, REWRITE_SOURCE, address, entry.port, v6);
+}
+
+static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, __be32 address)
+{
+	struct cil_addr addr;
+
+	addr_set_v4(&addr, address);
+	return nat_egress_by(skb, p, &addr, 0);
+}
+
+static __always_inline int nat_egress_v6(struct __sk_buff *skb, struct packet *p,
+					 const struct cil_addr *address)
+{
+	return nat_egress_by(skb, p, address, 1);
 }
 
 /*
  * A packet of the node itself with an address that others share: it takes its row.  Usually it stays
  * as it is, and when there is no row for it, it goes all the same.
  */
+static __always_inline int nat_takes_own(const struct packet *p)
+{
+	return !(p->flags & PKT_ICMP_ERROR) && p->protocol != IPPROTO_SCTP &&
+	       bpf_ntohs(p->sport) >= cfg_nat_port_min;
+}
+
 static __always_inline void nat_own(struct __sk_buff *skb, struct packet *p, __be32 address)
 {
-	if (!(p->flags & PKT_ICMP_ERROR) && p->protocol != IPPROTO_SCTP &&
-	    bpf_ntohs(p->sport) >= cfg_nat_port_min)
+	if (nat_takes_own(p))
 		nat_egress(skb, p, address);
 }
 
+static __always_inline void nat_own_v6(struct __sk_buff *skb, struct packet *p,
+				       const struct cil_addr *address)
+{
+	if (nat_takes_own(p))
+		nat_egress_v6(skb, p, address);
+}
+
 /* A packet arrives: turn it back if it belongs to a mapped flow; 0, or a drop reason. */
-static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p)
+static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p, int v6)
 {
 	struct nat_key in = { .protocol = p->protocol, .dir = NAT_IN };
 	struct nat_entry entry;
@@ -208,12 +239,13 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p)
 		if (!nat_read(&in, &entry) ||
 		    (entry.port == p->inner_sport && addr_equal(&entry.addr, &p->dst)))
 			return 0;
-		reason = rewrite_quoted(skb, p, REWRITE_SOURCE, addr_v4(&entry.addr), entry.port);
+		reason = nat_rewrite_error(skb, p, REWRITE_SOURCE, &entry.addr, entry.port,
+					   &entry.addr, v6);
 		if (reason)
 			return reason;
 		p->inner_src = entry.addr;
 		p->inner_sport = entry.port;
-		return rewrite_outer(skb, p, REWRITE_DESTINATION, addr_v4(&entry.addr));
+		return 0;
 	}
 	in.src = p->src;
 	in.dst = p->dst;
@@ -223,7 +255,7 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p)
 		return 0;
 	if (entry.port == p->dport && addr_equal(&entry.addr, &p->dst))
 		return 0;
-	return rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&entry.addr), entry.port);
+	return nat_rewrite(skb, p, REWRITE_DESTINATION, &entry.addr, entry.port, v6);
 }
 
 #endif /* CILIUMD_NAT_H */

@@ -172,6 +172,16 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p)
 	return tail_call(skb, p, error ? CALL_NODE_PORT_ERROR : CALL_NODE_PORT);
 }
 
+/* What arrives for the device's own IPv6 address may be a pod's; 0, or a drop reason. */
+static __always_inline int unmasquerade_v6(struct __sk_buff *skb, struct packet *p)
+{
+	struct cil_addr own;
+
+	if (!native_address_v6(skb->ifindex, &own) || !addr_equal(&p->dst, &own))
+		return 0;
+	return nat_ingress(skb, p, 1);
+}
+
 SEC("tc")
 int hook_from_netdev(struct __sk_buff *skb)
 {
@@ -185,7 +195,9 @@ int hook_from_netdev(struct __sk_buff *skb)
 	asked = addr_v4(&p->dst);
 	if (!reason && (cfg_masquerade || cfg_node_port) && !is_ipv6(p) && !is_tunnel_packet(p) &&
 	    asked == native_address(skb->ifindex))
-		reason = nat_ingress(skb, p);
+		reason = nat_ingress(skb, p, 0);
+	else if (cfg_masquerade_ipv6 && is_ipv6(p) && !reason)
+		reason = unmasquerade_v6(skb, p);
 	p->dst_slot = slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST) {
 		/* The node's own traffic is not ours to refuse. */
@@ -208,16 +220,36 @@ int hook_from_netdev(struct __sk_buff *skb)
  * Pods reach other pods of the cluster with their own address.  So they do nodes, unless pods are
  * hidden in a tunnel: then the network between the nodes has no way back to them.
  */
-static __always_inline int wants_masquerade(const struct packet *p)
+static __always_inline int wants_masquerade(const struct packet *p, int v6)
 {
 	__u32 identity;
 
-	if (is_native_address(addr_v4(&p->dst)))
+	if (v6 ? is_native_address_v6(&p->dst) : is_native_address(addr_v4(&p->dst)))
 		return 0;
 	identity = ipcache_identity(&p->dst);
 	if (cfg_tunnel && (identity == ID_REMOTE_NODE || identity == ID_KUBE_APISERVER))
 		return 1;
-	return identity == ID_WORLD || identity == ID_WORLD_IPV4 || identity >= 1 << 24;
+	return identity == ID_WORLD || identity == (v6 ? ID_WORLD_IPV6 : ID_WORLD_IPV4) ||
+	       identity >= 1 << 24;
+}
+
+/* An IPv6 packet leaves by a native device; the verdict. */
+static __always_inline int to_netdev_v6(struct __sk_buff *skb, struct packet *p)
+{
+	struct cil_addr address;
+	int reason;
+
+	if (!native_address_v6(skb->ifindex, &address))
+		return TC_ACT_UNSPEC;
+	reason = parse_ip(skb, p);
+	if (is_pod_address_v6(&p->src)) {
+		if (!reason && wants_masquerade(p, 1))
+			reason = nat_egress_v6(skb, p, &address);
+		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
+	}
+	if (!reason && addr_equal(&p->src, &address))
+		nat_own_v6(skb, p, &address);
+	return TC_ACT_UNSPEC;
 }
 
 SEC("tc")
@@ -227,19 +259,25 @@ int hook_to_netdev(struct __sk_buff *skb)
 	__be32 address;
 	int reason;
 
-	if (!cfg_masquerade && !cfg_node_port)
+	if (!cfg_masquerade && !cfg_node_port && !cfg_masquerade_ipv6)
 		return TC_ACT_UNSPEC;
 	if ((skb->mark & MARK_MASK) == MARK_SKIP_SNAT) {
 		skb->mark &= ~MARK_MASK;
 		return TC_ACT_UNSPEC;
 	}
 	p = packet_start(HOOK_TO_NETDEV);
+	if (!p || parse_ethernet(skb, p))
+		return TC_ACT_UNSPEC;
+	if (cfg_ipv6 && cfg_masquerade_ipv6 && p->ethertype == ETH_P_IPV6)
+		return to_netdev_v6(skb, p);
+	if ((!cfg_masquerade && !cfg_node_port) || p->ethertype != ETH_P_IP)
+		return TC_ACT_UNSPEC;
 	address = native_address(skb->ifindex);
-	if (!p || !address || parse_ethernet(skb, p) || p->ethertype != ETH_P_IP)
+	if (!address)
 		return TC_ACT_UNSPEC;
 	reason = parse_ip(skb, p);
 	if (is_pod_address(addr_v4(&p->src))) {
-		if (!reason && cfg_masquerade && wants_masquerade(p))
+		if (!reason && cfg_masquerade && wants_masquerade(p, 0))
 			reason = nat_egress(skb, p, address);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}

@@ -101,7 +101,7 @@ static __always_inline int to_node(struct __sk_buff *skb, struct packet *p)
 	int reason = 0;
 
 	if (cfg_node_port && addr_v4(&p->dst) == cfg_router_ipv4 && !is_ipv6(p)) {
-		reason = nat_ingress(skb, p);
+		reason = nat_ingress(skb, p, 0);
 		if (!reason && addr_v4(&p->dst) != cfg_router_ipv4)
 			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
 	}

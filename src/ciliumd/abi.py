@@ -1819,11 +1819,20 @@ CONFIG: dict[str, ConfigSpec] = {
     "masquerade": ConfigSpec(
         "masquerade", "u8", 1, "give pods the address of the native device they leave by"
     ),
+    "masquerade_ipv6": ConfigSpec(
+        "masquerade_ipv6", "u8", 1, "give pods the IPv6 address of the native device they leave by"
+    ),
     "nat_port_max": ConfigSpec("nat_port_max", "u16", 2, "highest port given to masqueraded flows"),
     "nat_port_min": ConfigSpec("nat_port_min", "u16", 2, "lowest port given to masqueraded flows"),
     "native_cidr_ipv4": ConfigSpec(
         "native_cidr_ipv4", "be32", 4, "network that pods reach with their own address"
     ),
+    "native_cidr_ipv6_head": ConfigSpec(
+        "native_cidr_ipv6_head", "u64", 8, "IPv6 network that pods reach with their own address, so"
+    ),
+    "native_cidr_ipv6_mask_head": ConfigSpec("native_cidr_ipv6_mask_head", "u64", 8, "its netmask, so"),
+    "native_cidr_ipv6_mask_tail": ConfigSpec("native_cidr_ipv6_mask_tail", "u64", 8, "and the last eight"),
+    "native_cidr_ipv6_tail": ConfigSpec("native_cidr_ipv6_tail", "u64", 8, "and the last eight"),
     "native_cidr_mask": ConfigSpec("native_cidr_mask", "be32", 4, "netmask of that network"),
     "node_netns_cookie": ConfigSpec(
         "node_netns_cookie",
@@ -1842,6 +1851,14 @@ CONFIG: dict[str, ConfigSpec] = {
         "overlay_mtu", "u32", 4, "bytes of the largest IP packet that fits the tunnel; 0: any"
     ),
     "pod_cidr_ipv4": ConfigSpec("pod_cidr_ipv4", "be32", 4, "network of this node's pods"),
+    "pod_cidr_ipv6_head": ConfigSpec(
+        "pod_cidr_ipv6_head", "u64", 8, "IPv6 network of this node's pods: eight bytes in memory order"
+    ),
+    "pod_cidr_ipv6_mask_head": ConfigSpec(
+        "pod_cidr_ipv6_mask_head", "u64", 8, "its netmask: the first eight bytes in memory order"
+    ),
+    "pod_cidr_ipv6_mask_tail": ConfigSpec("pod_cidr_ipv6_mask_tail", "u64", 8, "and the last eight"),
+    "pod_cidr_ipv6_tail": ConfigSpec("pod_cidr_ipv6_tail", "u64", 8, "and the last eight"),
     "pod_cidr_mask": ConfigSpec("pod_cidr_mask", "be32", 4, "netmask of this node's pods"),
     "policy_verdict_events": ConfigSpec(
         "policy_verdict_events", "u8", 1, "send an event when policy lets a new connection through"

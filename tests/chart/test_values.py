@@ -134,6 +134,10 @@ CONTRADICTIONS = [
         "nativeRoutingCIDR=10.0.0.0/8 contradicts ipv4NativeRoutingCIDR=10.0.0.0/9",
     ),
     ({"routingMode": "native"}, "routingMode=native needs ipv4NativeRoutingCIDR"),
+    (
+        {"routingMode": "native", "ipv4NativeRoutingCIDR": "10.0.0.0/8", "ipv6.enabled": "true"},
+        "routingMode=native with ipv6.enabled needs ipv6NativeRoutingCIDR",
+    ),
     ({"nodePort.enabled": "false"}, "nodePort.enabled=false contradicts kubeProxyReplacement=true"),
     (
         {"externalIPs.enabled": "true", "kubeProxyReplacement": "false"},
@@ -166,6 +170,7 @@ MISTYPED = [
     ({"cluster.name": "East"}, "/cluster/name"),
     ({"cluster.id": "256"}, "/cluster/id"),
     ({"ipv4NativeRoutingCIDR": "10.0.0.0"}, "/ipv4NativeRoutingCIDR"),
+    ({"ipv6NativeRoutingCIDR": "10.0.0.0/8"}, "/ipv6NativeRoutingCIDR"),
     ({"ipam.operator.clusterPoolIPv4PodCIDRList": "{10.0.0.0/33}"}, "clusterPoolIPv4PodCIDRList/0"),
     ({"ipam.operator.clusterPoolIPv6PodCIDRList": "{fd00::/129}"}, "clusterPoolIPv6PodCIDRList/0"),
     ({"image.digest": "sha256:12"}, "/image/digest"),
@@ -305,10 +310,14 @@ def test_ipv6_is_off_and_has_a_pool_where_it_is_on(render):
     """Its keys are not there without it, so that older agents know all there are."""
     plain = render().config
     assert plain["enable-ipv6"] == "false"
-    assert not [key for key in plain if key.startswith("cluster-pool-ipv6")]
+    assert not [key for key in plain if key.startswith(("cluster-pool-ipv6", "enable-ipv6-masq", "ipv6-"))]
     usual = render({"ipv6.enabled": "true"}).config
     assert (usual["enable-ipv6"], usual["cluster-pool-ipv6-cidr"]) == ("true", "fd00::/104")
     assert usual["cluster-pool-ipv6-mask-size"] == "120"
+    assert usual["enable-ipv6-masquerade"] == "true"
+    kept = {"ipv6.enabled": "true", "enableIPv6Masquerade": "false", "ipv6NativeRoutingCIDR": "fd00::/8"}
+    config = render(kept).config
+    assert (config["enable-ipv6-masquerade"], config["ipv6-native-routing-cidr"]) == ("false", "fd00::/8")
     pool = "ipam.operator.clusterPoolIPv6PodCIDRList"
     chosen = {"ipv6.enabled": "true", pool: "{fd00:1::/104,fd00:2::/104}"}
     assert render(chosen).config["cluster-pool-ipv6-cidr"] == "fd00:1::/104 fd00:2::/104"

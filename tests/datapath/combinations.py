@@ -29,6 +29,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "send_refusals": (0, 1),
     "ipv6": (0, 1),
     "masquerade": (0, 1),
+    "masquerade_ipv6": (0, 1),
     "loopback_ipv4": (0, 0xA9FE2A01),
     "pod_cidr_ipv4": (0, 0x0A000100),
     "native_cidr_ipv4": (0, 0x0A000000),
@@ -46,6 +47,12 @@ SWITCHES: dict[str, tuple[int, int]] = {
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
     *("cilium_host_ifindex", "cilium_host_mac", "router_ipv4", "router_ipv6_head", "router_ipv6_tail"),
+    *(
+        f"{network}_cidr_ipv6{part}_{half}"
+        for network in ("pod", "native")
+        for part in ("", "_mask")
+        for half in ("head", "tail")
+    ),
     *("native_cidr_mask", "pod_cidr_mask", "nat_port_max", "nat_port_min"),
     *("tunnel_port", "overlay_ifindex", "overlay_mtu"),
 }

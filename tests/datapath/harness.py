@@ -15,7 +15,7 @@ import itertools
 import os
 import socket
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -256,11 +256,11 @@ class Datapath:
         value = abi.NodeValue(fold32(a16(ip)) if check is None else check, node_id)
         self.map("nodes").update(abi.NodeKey(a16(ip)).pack(), value.pack())
 
-    def native_device(self, name: str, ip: str) -> int:
+    def native_device(self, name: str, ip: str, *, ip6: str = "::") -> int:
         """A device towards the world; returns its ifindex."""
         ifindex = socket.if_nametoindex(name)
         ipv4 = int(ip_network(ip).network_address)
-        row = abi.NativeDevice(ipv4, ifindex, bytes(16), mac_bytes(node_one.mac), 0)
+        row = abi.NativeDevice(ipv4, ifindex, ip_address(ip6).packed, mac_bytes(node_one.mac), 0)
         # The first word holds address and check together; the codec must agree with the C about it.
         self.map("devices").update(u32(ifindex), row.pack())
         return ifindex

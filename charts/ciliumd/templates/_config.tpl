@@ -64,6 +64,10 @@
   {{- $_ := set $config "tunnel-protocol" $normal.tunnelProtocol -}}
   {{- with int $values.tunnelPort }}{{ $_ := set $config "tunnel-port" . }}{{ end -}}
 {{- end -}}
+{{- if $values.ipv6.enabled -}}
+  {{- $_ := set $config "enable-ipv6-masquerade" $values.enableIPv6Masquerade -}}
+{{- end -}}
+{{- with $values.ipv6NativeRoutingCIDR }}{{ $_ := set $config "ipv6-native-routing-cidr" . }}{{ end -}}
 {{- with $normal.nativeRoutingCIDR }}{{ $_ := set $config "ipv4-native-routing-cidr" . }}{{ end -}}
 {{- with int $values.MTU }}{{ $_ := set $config "mtu" . }}{{ end -}}
 {{- $devices := $values.devices -}}

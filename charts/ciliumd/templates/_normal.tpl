@@ -37,6 +37,9 @@ first charts of Cilium) are taken when the new one is empty; what contradicts ea
 {{- if and (eq $mode "native") (not $native) $values.enableIPv4Masquerade -}}
   {{- fail "routingMode=native needs ipv4NativeRoutingCIDR: without it pods would be masqueraded towards each other; or set enableIPv4Masquerade=false" -}}
 {{- end -}}
+{{- if and (eq $mode "native") $values.ipv6.enabled $values.enableIPv6Masquerade (not $values.ipv6NativeRoutingCIDR) -}}
+  {{- fail "routingMode=native with ipv6.enabled needs ipv6NativeRoutingCIDR: without it pods would be masqueraded towards each other; or set enableIPv6Masquerade=false" -}}
+{{- end -}}
 
 {{- $word := $values.kubeProxyReplacement | toString -}}
 {{- $replacement := has $word (list "true" "strict" "probe") -}}

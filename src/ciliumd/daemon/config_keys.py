@@ -54,7 +54,6 @@ FIXED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "enable-ipsec": _off("IPsec"),
     "enable-ipv4-egress-gateway": _off("the egress gateway"),
     "enable-ipv6-egress-gateway": _off("the egress gateway"),
-    "enable-ipv6-masquerade": _off("masquerading of IPv6"),
     "enable-k8s-networkpolicy": (frozenset({"true"}), "NetworkPolicy is always enforced"),
     "enable-l2-announcements": _off("announcing addresses on layer 2"),
     "enable-l7-proxy": _off("L7 policy"),

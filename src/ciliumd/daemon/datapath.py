@@ -7,7 +7,7 @@ Blocking; called once at start, in the writer thread.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 import structlog
@@ -177,7 +177,12 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
             "ipv6": 1,
             "router_ipv6_head": int.from_bytes(packed[:8], "little"),
             "router_ipv6_tail": int.from_bytes(packed[8:], "little"),
+            "masquerade_ipv6": settings.enable_ipv6_masquerade,
         }
+        if wiring.pod_cidr6 is not None:
+            values |= network6("pod_cidr", wiring.pod_cidr6)
+        if settings.ipv6_native_routing_cidr is not None:
+            values |= network6("native_cidr", settings.ipv6_native_routing_cidr)
     if settings.ipv4_native_routing_cidr is not None:
         values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
     if wiring.overlay is not None:
@@ -192,6 +197,15 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
 
 def _network(name: str, network: IPv4Network) -> dict[str, int]:
     return {f"{name}_ipv4": int(network.network_address), f"{name}_mask": int(network.netmask)}
+
+
+def network6(name: str, network: IPv6Network) -> dict[str, int]:
+    """The options that say an IPv6 network, eight bytes each in memory order."""
+    return {
+        f"{name}_ipv6{part}_{half}": int.from_bytes(value.packed[place], "little")
+        for part, value in (("", network.network_address), ("_mask", network.netmask))
+        for half, place in (("head", slice(8)), ("tail", slice(8, 16)))
+    }
 
 
 def device_rows(devices: tuple[NativeDevice, ...]) -> Mapping[bytes, bytes]:

@@ -137,6 +137,10 @@ class Settings(BaseSettings):
     ipv4_native_routing_cidr: IPv4Network | None = Field(
         default=None, description="network that pods reach with their own address"
     )
+    enable_ipv6_masquerade: bool = Field(default=True, description="the same for IPv6, where pods have it")
+    ipv6_native_routing_cidr: IPv6Network | None = Field(
+        default=None, description="IPv6 network that pods reach with their own address"
+    )
     kube_proxy_replacement: Replacement = Field(
         default=Replacement.TRUE,
         description="services are served here, not by kube-proxy: true, false, or partial, which is those "

@@ -280,14 +280,18 @@ def _ipam(agent: Agent) -> Json:
 def _masquerading(agent: Agent, missing: list[Missing], native: tuple[net_devices.NativeDevice, ...]) -> Json:
     """On when it is wanted, and every native device has an address and its programs."""
     broken = {one.ifindex for one in missing}
-    works = bool(native) and all(one.ipv4 and one.ifindex not in broken for one in native)
-    enabled = agent.settings.enable_ipv4_masquerade and works
-    exclusion = agent.settings.ipv4_native_routing_cidr
+    settings = agent.settings
+    works = bool(native) and not any(one.ifindex in broken for one in native)
+    ipv4 = settings.enable_ipv4_masquerade and works and all(one.ipv4 for one in native)
+    wanted6 = settings.enable_ipv6 and settings.enable_ipv6_masquerade
+    ipv6 = wanted6 and works and all(one.ipv6 for one in native)
+    exclusion, exclusion6 = settings.ipv4_native_routing_cidr, settings.ipv6_native_routing_cidr
     return {
-        "enabled": enabled,
+        "enabled": ipv4 or ipv6,
         "mode": "BPF",
-        "enabledProtocols": {"ipv4": enabled, "ipv6": False},
+        "enabledProtocols": {"ipv4": ipv4, "ipv6": ipv6},
         "snat-exclusion-cidr-v4": str(exclusion) if exclusion else "",
+        "snat-exclusion-cidr-v6": str(exclusion6) if exclusion6 else "",
     }
 
 

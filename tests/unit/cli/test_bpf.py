@@ -238,6 +238,16 @@ def test_nat_lines_show_both_directions():
     )
 
 
+def test_nat_lines_of_ipv6_have_brackets():
+    """Or nobody could tell the port."""
+    key = {"src": "fd00:1::b", "dst": "2001:db8::7", "sport": 7, "dport": 53, "protocol": "UDP", "zone": 0}
+    value = {"port": 40000, "flags": 0, "addr": "2001:db8:9::1", "created": 95}
+
+    assert bpf_rows.nat_line({"key": {**key, "dir": "out"}, "value": value}, 100) == (
+        "UDP OUT [fd00:1::b]:7 -> [2001:db8::7]:53 XLATE_SRC [2001:db8:9::1]:40000 Created=5sec ago"
+    )
+
+
 def test_empty_map_says_so_on_stderr(agent, run):
     """No table, no data on stdout, not an error."""
     agent.maps(cilium_snat_v1=[])
