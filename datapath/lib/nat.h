@@ -41,6 +41,15 @@ static __always_inline int nat_same(const struct cil_addr *a, const struct cil_a
 	return v6 ? addr_equal(a, b) : addr_v4(a) == addr_v4(b);
 }
 
+/* An address of IPv4 is three constants and a word: no copy. */
+static __always_inline void nat_put(struct cil_addr *to, const struct cil_addr *address, int v6)
+{
+	if (v6)
+		*to = *address;
+	else
+		addr_set_v4(to, addr_v4(address));
+}
+
 static __always_inline int nat_rewrite(struct __sk_buff *skb, struct packet *p,
 				       enum rewrite_side side, const struct cil_addr *addr,
 				       __be16 port, int v6)
@@ -66,12 +75,12 @@ static __always_inline int nat_rewrite_error(struct __sk_buff *skb, struct packe
 
 /* The IN row's key when the flow of *out* leaves with *port*. */
 static __always_inline void nat_reverse_key(const struct nat_key *out,
-					    const struct cil_addr *address, __be16 port,
+					    const struct cil_addr *address, __be16 port, int v6,
 					    struct nat_key *in)
 {
 	__builtin_memset(in, 0, sizeof(*in));
 	in->src = out->dst;
-	in->dst = *address;
+	nat_put(&in->dst, address, v6);
 	in->sport = out->dport;
 	in->dport = port;
 	in->protocol = out->protocol;
@@ -80,12 +89,12 @@ static __always_inline void nat_reverse_key(const struct nat_key *out,
 
 /* Claim *port* for the flow of *out*.  1 when it is ours now, or was already. */
 static __always_inline int nat_claim(struct packet *p, const struct nat_key *out,
-				     const struct cil_addr *address, __be16 port)
+				     const struct cil_addr *address, __be16 port, int v6)
 {
 	struct nat_entry entry;
 	struct nat_key in;
 
-	nat_reverse_key(out, address, port, &in);
+	nat_reverse_key(out, address, port, v6, &in);
 	if (nat_read(&in, &entry))
 		return entry.port == out->sport && addr_equal(&entry.addr, &out->src);
 	__builtin_memset(&entry, 0, sizeof(entry));
@@ -118,7 +127,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
 		port = nat_random_port(range);
 #pragma clang loop unroll(disable)
 	for (tries = 0; tries < NAT_TRIES; tries++) {
-		if (nat_claim(p, out, address, port))
+		if (nat_claim(p, out, address, port, v6))
 			break;
 		port = nat_random_port(range);
 	}
@@ -129,7 +138,7 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
 	__builtin_memset(entry, 0, sizeof(*entry));
 	entry->check = fold32(out, sizeof(*out));
 	entry->port = port;
-	entry->addr = *address;
+	nat_put(&entry->addr, address, v6);
 	entry->created = packet_now(p);
 	if (nat_write(out, entry, BPF_ANY))
 		return DROP_NAT_NO_MAPPING;
@@ -140,13 +149,13 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
  * An echo reply leaves only for a request from outside, which kept our address.  A later fragment
  * has no type of its own, but a responder's port: the id.
  */
-static __always_inline int is_echo_reply(const struct packet *p)
+static __always_inline int is_echo_reply(const struct packet *p, int v6)
 {
-	if (!is_icmp(p->protocol))
+	if (p->protocol != (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return 0;
 	if (p->flags & PKT_LATER_FRAGMENT)
 		return !!p->dport;
-	return icmp_class(p->protocol, p->icmp_type) == ICMP_ECHO_ANSWERED;
+	return p->icmp_type == (v6 ? ICMP_V6_ECHO_REPLY : ICMP_V4_ECHO_REPLY);
 }
 
 /* A packet leaves: 0 when it is as it should be on the wire, else a drop reason. */
@@ -169,7 +178,7 @@ static __always_inline int nat_egress_by(struct __sk_buff *skb, struct packet *p
 		return nat_rewrite_error(skb, p, REWRITE_DESTINATION, &entry.addr, entry.port,
 					 address, v6);
 	}
-	if (is_echo_reply(p))
+	if (is_echo_reply(p, v6))
 		return DROP_NAT_NO_MAPPING;
 	if (p->protocol == IPPROTO_SCTP)
 		return DROP_NAT_UNSUPP_PROTO;

@@ -173,7 +173,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p)
 }
 
 /* What arrives for the device's own IPv6 address may be a pod's; 0, or a drop reason. */
-static __always_inline int unmasquerade_v6(struct __sk_buff *skb, struct packet *p)
+static __noinline int unmasquerade_v6(struct __sk_buff *skb, struct packet *p)
 {
 	struct cil_addr own;
 
@@ -266,13 +266,15 @@ int hook_to_netdev(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	}
 	p = packet_start(HOOK_TO_NETDEV);
+	/* Before the frame is read: behind a call the compiler knows nothing of *p any more. */
+	address = native_address(skb->ifindex);
 	if (!p || parse_ethernet(skb, p))
 		return TC_ACT_UNSPEC;
-	if (cfg_ipv6 && cfg_masquerade_ipv6 && p->ethertype == ETH_P_IPV6)
-		return to_netdev_v6(skb, p);
-	if ((!cfg_masquerade && !cfg_node_port) || p->ethertype != ETH_P_IP)
+	if (p->ethertype != ETH_P_IP) {
+		if (cfg_ipv6 && cfg_masquerade_ipv6 && is_ipv6(p))
+			return to_netdev_v6(skb, p);
 		return TC_ACT_UNSPEC;
-	address = native_address(skb->ifindex);
+	}
 	if (!address)
 		return TC_ACT_UNSPEC;
 	reason = parse_ip(skb, p);
@@ -289,7 +291,7 @@ int hook_to_netdev(struct __sk_buff *skb)
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
 	/* The node's own: it takes its row, and no failure of ours stops it. */
-	if (addr_v4(&p->src) == address)
+	if ((cfg_masquerade || cfg_node_port) && addr_v4(&p->src) == address)
 		nat_own(skb, p, address);
 	return TC_ACT_UNSPEC;
 }

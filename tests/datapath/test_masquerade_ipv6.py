@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_network
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -349,7 +349,7 @@ def test_what_cannot_be_changed_is_refused(world6: Datapath, layer: Packet, reas
 def test_options_turn_masquerading_off(load: Load) -> None:
     """All of it, for one network, or of IPv4 alone."""
     packet = from_pod(pod_one, world_one.ip, udp(40001, 53))
-    native = load(**OPTIONS, **network6("native_cidr", ip_network("2001:db8:ffff::/48")))
+    native = load(**OPTIONS, **network6("native_cidr", IPv6Network("2001:db8:ffff::/48")))
     never = load(**OPTIONS | {"masquerade_ipv6": 0})
     for datapath in (native, never):
         fill(datapath)
