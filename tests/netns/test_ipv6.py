@@ -21,6 +21,7 @@ ROUTER: Final = "fd00:11::1"
 CIDR: Final = "fd00:11::/112"
 SERVER: Final = {"matchLabels": {"app": "server"}}
 CLIENT: Final = {"matchLabels": {"app": "client"}}
+OWN: Final = "2001:db8:101::2"
 RESTARTS, BETWEEN, RATE = 4, 500, 1000
 
 
@@ -137,9 +138,9 @@ def test_policy_allows_and_denies(node: Node, client: Pod, server: Pod, stranger
 
 @pytest.fixture(scope="module")
 def far(world: World, node: Node) -> tuple[str, str, str]:
-    """Three addresses in the world, which knows the way to the node's pods: nobody masquerades them."""
+    """Three addresses in the world, which knows the way to the node's pods, too."""
     addresses = ("2001:db8:77::1", "2001:db8:78::1", "2001:db9::1")
-    gateway, own = "2001:db8:101::1", "2001:db8:101::2"
+    gateway, own = "2001:db8:101::1", OWN
     (way,) = world.netns.ip_json("route", "get", node.address)
     uplink = way["dev"]
     world.netns.sysctl("net/ipv6/conf/all/forwarding", "1")
@@ -154,10 +155,17 @@ def far(world: World, node: Node) -> tuple[str, str, str]:
 
 
 def test_pod_and_world_reach_each_other(world: World, client: Pod, far: tuple[str, str, str]) -> None:
-    """Under the pod's own address."""
+    """A pod leaves under the node's address; who knows the way to it is answered under its own."""
+    # The agent learns of the address that its device was given after its start.
+    eventually(
+        lambda: client.tcp(far[0], 8006).get("answer", {}).get("client", [""])[0] == OWN,
+        "the pod leaves under the node's address",
+    )
     reply = client.tcp(far[0], 8006)
     assert reply["outcome"] == "answered", reply
-    assert reply["answer"]["client"][0] == client.address6
+    assert reply["answer"]["client"][0] == OWN
+    assert client.udp(far[0], 4444)["outcome"] == "refused"
+    assert client.ping(far[0], count=3)["answered"] == 3
     back = world.actor.call("tcp_connect", address=client.address6, port=80)
     assert back["outcome"] == "answered", back
 
