@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.datapath
 
 UDP = 17
-OPTIONS = {"ipv6": 1, "masquerade_ipv6": 1, **network6("pod_cidr", POD_CIDR6)}
+OPTIONS = {"ipv6": 1, "masquerade_ipv6": 1, **network6("pod_cidr", IPv6Network(POD_CIDR6.with_prefixlen))}
 
 
 @pytest.fixture(scope="module")
