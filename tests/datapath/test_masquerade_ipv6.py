@@ -11,6 +11,7 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6ExtHd
 
 from ciliumd.abi import DropReason, Mark, NatDir, NatKey
 from ciliumd.daemon.datapath import network6
+from ciliumd.reconcile.gc import flow_of_nat
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.node import NAT_PORTS, POD_CIDR6
 from datapath.openworld6 import SIX_ONE, SIX_TWO
@@ -139,6 +140,11 @@ def test_every_flow_has_one_row_each_way(world6: Datapath) -> None:
         out: (a16(node_one.ip), 40001),
         into: (a16(pod_one.ip), 40001),
     }
+    # The garbage collector keeps both while this conntrack row lives.
+    flows = {flow_of_nat(key, row) for key, row in world6.snat().items()}
+    (flow,) = (flow for flow in flows if flow)
+    assert len(flows) == 1
+    assert world6.map("ct").lookup(flow.pack()) is not None
 
 
 def test_two_pods_with_one_port_do_not_meet(world6: Datapath) -> None:
