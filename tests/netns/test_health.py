@@ -206,7 +206,7 @@ def test_nodes_reach_each_other_and_each_others_endpoints(cluster: Cluster) -> N
             f"{node.name} reaches both nodes and both endpoints",
             seconds=SECONDS,
         )
-        # The agent's own rounds are every few seconds: the last one may be from before it knew the other node.
+        # The agent's own rounds are seconds apart: the last one may be older than what it knows of the other.
         eventually(
             lambda node=node: len([one for one in report(node).values() if one["health-endpoint"]]) == 2,
             f"{node.name} has asked both endpoints unasked",
