@@ -65,7 +65,7 @@ class Followed:
     def restart(self) -> None:
         """A new agent: nothing is left but the files and the store."""
         self.tables = Tables()
-        self.source = DirectorySource(self.path, self.tables, settle=0.05, last_good=self.last_good)
+        self.source = DirectorySource(self.path, self.tables, settle=3.0, last_good=self.last_good)
 
     def write(self, name: str, text: str | bytes, *, age: float = 10.0) -> None:
         """Write a file that was last changed *age* seconds ago."""
