@@ -91,26 +91,27 @@ class Workload:
         """Wait until step *number* is in the maps; False when the agent has died before."""
         process = self.node.agent.process
         assert process is not None
-        wanted = self.after[number]
-
-        def there() -> bool:
-            return not process.running or not wanted.differences(meaning(dump(self.node.bpf_root)))
-
-        eventually(there, self.steps[number].name, seconds=STEP_SECONDS, every=0.02)
+        self._until(number, lambda: not process.running, every=0.02)
         return process.running
 
     def finish(self, number: int) -> None:
         """Do step *number* once more with an agent that lives, and wait until it is in the maps."""
         self.steps[number].ask(self.node)
+        self._until(number)
+
+    def _until(
+        self, number: int, or_else: Callable[[], bool] = lambda: False, *, every: float = 0.05
+    ) -> None:
+        """Until step *number* is in the maps; what is still missing is said when it is too late."""
         wanted = self.after[number]
         found = [Meaning()]
 
         def there() -> bool:
             found[0] = meaning(dump(self.node.bpf_root))
-            return not wanted.differences(found[0]) and not found[0].broken
+            return or_else() or (not wanted.differences(found[0]) and not found[0].broken)
 
         try:
-            eventually(there, self.steps[number].name, seconds=STEP_SECONDS)
+            eventually(there, self.steps[number].name, seconds=STEP_SECONDS, every=every)
         except NotInTime as late:
             lines = "\n".join([*wanted.differences(found[0]), *found[0].broken])
             raise NotInTime(f"{late}\n{lines}\n{self.node.agent.log_tail()}") from None
