@@ -37,25 +37,31 @@ CHANGING = (
     ("docs/operations.md", ROLL_BACK),
     ("docs/operations.md", pages.CLEAN_UP),  # test_uninstall
 )
+# Each of its sections is a cluster of its own, made by tests/datapath/test_services_page.py.
+APART = "services.md"
 LOOKING = [one for one in pages.shown() if all(words[0] == "kubectl" for words in one.commands)]
 
 
-def objects() -> list[tuple[Block, Object]]:
-    """Every object of the pages that users apply; a file of values is none."""
-    found = [
+def documents() -> list[tuple[Block, Object]]:
+    """Every block of YAML of the pages, once for each document in it."""
+    return [
         (block, one)
         for page in all_pages()
+        if page.name != APART
         for block in blocks(page)
         if block.language == "yaml"
         for one in yaml.safe_load_all(block.text)
     ]
-    return [(block, one) for block, one in found if "kind" in one]
+
+
+def objects() -> list[tuple[Block, Object]]:
+    """Every object of the pages that users apply; a file of values is none."""
+    return [(block, one) for block, one in documents() if "kind" in one]
 
 
 def values() -> list[Block]:
     """Every file of values of the pages."""
-    found = [block for page in all_pages() for block in blocks(page) if block.language == "yaml"]
-    return [block for block in found if "kind" not in yaml.safe_load(block.text)]
+    return [block for block, one in documents() if "kind" not in one]
 
 
 def test_readers_look_at_what_the_pages_show() -> None:
