@@ -7,6 +7,17 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 
+/*
+ * Never called, and so never loaded.  struct __sk_buff only points to these two: as types that are
+ * declared and not defined, clang puts them into BTF in the order of its own pointers, and two
+ * builds of one release would differ.
+ */
+__attribute__((used)) static __noinline int define_types(struct bpf_flow_keys *keys,
+							 struct bpf_sock *sock)
+{
+	return !keys && !sock;
+}
+
 /* Written by the agent alone, one aligned store per word (enum cil_node_state). */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
