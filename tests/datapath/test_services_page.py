@@ -94,13 +94,13 @@ class Walk:
         for rows in ("backends", "revnat", "affinity_match", "source_ranges", "services"):
             live = self.datapath.map(f"lb_{rows}")
             live.delete_batch(list(live.keys()))
-            for key, value in by_map(self.plan.lb_rows)[f"cilium_lb_{rows}_v1"].items():
+            for key, value in by_map(self.plan.services.rows)[f"cilium_lb_{rows}_v1"].items():
                 live.update(key, value)
         self.datapath.add_endpoint(POD_TWO, *ALLOW_ALL)
 
     def rows(self) -> str:
         """What changed in the maps since the rows before."""
-        now = map_lines(by_map(self.plan.lb_rows), cookies={})
+        now = map_lines(by_map(self.plan.services.rows), cookies={})
         before, self.shown = self.shown, now
         return changes(before, now).strip() + "\n"
 

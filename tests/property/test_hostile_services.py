@@ -155,7 +155,7 @@ class Field:
     def taken(self) -> int:
         """How many addresses of victims are taken.  AssertionError if an honest frontend is wrong."""
         self.plan.refresh()
-        rows = self.plan.lb_rows
+        rows = self.plan.services.rows
         mine: dict[FrontendKey, tuple[BackendKey, ...]] = {}
         for name in self.standing:
             slices = [row for row in self.tables.slices.values() if row.service == name]
@@ -213,7 +213,7 @@ def test_hostile_services_take_nothing(is_long: bool, record_property: Callable[
         for step in alone.build():
             step()
         alone.taken()
-        assert world.plan.lb_rows.frontends.keys() == alone.plan.lb_rows.frontends.keys()
+        assert world.plan.services.rows.frontends.keys() == alone.plan.services.rows.frontends.keys()
         assert [one for one in world.tables.problems if one[0] == "Service"] == []
 
     record_property("figure", f"{asked} services asked for addresses of others, {taken} taken")

@@ -388,7 +388,7 @@ class Agent:
                     "cluster_local": len(self.tables.identities),
                     "node_local": len(self.tables.prefixes),
                 },
-                services=lambda: len(self.plan.served),
+                services=lambda: self.plan.services.count,
                 ipcache_entries=lambda: sum(
                     len(self.reconciler.tracker(one).realized) for one in (stages.IPCACHE, stages.IPCACHE_LPM)
                 ),

@@ -88,7 +88,7 @@ class Answers:
                 ids.get(one.frontend.key) or 0,
                 realized=backends_in_rows(one.frontend.key, services, backends),
             )
-            for one in self._agent.plan.served
+            for one in self._agent.plan.services.served
         ]
 
     def policy(self) -> Json:

@@ -342,7 +342,7 @@ def _terminator(agent: Agent) -> Terminator:
         maps=agent.datapath.generation.maps,
         executor=agent.writer,
         reachable=lambda: reachable(
-            plan.served,
+            plan.services.each(),
             tables.service_ids.view(),
             tables.backend_ids.view(),
             all_protocols=settings.lb_sock_terminate_all_protos,
@@ -351,11 +351,11 @@ def _terminator(agent: Agent) -> Terminator:
         sockets=agent.attachments.cgroup is not None,
         tally=agent.tallies.terminated,
     )
-    seen: list[object] = [None]
+    seen = [0]
 
     def look() -> None:
-        if seen[0] is not plan.served:
-            seen[0] = plan.served
+        if seen[0] != plan.services.revision:
+            seen[0] = plan.services.revision
             terminator.look()
 
     agent.after_round.append(look)

@@ -9,22 +9,18 @@ a table it reads has changed.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
+from ciliumd.daemon.service_plan import ServicePlan, Surroundings
 from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
 from ciliumd.desired import identities as identity_stage
 from ciliumd.desired import ipcache as ipcache_stage
-from ciliumd.desired import services as service_stage
 from ciliumd.desired.endpoints import EndpointRows
 from ciliumd.desired.guard import NO_GUARD, guard
-from ciliumd.desired.hostports import host_ports
 from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
-from ciliumd.desired.lbrows import LbRows, lb_rows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
-from ciliumd.desired.slices import derived_slices
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
@@ -34,10 +30,6 @@ from ciliumd.model.policy import Enforcement
 from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
-
-if TYPE_CHECKING:
-    from ciliumd.desired.services import ServedFrontend
-
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -100,10 +92,9 @@ class NodePlan:
         self.policy = PolicyView()
         self.labels: dict[int, Labels] = {}
         self.identities: dict[int, int] = {}
-        self.served: list[ServedFrontend] = []
+        self.services = ServicePlan(tables, external_cluster_ip=node.external_cluster_ip)
         self.endpoint_rows = EndpointRows()
         self.ipcache_rows = IpcacheRows({}, {})
-        self.lb_rows = LbRows()
         self.node_rows: Mapping[bytes, bytes] = {}
         self.remote_routes: tuple[Prefix, ...] = ()
         self.unallocated: Mapping[Labels, int | None] = {}
@@ -200,7 +191,7 @@ class NodePlan:
         self._plan(
             "services",
             self._plan_services,
-            *("services", "slices", "pods", "endpoints"),
+            *("services", "slices", "pods", "endpoints", "service_ids", "backend_ids"),
             extra=(self.node.node_port_addresses, self._guard, self._here()),
         )
         self._tell_problems()
@@ -377,44 +368,11 @@ class NodePlan:
         return Place(self.node.name, row.labels.get(ZONE_LABEL, "") if row else "")
 
     def _plan_services(self) -> None:
-        tables = self._tables
-        written = tables.slices.values()
-        derived = derived_slices(
-            tables.services.values(),
-            written,
-            tables.pods.view(),
-            tables.endpoints.values(),
-            node=self.node.name,
+        node = self.node
+        self.services.refresh(
+            Surroundings(node.node_port_addresses, node.serves, here=self._here(), guard=self._guard)
         )
-        ports = host_ports(
-            tables.pods.view(),
-            tables.endpoints.values(),
-            self.node.node_port_addresses,
-            node=self.node.name,
-        )
-        services = [
-            *service_stage.with_node_ports(tables.services.values(), self.node.node_port_addresses),
-            *ports.services,
-        ]
-        self.served, refused = service_stage.served_frontends(
-            service_stage.of_kinds(services, self.node.serves),
-            [*written, *derived.values(), *ports.slices],
-            here=self._here(),
-            guard=self._guard,
-        )
-        numbers = service_stage.allocate_service_ids(tables.service_ids.view(), self.served)
-        for frontend, number in numbers.assigned.items():
-            tables.service_ids.set(frontend, number)
-        backends = service_stage.allocate_backend_ids(tables.backend_ids.view(), self.served)
-        for backend, number in backends.assigned.items():
-            tables.backend_ids.set(backend, number)
-        self.lb_rows = lb_rows(
-            self.served,
-            tables.service_ids.view(),
-            tables.backend_ids.view(),
-            external_cluster_ip=self.node.external_cluster_ip,
-        )
-        problems = service_stage.by_service((*refused, *ports.problems, *self.lb_rows.problems))
+        problems = self.services.problems()
         self._report("Service", {_object_of(service): Problem(*found) for service, found in problems.items()})
 
     def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:

@@ -10,7 +10,7 @@ What is decided here is a function of tables, rows and the time; deleting a row 
 is all that is done, and the next round does the rest.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Hashable, Iterable, Mapping
 from dataclasses import fields
 from functools import cache
 from typing import Generic, TypeVar
@@ -32,6 +32,8 @@ IDENTITY_REST = 8100.0
 
 Key = TypeVar("Key", bound=Hashable)
 Rows = Mapping[bytes, bytes]
+Wanted = Callable[[Hashable, int], bool]
+"""Whether somebody wants a key with its number."""
 
 log = structlog.get_logger("release")
 
@@ -75,12 +77,17 @@ class Release:
         self._plan = plan
         self._rows = rows
         self._settled = settled
-        self._readers = readers
+        self._readers = {
+            "services": lambda: plan.services.read("services"),
+            "slices": lambda: plan.services.read("slices"),
+            **readers,
+        }
         self._clock = clock
         self._services: Resting[Hashable] = Resting(ROW_REST)
         self._backends: Resting[Hashable] = Resting(ROW_REST)
         self._identities: Resting[Hashable] = Resting(IDENTITY_REST)
         self._prefixes: Resting[Hashable] = Resting(IDENTITY_REST)
+        self._seen: dict[str, tuple[int, int | None]] = {}
 
     @property
     def resting(self) -> int:
@@ -98,8 +105,6 @@ class Release:
         tables, plan = self._tables, self._plan
         if not tables.in_sync or not self._settled():
             return 0
-        served = [one.frontend.key for one in plan.served]
-        backends = [backend.key for one in plan.served for backend in one.backends]
         # Gathered only if a number is unwanted: there may be half a million rows.
         slots = self._rows(stages.SERVICE_SLOTS)
         services_held = cache(
@@ -113,11 +118,29 @@ class Release:
                 self._rows(stages.FACTS), self._rows(stages.IPCACHE), self._rows(stages.IPCACHE_LPM)
             )
         )
+        services, revision = plan.services, plan.services.revision
         return (
-            self._go(tables.service_ids, self._services, wanted=served, held=services_held)
-            + self._go(tables.backend_ids, self._backends, wanted=backends, held=backends_held)
+            self._go(
+                tables.service_ids,
+                self._services,
+                wanted=lambda: _among_keys(one.frontend.key for one in services.each()),
+                held=services_held,
+                by=revision,
+            )
+            + self._go(
+                tables.backend_ids,
+                self._backends,
+                wanted=lambda: _among_numbers(services.backends),
+                held=backends_held,
+                by=revision,
+            )
             + self._release_identities(held)
-            + self._go(tables.prefixes, self._prefixes, wanted=cidrs(tables.policies.values()), held=held)
+            + self._go(
+                tables.prefixes,
+                self._prefixes,
+                wanted=lambda: _among_keys(cidrs(tables.policies.values())),
+                held=held,
+            )
         )
 
     def _release_identities(self, held: Callable[[], Collection[int]]) -> int:
@@ -125,7 +148,10 @@ class Release:
         if not self._plan.node.allocates:
             return 0
         return self._go(
-            self._tables.identities, self._identities, wanted=self._plan.labels.values(), held=held
+            self._tables.identities,
+            self._identities,
+            wanted=lambda: _among_keys(self._plan.labels.values()),
+            held=held,
         )
 
     def _go(
@@ -133,12 +159,18 @@ class Release:
         table: Table[Key, int],
         resting: Resting[Hashable],
         *,
-        wanted: Iterable[Key],
+        wanted: Callable[[], Wanted],
         held: Callable[[], Collection[int]],
+        by: int | None = None,
     ) -> int:
-        """Let go of the rested numbers of one table."""
-        keep = set(wanted)
-        unused = {key for key, number in table.items() if key not in keep and number not in held()}
+        """Let go of the rested numbers of one table; what is *wanted* is the same as long as *by* is."""
+        seen = (table.revision, by)
+        if by is not None and not resting and self._seen.get(table.name) == seen:
+            # Nobody looks at a hundred thousand numbers every ten seconds to find nothing.
+            return 0
+        self._seen[table.name] = seen
+        is_wanted = wanted()
+        unused = {key for key, number in table.items() if not is_wanted(key, number) and number not in held()}
         rested = resting.rested(unused, self._clock())
         released = [key for key in unused.intersection(rested) if table.delete(key)]
         if released:
@@ -152,6 +184,15 @@ class Release:
             if isinstance(table, Table):
                 read = self._readers.get(table.name)
                 table.forget(table.revision if read is None else read())
+
+
+def _among_keys(wanted: Iterable[Hashable]) -> Wanted:
+    keys = frozenset(wanted)
+    return lambda key, _: key in keys
+
+
+def _among_numbers(wanted: Container[int]) -> Wanted:
+    return lambda _, number: number in wanted
 
 
 def _service_ids(revnat: Rows, sources: Rows, *services: Rows) -> set[int]:

@@ -24,7 +24,7 @@ class ServiceHealth:
     agent: "Agent"
     _ports: ServiceHealthServers = field(init=False)
     _healthz: ProxyHealthz = field(init=False)
-    _seen: object = None
+    _seen: int = -1
     _written: float = field(default_factory=time.time)
 
     def __post_init__(self) -> None:
@@ -53,14 +53,14 @@ class ServiceHealth:
     async def look(self) -> None:
         """Serve the ports of the services as they are now.  OSError names those that are taken."""
         plan = self.agent.plan
-        if self._seen is plan.served:
+        seen = plan.services.revision
+        if self._seen == seen:
             return
-        served = plan.served
-        wanted = health_ports(served, node=plan.node.name) if self._wanted else {}
+        wanted = health_ports(plan.services.each(), node=plan.node.name) if self._wanted else {}
         await self._ports.serve(
             {port: Answer(one.namespace, one.name, one.count) for port, one in wanted.items()}
         )
-        self._seen = served
+        self._seen = seen
 
     @property
     def _wanted(self) -> bool:

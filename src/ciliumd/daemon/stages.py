@@ -15,7 +15,6 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
-from ciliumd.desired.bindports import bind_rows
 from ciliumd.desired.lbrows import slot_keys
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
@@ -58,17 +57,10 @@ def stages(
 
         return compute
 
-    def services(rows: Callable[[], Mapping[bytes, bytes]]) -> Compute:
-        """Rows that the plan computes anew or leaves alone: those it left alone need no comparison."""
-        last: Mapping[bytes, bytes] | None = None
-
-        def compute() -> Whole | Changes:
-            nonlocal last
+    def services(part: str) -> Compute:
+        def compute() -> Changes:
             plan.require("services")
-            if (now := rows()) is last:
-                return Changes()
-            last = now
-            return Whole(now)
+            return plan.services.changes(part)
 
         return compute
 
@@ -155,38 +147,36 @@ def stages(
         Stage(
             name=BACKENDS,
             target=targets[BACKENDS],
-            compute=services(lambda: plan.lb_rows.backends),
+            compute=services("backends"),
         ),
-        Stage(name=REVNAT, target=targets[REVNAT], compute=services(lambda: plan.lb_rows.revnat)),
+        Stage(name=REVNAT, target=targets[REVNAT], compute=services("revnat")),
         # Before the slots: what is chosen from them is to be kept from the first time on.
         Stage(
             name=AFFINITY_MATCH,
             target=targets[AFFINITY_MATCH],
-            compute=services(lambda: plan.lb_rows.matches),
+            compute=services("matches"),
         ),
         # Before the frontends that are restricted to them, or from them.
         Stage(
             name=SOURCES,
             target=targets[SOURCES],
-            compute=services(lambda: plan.lb_rows.sources),
+            compute=services("sources"),
         ),
         # Before the frontends: who binds while they are written is told.
-        Stage(
-            name=BIND, target=targets[BIND], compute=whole(lambda: bind_rows(plan.served), part="services")
-        ),
+        Stage(name=BIND, target=targets[BIND], compute=services("binds")),
         Stage(
             name=SERVICE_SLOTS,
             target=targets[SERVICE_SLOTS],
-            compute=services(lambda: plan.lb_rows.slots),
+            compute=services("slots"),
             needs=(BACKENDS, REVNAT),
             refers=slot_refers,
         ),
         Stage(
             name=SERVICES,
             target=targets[SERVICES],
-            compute=services(lambda: plan.lb_rows.frontends),
+            compute=services("frontends"),
             needs=(REVNAT, SOURCES, SERVICE_SLOTS),
-            refers=lambda key, value: frontend_refers(key, value, plan.lb_rows.sources_of.get(key, ())),
+            refers=lambda key, value: frontend_refers(key, value, plan.services.sources_of(key)),
         ),
     ]
 

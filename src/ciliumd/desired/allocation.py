@@ -35,8 +35,10 @@ def allocate(
     A number in *existing* is taken, whether its key is still wanted or not.  Keys are served in the
     order *order* sorts them by, so that the result does not depend on how they were collected.
     """
-    taken = set(existing.values())
     missing = sorted({key for key in wanted if key not in existing}, key=order)
+    if not missing:
+        return Allocation({}, ())
+    taken = set(existing.values())
     assigned: dict[Key, int] = {}
     number = first
     for position, key in enumerate(missing):

@@ -65,7 +65,8 @@ class LbRows:
     ``cilium_lb_source_ranges_v1`` (*sources*) and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
-    written after all of them.  *sources_of* are the keys of the ranges of each of the latter that has any.
+    written after all of them.  *sources_of* are the keys of the ranges of each of the latter that has any,
+    *states* how fit the backends with an id are.
     """
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class LbRows:
     sources_of: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     slots: dict[bytes, bytes] = field(default_factory=dict)
     frontends: dict[bytes, bytes] = field(default_factory=dict)
+    states: dict[BackendKey, BackendState] = field(default_factory=dict)
     problems: list[ServiceProblem] = field(default_factory=list)
 
     @property
@@ -96,17 +98,13 @@ def lb_rows(
     With *external_cluster_ip* cluster addresses are reached from outside, too.  A frontend without an id is
     left out and reported; so is a backend without one.
     """
-    rows = LbRows()
-    states: dict[BackendKey, BackendState] = {}
+    rows, with_id = LbRows(), []
     for one in served:
         service_id = service_ids.get(one.frontend.key)
         if service_id is None:
             rows.problems.append(_problem(one, f"no service id is free, at most {SERVICE_ID_MAX} fit"))
             continue
-        for backend in one.backends:
-            if backend.key in backend_ids:
-                # Shared by several frontends: as fit as any of them knows it to be.
-                states[backend.key] = min(backend.state, states.get(backend.key, backend.state))
+        with_id.append(one)
         chosen = [backend_ids[b.key] for b in one.chosen if b.key in backend_ids]
         if len(chosen) < len(one.chosen):
             rows.problems.append(_problem(one, f"{len(one.chosen) - len(chosen)} backends have no id"))
@@ -126,11 +124,22 @@ def lb_rows(
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
         if one.service.affinity_timeout:
             rows.matches.update((_match_key(backend, service_id), _MATCHES) for backend in chosen)
+    rows.states = {key: state for key, state in fitness(with_id).items() if key in backend_ids}
     rows.backends.update(
-        _backend_row(key, backend_ids[key], state)
-        for key, state in sorted(states.items(), key=lambda item: backend_ids[item[0]])
+        backend_row(key, backend_ids[key], state)
+        for key, state in sorted(rows.states.items(), key=lambda item: backend_ids[item[0]])
     )
     return rows
+
+
+def fitness(served: Iterable[ServedFrontend]) -> dict[BackendKey, BackendState]:
+    """Every backend of these frontends, as fit as any of them knows it to be."""
+    states: dict[BackendKey, BackendState] = {}
+    for one in served:
+        for backend in one.backends:
+            key = backend.key
+            states[key] = min(backend.state, states.get(key, backend.state))
+    return states
 
 
 def backends_in_rows(
@@ -229,21 +238,26 @@ def is_slot(key: bytes) -> bool:
     return key[_SLOT] != _FRONTEND
 
 
+def is_whole_address(key: bytes) -> bool:
+    """Whether a packed key is that of a service's whole address."""
+    return key[_PORT] == _NO_PORT
+
+
 def slot_keys(frontend: abi.LbServiceKey, count: int) -> Iterator[bytes]:
     """The packed keys of a frontend's slots."""
     for slot in range(1, count + 1):
         yield replace(frontend, slot=slot).pack()
 
 
-def _offset_of_slot() -> int:
-    """Where ``slot`` lies in a packed key: a large map is divided without unpacking it."""
-    return (
-        abi.LbServiceKey(addr=bytes(16), port=0, protocol=0, scope=0, slot=0xFFFF).pack().index(b"\xff\xff")
-    )
+def _place_of(name: str) -> slice:
+    """Where two bytes lie in a packed key: a large map is divided without unpacking it."""
+    zeros: dict[str, Any] = {"addr": bytes(16), "port": 0, "protocol": 0, "scope": 0, "slot": 0}
+    start = abi.LbServiceKey(**zeros | {name: 0xFFFF}).pack().index(b"\xff\xff")
+    return slice(start, start + 2)
 
 
-_SLOT = slice(_offset_of_slot(), _offset_of_slot() + 2)
-_FRONTEND = bytes(2)
+_SLOT, _PORT = _place_of("slot"), _place_of("port")
+_FRONTEND = _NO_PORT = bytes(2)
 
 
 def _service_rows(
@@ -283,7 +297,8 @@ def _service_key(frontend: FrontendKey, slot: int) -> bytes:
     ).pack()
 
 
-def _backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple[bytes, bytes]:
+def backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple[bytes, bytes]:
+    """The row of ``cilium_lb_backends_v1`` for a backend."""
     row = abi.LbBackend(backend_id, key.port, PROTOCOL_NUMBERS[key.protocol], int(state), addr16(key.addr))
     return _U32.pack(backend_id), row.pack()
 

@@ -2,8 +2,9 @@
 """
 Load balancing: which frontends this node serves, for which service, with which backends and ids.
 
-Which addresses no service may take is said in ``desired.guard``, whose backends are preferred in
-``desired.topology``, how rows are spelled in ``desired.lbrows``.
+Who has a frontend is said in ``desired.claims``, which addresses no service may take in ``desired.guard``,
+whose backends are preferred in ``desired.topology``, how rows are spelled in ``desired.lbrows``; all of it is
+kept up to date by ``desired.servicebook`` and ``desired.lbbook``.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.desired.claims import Claims, by_age
 from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.desired.topology import nearest
 from ciliumd.model.net import Addr
@@ -36,20 +38,6 @@ NOWHERE = Place()
 
 _ByPort = dict[tuple[str, str, int], list[Backend]]
 """Backends by port name, protocol and address family."""
-
-Owned = dict[FrontendKey, tuple[Service, Frontend]]
-"""Frontends, each with the service that has it."""
-
-_PRECEDENCE = (
-    frozenset({ServiceKind.CLUSTER_IP}),
-    frozenset({ServiceKind.NODE_PORT, ServiceKind.HOST_PORT}),
-    frozenset({ServiceKind.LOAD_BALANCER}),
-    frozenset({ServiceKind.EXTERNAL_IP}),
-)
-"""
-Who has a frontend that several claim: what Kubernetes gave out, before what the balancer's controller said,
-before what anybody may write.
-"""
 
 _FIELDS = {
     ServiceKind.CLUSTER_IP: "spec.clusterIPs",
@@ -91,53 +79,23 @@ class ServedFrontend:
     elsewhere: bool = False
 
 
-def claimed_frontends(
-    services: Iterable[Service], guard: Guard = NO_GUARD
-) -> tuple[Owned, list[ServiceProblem]]:
-    """
-    Which service each frontend belongs to, and what is wrong with the others that claim it.
-
-    Nobody takes an external or load balancer address that the *guard* keeps or that is a cluster address,
-    at whatever port.  Of several services that claim one frontend the kind decides (``_PRECEDENCE``), then
-    age: the older one keeps it, of equally old ones the first by namespace and name; a service that does
-    not say when it was created counts as the youngest.  So a claim that comes later never takes anything.
-    """
-    by_age = sorted(services, key=lambda s: (s.created == "", s.created, s.key))
-    cluster_ips: dict[Addr, Service] = {}
-    for service in by_age:
-        for frontend in service.frontends:
-            if frontend.kind is ServiceKind.CLUSTER_IP:
-                cluster_ips.setdefault(frontend.addr, service)
-    owned: Owned = {}
+def judged_claims(claims: Claims, name: NamespacedName) -> tuple[list[Frontend], list[ServiceProblem]]:
+    """The frontends that a service has, and what is wrong with the others it claims."""
+    owned: list[Frontend] = []
     problems: list[ServiceProblem] = []
-    for service, frontend in _by_precedence(by_age):
-        message = _refusal(frontend, cluster_ips, guard)
-        if not message:
-            owner, _ = owned.setdefault(frontend.key, (service, frontend))
-            if owner is not service:
-                message = f"{frontend.key} belongs to service {owner.namespace}/{owner.name}"
+    for frontend, message in claims.judged(name):
         if message:
-            problems.append(ServiceProblem(service.key, frontend.key, message, frontend.kind))
+            problems.append(ServiceProblem(name, frontend.key, message, frontend.kind))
+        else:
+            owned.append(frontend)
     return owned, problems
 
 
-def _by_precedence(services: list[Service]) -> Iterator[tuple[Service, Frontend]]:
-    """The frontends of all *services*; of one kind in the order of these."""
-    for kinds in _PRECEDENCE:
-        for service in services:
-            for frontend in service.frontends:
-                if frontend.kind in kinds:
-                    yield service, frontend
-
-
-def _refusal(frontend: Frontend, cluster_ips: Mapping[Addr, Service], guard: Guard) -> str:
-    """Why an address is not the service's to take; empty when it is, as what Kubernetes gave it always is."""
-    if frontend.kind not in _OUTSIDE:
-        return ""
-    owner = cluster_ips.get(frontend.addr)
-    if owner is not None and not guard.allows(frontend.addr):
-        return f"{frontend.addr} is the cluster address of service {owner.namespace}/{owner.name}"
-    return guard.objection(frontend.addr)
+def refused_claims(services: Iterable[Service], guard: Guard = NO_GUARD) -> list[ServiceProblem]:
+    """What is wrong with the frontends that their services do not have, whoever has them."""
+    claims, services = Claims(), by_age(services)
+    claims.update({service.key: service for service in services}, guard)
+    return [problem for service in services for problem in judged_claims(claims, service.key)[1]]
 
 
 def by_service(problems: Iterable[ServiceProblem]) -> dict[NamespacedName, tuple[str, str]]:
@@ -156,7 +114,6 @@ def _told(problem: tuple[str, Collection[str]]) -> tuple[str, str]:
 
 
 _MOST_TOLD = 4
-_OUTSIDE = frozenset({ServiceKind.EXTERNAL_IP, ServiceKind.LOAD_BALANCER})
 
 
 def served_frontend(
@@ -180,23 +137,26 @@ def served_frontends(
     guard: Guard = NO_GUARD,
 ) -> tuple[list[ServedFrontend], list[ServiceProblem]]:
     """Every frontend of the node with its backends, in a stable order, and claims that were refused."""
-    owned, problems = claimed_frontends(services, guard)
+    claims, services = Claims(), by_age(services)
+    claims.update({service.key: service for service in services}, guard)
     slices_of: dict[NamespacedName, list[EndpointSliceRow]] = {}
     for row in slices:
         slices_of.setdefault(row.service_key, []).append(row)
-    of_owner: dict[int, tuple[Service, list[Frontend]]] = {}
-    for owner, frontend in owned.values():
-        of_owner.setdefault(id(owner), (owner, []))[1].append(frontend)
-    served = [
-        one
-        for owner, frontends in of_owner.values()
-        for one in _served_of(owner, frontends, slices_of.get(owner.key, ()), here)
-    ]
-    served.sort(key=lambda one: frontend_order(one.frontend.key))
-    return served, problems
+    served: list[ServedFrontend] = []
+    problems: list[ServiceProblem] = []
+    for service in services:
+        owned, refused = judged_claims(claims, service.key)
+        problems += refused
+        served += served_of(service, owned, slices_of.get(service.key, ()), here)
+    return in_order(served), problems
 
 
-def _served_of(
+def in_order(served: Iterable[ServedFrontend]) -> list[ServedFrontend]:
+    """By address, port and protocol."""
+    return sorted(served, key=lambda one: frontend_order(one.frontend.key))
+
+
+def served_of(
     service: Service,
     frontends: Iterable[Frontend],
     slices: Iterable[EndpointSliceRow],
@@ -215,7 +175,8 @@ def _served_of(
 
 def _by_port(slices: Iterable[EndpointSliceRow]) -> _ByPort:
     found: _ByPort = {}
-    for row in slices:
+    # Of two listings that are equally good the first counts, in whatever order they came.
+    for row in sorted(slices, key=lambda one: one.name):
         for name, backend in row.backends:
             found.setdefault((name, backend.protocol, backend.addr.version), []).append(backend)
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ciliumd.desired.cluster import API_SERVER, api_server_addresses
 from ciliumd.desired.guard import guard
-from ciliumd.desired.services import by_service, claimed_frontends
+from ciliumd.desired.services import by_service, refused_claims
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.kinds import CILIUM_NODE, ENDPOINT_SLICE, SERVICE, Kind
 from ciliumd.model.net import Prefix
@@ -83,7 +83,7 @@ class Services:
             allowed=self._allowed,
         )
         services: list[Service] = list(self._of(SERVICE))
-        _, refused = claimed_frontends(services, kept)
+        refused = refused_claims(services, kept)
         found = {
             key: (REASON_REFUSED, f"{field}: {message}")
             for key, (field, message) in by_service(refused).items()

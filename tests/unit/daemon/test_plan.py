@@ -313,14 +313,14 @@ def test_what_kube_proxy_serves_beside_has_no_row():
     node.tables.services.set(("shop", "web"), Service("shop", "web", "ClusterIP", (own, outside), (port,)))
     node.refresh()
 
-    assert {one.frontend for one in node.plan.served} == {own}
+    assert {one.frontend for one in node.plan.services.served} == {own}
     assert outside.key not in node.tables.service_ids.view()
 
 
 def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
     """Whoever is first; without the node the address is free, without the service all is as before."""
     node = two_pods()
-    before = node.plan.lb_rows.services
+    before = node.plan.services.rows.services
     port = ServicePort("", "TCP", 80, 80)
     own = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
     taken = Frontend(ip_address("192.0.2.7"), 80, "TCP", ServiceKind.EXTERNAL_IP)
@@ -329,22 +329,22 @@ def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
 
     node.tables.services.set(key[1:], Service(*key[1:], "ClusterIP", (own, taken), (port,)))
     node.refresh()
-    assert {one.frontend for one in node.plan.served} == {own, taken}
+    assert {one.frontend for one in node.plan.services.served} == {own, taken}
     assert node.tables.problems.get(key) is None
 
     node.tables.nodes.set("far", far)
     node.refresh()
-    assert {one.frontend for one in node.plan.served} == {own}
+    assert {one.frontend for one in node.plan.services.served} == {own}
     assert node.tables.problems.get(key) == Problem("spec.externalIPs", "192.0.2.7 is an address of node far")
 
     node.tables.nodes.delete("far")
     node.refresh()
-    assert {one.frontend for one in node.plan.served} == {own, taken}
+    assert {one.frontend for one in node.plan.services.served} == {own, taken}
     assert node.tables.problems.get(key) is None
 
     node.tables.services.delete(key[1:])
     node.refresh()
-    assert node.plan.lb_rows.services == before
+    assert node.plan.services.rows.services == before
 
 
 def test_a_node_that_learns_its_zone_chooses_anew():
@@ -361,7 +361,7 @@ def test_a_node_that_learns_its_zone_chooses_anew():
 
     def chosen():
         node.refresh()
-        return [one.hints.zones for one in node.plan.served[0].chosen]
+        return [one.hints.zones for one in node.plan.services.served[0].chosen]
 
     assert chosen() == [("a",), ("b",)]
     node.tables.nodes.set("far", NodeRow("far", labels={ZONE_LABEL: "a"}))

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Load-balancer rows of every service, kept up to date service by service, and how they changed.
+
+The same rows as ``desired.lbrows.lb_rows`` and ``desired.bindports.bind_rows`` answer for all services at
+once, at the cost of those that a change touches.  What several services share is counted: it goes with the
+last of them.  Rows themselves are not kept here, for whoever reconciles them keeps them: those that a service
+had are computed once more when it changes.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from ciliumd.desired.bindports import bind_rows
+from ciliumd.desired.lbrows import LbRows, backend_row, is_whole_address, lb_rows
+from ciliumd.desired.services import ServedFrontend, ServiceProblem
+from ciliumd.model.objects import NamespacedName
+from ciliumd.model.service import BackendKey, BackendState, FrontendKey
+
+PARTS = ("backends", "revnat", "matches", "sources", "binds", "slots", "frontends")
+"""What the rows of services are divided into."""
+
+Frontends = tuple[ServedFrontend, ...]
+_Rows = dict[bytes, bytes]
+_Names = tuple[NamespacedName, ...]
+_States = dict[BackendKey, BackendState]
+
+
+@dataclass(slots=True)
+class Pending:
+    """How the rows of one part changed since they were last asked for; an update may change nothing."""
+
+    updates: _Rows = field(default_factory=dict)
+    removals: dict[bytes, None] = field(default_factory=dict)
+
+    def put(self, rows: Mapping[bytes, bytes]) -> None:
+        """Rows are wanted."""
+        for key in rows.keys() & self.removals.keys():
+            del self.removals[key]
+        self.updates.update(rows)
+
+    def drop(self, keys: Iterable[bytes]) -> None:
+        """Rows are wanted no more."""
+        for key in keys:
+            self.updates.pop(key, None)
+            self.removals[key] = None
+
+
+@dataclass(slots=True)
+class ServiceRows:
+    """The rows of one service: its own by part, and those that others may have too."""
+
+    own: dict[str, _Rows]
+    shared: dict[str, _Rows]
+    states: _States
+    sources_of: dict[bytes, tuple[bytes, ...]]
+    problems: tuple[ServiceProblem, ...]
+
+
+_NOTHING = ServiceRows({}, {}, {}, {}, ())
+
+
+class LbBook:
+    """Rows by service, from :meth:`update`; *service_ids* and *backend_ids* answer the numbers there are."""
+
+    def __init__(
+        self,
+        service_ids: Callable[[], Mapping[FrontendKey, int]],
+        backend_ids: Callable[[], Mapping[BackendKey, int]],
+        *,
+        external_cluster_ip: bool = False,
+    ) -> None:
+        self._service_ids = service_ids
+        self._backend_ids = backend_ids
+        self._external_cluster_ip = external_cluster_ip
+        self._served: dict[NamespacedName, Frontends] = {}
+        self._problems: dict[NamespacedName, tuple[ServiceProblem, ...]] = {}
+        self._sharing: dict[tuple[str, bytes], int] = {}
+        self._users: dict[int, _Names] = {}
+        self._sources_of: dict[bytes, tuple[bytes, ...]] = {}
+        self._pending = {part: Pending() for part in PARTS}
+
+    @property
+    def backends(self) -> Mapping[int, object]:
+        """Ids of the backends of all services."""
+        return self._users
+
+    def sources_of(self, frontend: bytes) -> tuple[bytes, ...]:
+        """Keys of the source ranges of a frontend, by its packed key."""
+        return self._sources_of.get(frontend, ())
+
+    def problems(self) -> Iterator[ServiceProblem]:
+        """Why rows are missing."""
+        for problems in self._problems.values():
+            yield from problems
+
+    def take(self, part: str) -> Pending:
+        """How the rows of one of :data:`PARTS` changed since this was last asked."""
+        pending, self._pending[part] = self._pending[part], Pending()
+        return pending
+
+    def update(self, served: Mapping[NamespacedName, Frontends]) -> None:
+        """Take the frontends of these services for what they are now; a service without any is gone."""
+        known = {name: frontends for name, frontends in served.items() if name in self._served}
+        # What can fail is done before anything is changed.
+        before = {name: self._rows_of(self._served[name]) for name in known}
+        after = {name: self._rows_of(frontends) for name, frontends in known.items()}
+        # A frontend may go from one service to another: what one has now is put after what others drop.
+        for name, new in after.items():
+            self._drop(before[name], new)
+        for name, new in after.items():
+            self._put(name, served[name], before[name], new)
+        # Those that had nothing drop nothing: of ten thousand at the start one is in memory at a time.
+        for name in served.keys() - known.keys():
+            self._put(name, served[name], _NOTHING, self._rows_of(served[name]))
+
+    def _rows_of(self, frontends: Frontends) -> ServiceRows:
+        return service_rows(
+            frontends, self._service_ids(), self._backend_ids(), external_cluster_ip=self._external_cluster_ip
+        )
+
+    def all(self) -> LbRows:
+        """Every row, put together; for views and tests."""
+        each = [one for served in self._served.values() for one in served]
+        return lb_rows(
+            each, self._service_ids(), self._backend_ids(), external_cluster_ip=self._external_cluster_ip
+        )
+
+    def _drop(self, old: ServiceRows, new: ServiceRows) -> None:
+        for frontend in old.sources_of:
+            self._sources_of.pop(frontend, None)
+        for part, rows in old.own.items():
+            self._pending[part].drop(rows.keys() - new.own[part].keys())
+        for part, rows in old.shared.items():
+            for key in rows.keys() - new.shared[part].keys():
+                self._sharing[part, key] -= 1
+                if not self._sharing[part, key]:
+                    del self._sharing[part, key]
+                    self._pending[part].drop([key])
+
+    def _put(self, name: NamespacedName, served: Frontends, old: ServiceRows, new: ServiceRows) -> None:
+        self._served.pop(name, None)
+        self._problems.pop(name, None)
+        if served:
+            self._served[name] = served
+        if new.problems:
+            self._problems[name] = new.problems
+        self._sources_of.update(new.sources_of)
+        for part, rows in new.own.items():
+            self._pending[part].put(rows)
+        for part, rows in new.shared.items():
+            self._pending[part].put(rows)
+            for key in rows.keys() - old.shared.get(part, {}).keys():
+                self._sharing[part, key] = self._sharing.get((part, key), 0) + 1
+        self._put_backends(name, old.states, new.states)
+
+    def _put_backends(self, name: NamespacedName, old: _States, new: _States) -> None:
+        """A backend of several services is as fit as any of them knows it to be."""
+        alone, numbers, pending = (name,), self._backend_ids(), self._pending["backends"]
+        states = {name: new}
+        for key in {key for key, _ in old.items() ^ new.items()}:
+            number = numbers[key]
+            others = tuple(one for one in self._users.get(number, ()) if one != name)
+            if key in new:
+                self._users[number] = (*others, name) if others else alone
+            elif others:
+                self._users[number] = others
+            else:
+                self._users.pop(number, None)
+                pending.drop([number.to_bytes(4, "little")])
+                continue
+            for one in others:
+                if one not in states:
+                    states[one] = self._rows_of(self._served[one]).states
+            state = min(states[one][key] for one in self._users[number])
+            pending.put(dict([backend_row(key, number, state)]))
+
+
+def service_rows(
+    served: Frontends,
+    service_ids: Mapping[FrontendKey, int],
+    backend_ids: Mapping[BackendKey, int],
+    *,
+    external_cluster_ip: bool,
+) -> ServiceRows:
+    """The rows of one service, but those of its backends, which depend on others."""
+    rows = lb_rows(served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip)
+    whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
+    own = {
+        "revnat": rows.revnat,
+        "matches": rows.matches,
+        "sources": rows.sources,
+        "slots": rows.slots,
+        "frontends": {key: value for key, value in rows.frontends.items() if key not in whole},
+    }
+    shared = {"frontends": whole, "binds": bind_rows(served)}
+    return ServiceRows(own, shared, rows.states, rows.sources_of, tuple(rows.problems))

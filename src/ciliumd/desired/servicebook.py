@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Every service with what it has and what is behind it, kept up to date service by service.
+
+The same as ``desired.services.served_frontends`` answers for all of them at once, at the cost of those that
+a change touches.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ciliumd.desired.claims import Claims
+from ciliumd.desired.guard import NO_GUARD, Guard
+from ciliumd.desired.services import NOWHERE, ServedFrontend, ServiceProblem, judged_claims, served_of
+from ciliumd.model.objects import EndpointSliceRow, NamespacedName
+from ciliumd.model.service import Place, Service
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A service, its frontends with their backends, and what is wrong with those that it does not have."""
+
+    service: Service
+    served: tuple[ServedFrontend, ...]
+    problems: tuple[ServiceProblem, ...]
+
+
+class ServiceBook:
+    """An entry for each service; *slices_of* answers the slices of one."""
+
+    def __init__(self, slices_of: Callable[[NamespacedName], Iterable[EndpointSliceRow]]) -> None:
+        self._slices_of = slices_of
+        self._claims = Claims()
+        self._services: dict[NamespacedName, Service] = {}
+        self._entries: dict[NamespacedName, Entry] = {}
+        self._stale: set[NamespacedName] = set()
+        self._here = NOWHERE
+
+    @property
+    def entries(self) -> Mapping[NamespacedName, Entry]:
+        """All of them, by namespace and name."""
+        return self._entries
+
+    def served(self) -> Iterator[ServedFrontend]:
+        """Every frontend of the node, in no particular order."""
+        for entry in self._entries.values():
+            yield from entry.served
+
+    def update(
+        self,
+        changed: Mapping[NamespacedName, Service | None],
+        stale: Iterable[NamespacedName] = (),
+        *,
+        guard: Guard = NO_GUARD,
+        here: Place = NOWHERE,
+    ) -> set[NamespacedName]:
+        """
+        Take *changed* services for what they are now, None for one that is gone; *stale* have other slices.
+
+        Answers the services whose entries were made anew or are gone.  When one fails the others are made
+        all the same, the failure is raised, and all are answered next time.
+        """
+        self._stale |= self._claims.update(changed, guard)
+        self._stale.update(stale)
+        for name, service in changed.items():
+            if service is None:
+                self._services.pop(name, None)
+            else:
+                self._services[name] = service
+        if here != self._here:
+            self._here = here
+            self._stale.update(self._services)
+        failure: Exception | None = None
+        for name in self._stale:
+            try:
+                self._make(name)
+            except Exception as error:  # noqa: BLE001  one service must not hold up the others
+                failure = error
+        if failure is not None:
+            raise failure
+        touched, self._stale = self._stale, set()
+        return touched
+
+    def _make(self, name: NamespacedName) -> None:
+        service = self._services.get(name)
+        if service is None:
+            self._entries.pop(name, None)
+            return
+        owned, problems = judged_claims(self._claims, name)
+        served = tuple(served_of(service, owned, self._slices_of(name), self._here))
+        self._entries[name] = Entry(service, served, tuple(problems))
