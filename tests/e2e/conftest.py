@@ -32,15 +32,25 @@ ORDER = [
     "test_cgroup",
     "test_restart",
     "test_upstream",
+    "test_upstream_groups",
     "test_uninstall",
     "test_beside_kube_proxy",
+    "test_dual_stack",
+    "test_dual_upstream",
 ]
+ONLY_LONG = ("test_upstream_groups", "test_dual_upstream")
 BUILD_SECONDS = 2400
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--cluster``: one that is up, with or without ciliumd."""
-    parser.addoption("--cluster", type=int, metavar="N", help="test on cluster N and leave it: lab.k8s list")
+    """``--cluster``: one that is up, with or without ciliumd; ``--dual-cluster``: with both, and with it."""
+    for option in ("--cluster", "--dual-cluster"):
+        parser.addoption(option, type=int, metavar="N", help="test on cluster N and leave it: lab.k8s list")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What takes an hour is for ``--long``."""
+    return (collection_path.stem in ONLY_LONG and not config.getoption("--long")) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -105,6 +115,26 @@ def installed(bare: Cluster) -> Installed:
         pages.follow(ciliumd, pages.the("README.md", "helm install"))
     ciliumd.wait()
     return Installed(ciliumd, before, time.monotonic() - started)
+
+
+@pytest.fixture(scope="session")
+def dual(request: pytest.FixtureRequest) -> Iterator[Ciliumd]:
+    """ciliumd on a cluster of both address families, IPv4 first; ``--dual-cluster`` has one that is up."""
+    number = request.config.getoption("--dual-cluster")
+    if number is not None:
+        (existing,) = (one for one in plan.registered() if one.number == number)
+        cluster = Cluster(existing=existing)
+        yield Ciliumd(cluster)
+        cluster.end_actors()
+        return
+    image: Path = request.getfixturevalue("image")
+    built("k8s_tools.py")
+    with Cluster(nodes=2, dual=True) as cluster:
+        cluster.load(image)
+        ciliumd = Ciliumd(cluster)
+        ciliumd.install(**{"ipv6.enabled": "true"})
+        ciliumd.wait()
+        yield ciliumd
 
 
 @pytest.fixture(scope="session")

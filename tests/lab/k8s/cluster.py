@@ -16,7 +16,7 @@ from lab.k8s.kubectl import Kubectl
 from lab.k8s.ledger import Ledger
 from lab.k8s.node import ClusterNode
 from lab.k8s.pki import ADMIN, Pki
-from lab.k8s.plan import FAR, Plan
+from lab.k8s.plan import FAR, FAR6, Plan
 from lab.k8s.pod import ClusterPod
 from lab.netns import IP
 from lab.process import REPOSITORY, Process, run
@@ -41,7 +41,7 @@ def programs_directory() -> Path:
 
 class Cluster:
     """
-    One to three nodes.  A context manager that takes them down.
+    One to three nodes, with *dual* of both families.  A context manager that takes them down.
 
     With *cni* ``none`` and *proxy* ``none`` the nodes stay NotReady and services reach nobody:
     what ciliumd's chart is installed into.  ``bridge`` with ``iptables`` or ``nftables`` is the
@@ -52,6 +52,7 @@ class Cluster:
         self,
         *,
         nodes: int = 2,
+        dual: bool = False,
         cni: Literal["none", "bridge"] = "none",
         proxy: Literal["none", "iptables", "nftables"] = "none",
         taints: Sequence[dict[str, str]] = (),
@@ -61,7 +62,7 @@ class Cluster:
         missing = [name for name in NEEDED if not (self.programs / name).exists()]
         if missing and existing is None:
             raise ProgramsMissing(f"{', '.join(missing)} not in {self.programs}: run build/k8s_tools.py")
-        self.plan = existing or plan.take(OUT / "clusters", nodes)
+        self.plan = existing or plan.take(OUT / "clusters", nodes, dual=dual)
         self._cni = cni
         self._proxy = proxy
         self._taints = list(taints)
@@ -135,6 +136,9 @@ class Cluster:
             ("address", "add", f"{FAR}/32", "dev", "lo"),
         ):
             run([IP, "-n", netns, *words])
+        if self.plan.dual:
+            run([IP, "-n", netns, "-6", "address", "add", f"{self.plan.world6}/64", "dev", "eth0", "nodad"])
+            run([IP, "-n", netns, "-6", "address", "add", f"{FAR6}/128", "dev", "lo"])
 
     def down(self) -> None:
         """Take it down; nothing of it is left but its logs in build/out/clusters/."""

@@ -8,7 +8,7 @@ from typing import Final
 from lab.k8s import cgroups
 from lab.k8s.ledger import Ledger
 from lab.k8s.pki import SERVICE_ACCOUNT, Pki
-from lab.k8s.plan import POD_CIDR, SERVICE_CIDR, Plan
+from lab.k8s.plan import POD_CIDR, POD_CIDR6, SERVICE_CIDR, SERVICE_CIDR6, Plan
 from lab.process import CommandFailed
 
 ETCD: Final = "http://127.0.0.1:2379"
@@ -93,7 +93,7 @@ class ControlPlane:
             "service-account-issuer": ISSUER,
             "service-account-key-file": pki.certificate(SERVICE_ACCOUNT),
             "service-account-signing-key-file": pki.key(SERVICE_ACCOUNT),
-            "service-cluster-ip-range": SERVICE_CIDR,
+            "service-cluster-ip-range": self._plan.families(SERVICE_CIDR, SERVICE_CIDR6),
             "tls-cert-file": pki.certificate("apiserver"),
             "tls-private-key-file": pki.key("apiserver"),
         }
@@ -102,14 +102,14 @@ class ControlPlane:
         pki = self._pki
         return {
             "allocate-node-cidrs": "true",
-            "cluster-cidr": POD_CIDR,
+            "cluster-cidr": self._plan.families(POD_CIDR, POD_CIDR6),
             "cluster-signing-cert-file": pki.ca,
             "cluster-signing-key-file": pki.ca_key,
             "kubeconfig": pki.kubeconfig("controller-manager"),
             "leader-elect": "false",
             "root-ca-file": pki.ca,
             "service-account-private-key-file": pki.key(SERVICE_ACCOUNT),
-            "service-cluster-ip-range": SERVICE_CIDR,
+            "service-cluster-ip-range": self._plan.families(SERVICE_CIDR, SERVICE_CIDR6),
             "use-service-account-credentials": "true",
         }
 

@@ -47,6 +47,7 @@ class ClusterNode:
         self.index = index
         self.name = f"node{index}"
         self.address = str(plan.node(index))
+        self.address6 = str(plan.node6(index)) if plan.dual else ""
         self.directory = plan.directory / self.name
         self.cgroup_name = f"{plan.prefix}-n{index}"
         self.netns = plan.netns(f"n{index}")
@@ -71,6 +72,8 @@ class ClusterNode:
             ("route", "add", "default", "via", str(self._plan.world)),
         ):
             run([IP, "-n", self.netns.name, *words])
+        if self._plan.dual:
+            self._join_ipv6()
         cgroups.make(self.cgroup_name)
         binaries = self.directory / "opt/cni/bin"
         binaries.mkdir(parents=True, exist_ok=True)
@@ -90,7 +93,17 @@ class ClusterNode:
         self._ledger.record(self.name, int(ready.read_text()) if ready.exists() else spawned.pid)
         disown(spawned)
         # kubeadm asks for it before it installs anything (preflight, proc-sys-net-ipv4-ip_forward).
-        self.run(["/bin/sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward"])
+        knobs = ["ipv4/ip_forward", *(["ipv6/conf/all/forwarding"] if self._plan.dual else [])]
+        for knob in knobs:
+            self.run(["/bin/sh", "-c", f"echo 1 > /proc/sys/net/{knob}"])
+
+    def _join_ipv6(self) -> None:
+        # nodad: it is there at once, and nobody else has it.
+        for words in (
+            ("-6", "address", "add", f"{self.address6}/64", "dev", "eth0", "nodad"),
+            ("-6", "route", "add", "default", "via", str(self._plan.world6)),
+        ):
+            run([IP, "-n", self.netns.name, *words])
 
     def start_containerd(self) -> None:
         """Start the container runtime; :meth:`wait_containerd` says when it serves."""
@@ -120,7 +133,7 @@ class ClusterNode:
                 f"--config={config}",
                 f"--kubeconfig={self._pki.kubeconfig(self.name)}",
                 f"--hostname-override={self.name}",
-                f"--node-ip={self.address}",
+                f"--node-ip={self._plan.families(self.address, self.address6)}",
                 "--v=2",
             ],
         )

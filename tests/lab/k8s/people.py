@@ -29,8 +29,8 @@ def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
     }
 
 
-def serve_host_port(people: "People", port: int) -> None:
-    """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers."""
+def serve_host_port(people: "People", port: int, *, addresses: tuple[str, ...] = ("0.0.0.0",)) -> None:
+    """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers at *addresses*."""
     ports = [
         {"containerPort": HOST_PORT_TARGET, "hostPort": port, "protocol": protocol}
         for protocol in ("TCP", "UDP")
@@ -41,8 +41,9 @@ def serve_host_port(people: "People", port: int) -> None:
     kubectl.apply(one)
     kubectl.wait("--for=condition=Ready", f"pod/{HOST_PORT_POD}", namespace=NAMESPACE)
     actor = people.cluster.pod(HOST_PORT_POD, NAMESPACE).actor
-    actor.call("serve_tcp", name=HOST_PORT_POD, port=HOST_PORT_TARGET)
-    actor.call("serve_udp", name=HOST_PORT_POD, port=HOST_PORT_TARGET)
+    for verb in ("serve_tcp", "serve_udp"):
+        for address in addresses:
+            actor.call(verb, name=HOST_PORT_POD, port=HOST_PORT_TARGET, address=address)
 
 
 @dataclass

@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +31,10 @@ API_SERVICE: Final = "10.96.0.1"
 DNS_SERVICE: Final = "10.96.0.10"
 # An address of the world that lies behind the nodes' default route.
 FAR: Final = "203.0.113.10"
+# The same of a cluster with both families.
+SERVICE_CIDR6: Final = "fd00:96::/112"
+POD_CIDR6: Final = "fd00:244::/56"
+FAR6: Final = "2001:db8:203::10"
 
 
 class NoClusterFree(RuntimeError):
@@ -39,11 +43,12 @@ class NoClusterFree(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names and addresses of cluster *number*."""
+    """Names and addresses of cluster *number*; *dual*: of both families, IPv4 first."""
 
     number: int
     directory: Path
     node_count: int
+    dual: bool = False
 
     @property
     def prefix(self) -> str:
@@ -70,6 +75,24 @@ class Plan:
         return self.network[10 + index]
 
     @property
+    def network6(self) -> IPv6Network:
+        """The same network's IPv6, where the cluster is *dual*."""
+        return IPv6Network(f"fd00:{100 + self.number}::/64")
+
+    @property
+    def world6(self) -> IPv6Address:
+        """The world's IPv6 address at the bridge: every node's default gateway."""
+        return self.network6[2]
+
+    def node6(self, index: int) -> IPv6Address:
+        """The second InternalIP of node *index*."""
+        return self.network6[10 + index]
+
+    def families(self, four: object, six: object) -> str:
+        """Both with a comma between, as Kubernetes' options have them; only *four* where there is no IPv6."""
+        return f"{four},{six}" if self.dual else str(four)
+
+    @property
     def api_server(self) -> str:
         """``https://...`` of the API server, which sits on node1."""
         return f"https://{self.node(1)}:6443"
@@ -93,14 +116,14 @@ def registry_lock() -> Iterator[None]:
         yield
 
 
-def take(root: Path, node_count: int) -> Plan:
+def take(root: Path, node_count: int, *, dual: bool = False) -> Plan:
     """Take a free number; the cluster's files go below *root*.  Raises :class:`NoClusterFree`."""
     if not 1 <= node_count <= MOST_NODES:
         raise ValueError(f"a cluster has 1 to {MOST_NODES} nodes, not {node_count}")
     with registry_lock():
         for number in range(MOST_CLUSTERS):
             if not _entry(number).exists() and not _in_use(number):
-                plan = Plan(number, root / f"{PREFIX}{number}", node_count)
+                plan = Plan(number, root / f"{PREFIX}{number}", node_count, dual)
                 _write(plan, kept=False)
                 return plan
     raise NoClusterFree(f"{MOST_CLUSTERS} clusters run on this machine: see {REGISTRY}")
@@ -124,7 +147,7 @@ def registered(*, abandoned: bool = False) -> list[Plan]:
         for path in sorted(REGISTRY.glob("[0-9]*.json")):
             entry = json.loads(path.read_text())
             if not abandoned or not (entry["kept"] or start_time(entry["pid"]) == entry["started"]):
-                plans.append(Plan(entry["number"], Path(entry["directory"]), entry["nodes"]))
+                plans.append(Plan(entry["number"], Path(entry["directory"]), entry["nodes"], entry["dual"]))
     return plans
 
 
@@ -141,6 +164,7 @@ def _write(plan: Plan, *, kept: bool) -> None:
         "number": plan.number,
         "directory": str(plan.directory),
         "nodes": plan.node_count,
+        "dual": plan.dual,
         "pid": os.getpid(),
         "started": start_time(os.getpid()),
         "kept": kept,

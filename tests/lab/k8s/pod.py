@@ -38,6 +38,11 @@ class ClusterPod:
         """Its IPv4 address."""
         return str(self.manifest["status"]["podIP"])
 
+    @property
+    def address6(self) -> str:
+        """Its IPv6 address, in a cluster of both families."""
+        return next(one["ip"] for one in self.manifest["status"]["podIPs"] if ":" in one["ip"])
+
     @cached_property
     def cgroup(self) -> Path:
         """The cgroup v2 group of its first running container."""

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Whole groups of Kubernetes' own specs about services, for ``--long``.
+
+specs_services.txt has the groups, specs_excluded.toml those that this machine cannot run, and why.
+"""
+
+import tomllib
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lab.k8s import upstream
+from lab.k8s.cluster import Cluster
+
+HERE = Path(__file__).parent
+EXCLUDED = tomllib.loads((HERE / "specs_excluded.toml").read_text())
+SPECS = [spec for spec in upstream.listed(HERE / "specs_services.txt") if spec not in EXCLUDED["single"]]
+SECONDS = 5400
+
+
+@pytest.fixture(scope="module")
+def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ET.Element]:
+    """All of them."""
+    return upstream.run_specs(cluster, SPECS, tmp_path_factory.mktemp("groups"), seconds=SECONDS)
+
+
+def test_the_list_is_complete(cluster: Cluster, tmp_path: Path) -> None:
+    """specs_services.txt has every spec of the groups in this version of Kubernetes."""
+    specs = upstream.existing(cluster, upstream.GROUPS, tmp_path)
+
+    assert specs == set(upstream.listed(HERE / "specs_services.txt"))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_spec(ran: dict[str, ET.Element], spec: str, record_property: Callable[[str, object], None]) -> None:
+    """The spec passed."""
+    record_property("seconds", ran[spec].get("time"))
+    upstream.judge(ran[spec])
