@@ -113,6 +113,7 @@ static __always_inline int lb_admits(const struct lb_slot *service, const struct
 	if (!(service->flags & LB_F_SOURCES))
 		return 1;
 	key.rev_nat = service->rev_nat;
+	key.policy = service->flags & LB_F_SOURCES;
 	key.addr = *source;
 	listed = bpf_map_lookup_elem(&cilium_lb_source_ranges_v1, &key) != NULL;
 	return service->flags & LB_F_SOURCES_DENY ? !listed : listed;

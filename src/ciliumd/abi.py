@@ -887,7 +887,7 @@ class LbRevnat:
         return cls(id, int.from_bytes(port, "big"), addr)
 
 
-_LB_SOURCE_KEY = Struct("<IH2x16s")
+_LB_SOURCE_KEY = Struct("<IHH16s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -897,17 +897,18 @@ class LbSourceKey:
     SIZE: ClassVar[int] = 24
     prefixlen: int
     rev_nat: int
+    policy: int
     addr: bytes
 
     def pack(self) -> bytes:
         """The bytes the kernel holds."""
-        return _LB_SOURCE_KEY.pack(self.prefixlen, self.rev_nat, _exact(self.addr, 16))
+        return _LB_SOURCE_KEY.pack(self.prefixlen, self.rev_nat, self.policy, _exact(self.addr, 16))
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
-        (prefixlen, rev_nat, addr) = _LB_SOURCE_KEY.unpack(data)
-        return cls(prefixlen, rev_nat, addr)
+        (prefixlen, rev_nat, policy, addr) = _LB_SOURCE_KEY.unpack(data)
+        return cls(prefixlen, rev_nat, policy, addr)
 
 
 _LB_AFFINITY_KEY = Struct("<16sHB1x")
@@ -1638,7 +1639,7 @@ MAPS: dict[str, MapSpec] = {
         None,
         (
             "LPM_TRIE flags=0x1 key=lb_source_key:24{prefixlen@0:4:u32,rev_nat@4:2:u16,"
-            "pad0@6:2:u16,addr@8:16:bytes} value=u32:4"
+            "policy@6:2:u16,addr@8:16:bytes} value=u32:4"
         ),
     ),
     "cilium_lxc_v1": MapSpec(
@@ -1891,4 +1892,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "8e94d0c975201bc792cbc9917a631925e98472a3f039454503c8a5c5a385e662"
+ABI_HASH = "9aae85c436a814843b55453bc63c0d8fab27a780d3d22b8efb6ad90babfde8f4"

@@ -32,6 +32,13 @@ BALANCER, ALLOW, DENY = (
 )
 
 
+def list_sources(datapath: Datapath, flag: int, *ranges: str, number: int = FRONTEND) -> None:
+    """Rows of these ranges, as those of a policy."""
+    for one in map(IPv4Network, ranges):
+        key = LbSourceKey(32 + 96 + one.prefixlen, number, flag, a16(str(one.network_address)))
+        datapath.map("lb_source_ranges").update(key.pack(), u32(1))
+
+
 def restrict(
     datapath: Datapath, flag: int, *ranges: str, protocol: int = TCP, number: int = FRONTEND
 ) -> None:
@@ -39,9 +46,7 @@ def restrict(
     rows = datapath.map("lb_source_ranges")
     for key in [key for key, _ in rows.items() if LbSourceKey.unpack(key).rev_nat == number]:
         rows.delete(key)
-    for one in map(IPv4Network, ranges):
-        key = LbSourceKey(32 + 96 + one.prefixlen, number, a16(str(one.network_address)))
-        rows.update(key.pack(), u32(1))
+    list_sources(datapath, flag, *ranges, number=number)
     address = ADDRESS if number == FRONTEND else OTHER
     datapath.add_service(
         number, address, PORT, protocol, {100 + number: (pod_one.ip, 80)}, flags=BALANCER | flag
@@ -91,6 +96,23 @@ def test_ranges_are_those_of_one_frontend(outside: Datapath) -> None:
     assert not refused(from_outside(outside, world_one.ip), INGRESS)
     assert refused(from_outside(outside, world_one.ip, address=OTHER), INGRESS)
     assert not refused(from_outside(outside, world_two.ip, address=OTHER), INGRESS)
+
+
+def test_ranges_are_those_of_one_policy(outside: Datapath) -> None:
+    """Rows of both may be there: the frontend's one write says which are read."""
+    for flag, other, mine, theirs in (
+        (ALLOW, DENY, "203.0.113.7/32", "203.0.113.8/32"),
+        (ALLOW, DENY, "203.0.113.7/32", "203.0.113.7/32"),
+        (DENY, ALLOW, "203.0.113.8/32", "203.0.113.7/32"),
+        (DENY, ALLOW, "203.0.113.8/32", "203.0.113.8/32"),
+    ):
+        restrict(outside, flag, mine)
+        list_sources(outside, other, theirs)
+        assert not refused(from_outside(outside, world_one.ip), INGRESS)
+        assert refused(from_outside(outside, world_two.ip), INGRESS)
+        restrict(outside, flag)
+        list_sources(outside, other, theirs, "0.0.0.0/0")
+        assert refused(from_outside(outside, world_two.ip), INGRESS) == (flag == ALLOW)
 
 
 def test_revoking_ends_what_is_under_way(outside: Datapath) -> None:

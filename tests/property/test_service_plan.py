@@ -210,7 +210,6 @@ class Objects:
         }
         together = self.plan.rows
         assert (together.backends, together.services) == (rows.backends, rows.services)
-        assert together.sources_of == rows.sources_of
 
 
 @given(st.randoms(use_true_random=False))

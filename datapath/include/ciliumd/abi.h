@@ -341,7 +341,9 @@ struct lb_revnat {
 
 /*
  * cilium_lb_source_ranges_v1: LPM -> 1, the ranges of addresses that a frontend with LB_F_SOURCES_ALLOW
- * or LB_F_SOURCES_DENY names; prefixlen counts rev_nat and pad0 (32) + address bits.
+ * or LB_F_SOURCES_DENY names; prefixlen counts rev_nat and policy (32) + address bits.  Ranges to allow
+ * and ranges to deny are rows apart, so the one write of a frontend that changes its flag changes at
+ * once which are read, too.
  */
 enum cil_lb_source_prefix {
 	LB_SOURCE_PREFIX_FRONTEND = 32,
@@ -351,7 +353,7 @@ enum cil_lb_source_prefix {
 struct lb_source_key {
 	__u32 prefixlen;
 	__u16 rev_nat;
-	__u16 pad0;
+	__u16 policy; /* the frontend's LB_F_SOURCES_* */
 	struct cil_addr addr;
 };
 

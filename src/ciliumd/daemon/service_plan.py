@@ -101,10 +101,6 @@ class ServicePlan:
         """Every row, put together; for views."""
         return self._rows.all()
 
-    def sources_of(self, frontend: bytes) -> tuple[bytes, ...]:
-        """Keys of the source ranges of a frontend, by its packed key."""
-        return self._rows.sources_of(frontend)
-
     def changes(self, part: str) -> Changes:
         """How rows changed since this was last asked; parts are those of ``desired.lbbook``."""
         pending = self._rows.take(part)

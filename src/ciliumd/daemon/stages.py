@@ -10,6 +10,7 @@ round.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from struct import Struct
 
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
@@ -161,6 +162,7 @@ def stages(
             name=SOURCES,
             target=targets[SOURCES],
             compute=services("sources"),
+            set_of=source_set,
         ),
         # Before the frontends: who binds while they are written is told.
         Stage(name=BIND, target=targets[BIND], compute=services("binds")),
@@ -176,11 +178,13 @@ def stages(
             target=targets[SERVICES],
             compute=services("frontends"),
             needs=(REVNAT, SOURCES, SERVICE_SLOTS),
-            refers=lambda key, value: frontend_refers(key, value, plan.services.sources_of(key)),
+            refers=frontend_refers,
+            reads=frontend_reads,
         ),
     ]
 
 
+_SOURCE_SET = Struct("<HH")
 _RESTRICTED = abi.LbServiceFlags.LB_F_SOURCES_ALLOW | abi.LbServiceFlags.LB_F_SOURCES_DENY
 
 
@@ -191,14 +195,24 @@ def slot_refers(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
     yield BACKENDS, row.target.to_bytes(4, "little")
 
 
-def frontend_refers(key: bytes, value: bytes, sources: Iterable[bytes] = ()) -> Iterable[tuple[str, bytes]]:
-    """The slots a frontend counts, its revNAT row, and the *sources* it is to be restricted to, if it is."""
+def frontend_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
+    """The slots a frontend counts, and its revNAT row."""
     service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
     if not service.port:  # the whole address of a service, which leads nowhere
         return
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
     for slot in slot_keys(service, row.target):
         yield SERVICE_SLOTS, slot
-    if row.flags & _RESTRICTED:
-        for source in sources:
-            yield SOURCES, source
+
+
+def frontend_reads(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
+    """The source ranges a frontend is restricted to, or from; who is in none of them is judged, too."""
+    row = abi.LbService.unpack(value)
+    if policy := row.flags & _RESTRICTED:
+        yield SOURCES, _SOURCE_SET.pack(row.rev_nat, policy)
+
+
+def source_set(key: bytes) -> bytes:
+    """The source ranges of one frontend under one policy."""
+    row = abi.LbSourceKey.unpack(key)
+    return _SOURCE_SET.pack(row.rev_nat, row.policy)

@@ -53,11 +53,10 @@ class ServiceRows:
     own: dict[str, _Rows]
     shared: dict[str, _Rows]
     states: _States
-    sources_of: dict[bytes, tuple[bytes, ...]]
     problems: tuple[ServiceProblem, ...]
 
 
-_NOTHING = ServiceRows({}, {}, {}, {}, ())
+_NOTHING = ServiceRows({}, {}, {}, ())
 
 
 class LbBook:
@@ -77,17 +76,12 @@ class LbBook:
         self._problems: dict[NamespacedName, tuple[ServiceProblem, ...]] = {}
         self._sharing: dict[tuple[str, bytes], int] = {}
         self._users: dict[int, _Names] = {}
-        self._sources_of: dict[bytes, tuple[bytes, ...]] = {}
         self._pending = {part: Pending() for part in PARTS}
 
     @property
     def backends(self) -> Mapping[int, object]:
         """Ids of the backends of all services."""
         return self._users
-
-    def sources_of(self, frontend: bytes) -> tuple[bytes, ...]:
-        """Keys of the source ranges of a frontend, by its packed key."""
-        return self._sources_of.get(frontend, ())
 
     def problems(self) -> Iterator[ServiceProblem]:
         """Why rows are missing."""
@@ -127,8 +121,6 @@ class LbBook:
         )
 
     def _drop(self, old: ServiceRows, new: ServiceRows) -> None:
-        for frontend in old.sources_of:
-            self._sources_of.pop(frontend, None)
         for part, rows in old.own.items():
             self._pending[part].drop(rows.keys() - new.own[part].keys())
         for part, rows in old.shared.items():
@@ -145,7 +137,6 @@ class LbBook:
             self._served[name] = served
         if new.problems:
             self._problems[name] = new.problems
-        self._sources_of.update(new.sources_of)
         for part, rows in new.own.items():
             self._pending[part].put(rows)
         for part, rows in new.shared.items():
@@ -194,4 +185,4 @@ def service_rows(
         "frontends": {key: value for key, value in rows.frontends.items() if key not in whole},
     }
     shared = {"frontends": whole, "binds": bind_rows(served)}
-    return ServiceRows(own, shared, rows.states, rows.sources_of, tuple(rows.problems))
+    return ServiceRows(own, shared, rows.states, tuple(rows.problems))

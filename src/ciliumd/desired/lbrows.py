@@ -24,7 +24,7 @@ from ciliumd.desired.services import (
     has_two_scopes,
     policy_of,
 )
-from ciliumd.model.net import Prefix, addr16, addr_from16, prefix_bits16
+from ciliumd.model.net import addr16, addr_from16, prefix_bits16
 from ciliumd.model.service import (
     EXTERNAL,
     PROTOCOL_NUMBERS,
@@ -65,15 +65,13 @@ class LbRows:
     ``cilium_lb_source_ranges_v1`` (*sources*) and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
-    written after all of them.  *sources_of* are the keys of the ranges of each of the latter that has any,
-    *states* how fit the backends with an id are.
+    written after all of them.  *states* are how fit the backends with an id are.
     """
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
     revnat: dict[bytes, bytes] = field(default_factory=dict)
     matches: dict[bytes, bytes] = field(default_factory=dict)
     sources: dict[bytes, bytes] = field(default_factory=dict)
-    sources_of: dict[bytes, tuple[bytes, ...]] = field(default_factory=dict)
     slots: dict[bytes, bytes] = field(default_factory=dict)
     frontends: dict[bytes, bytes] = field(default_factory=dict)
     states: dict[BackendKey, BackendState] = field(default_factory=dict)
@@ -112,10 +110,7 @@ def lb_rows(
             rows.problems.append(_problem(one, f"has {len(chosen)} backends, at most {_SLOT_MAX} fit"))
             chosen = chosen[:_SLOT_MAX]
         flags = abi.LbServiceFlags.LB_F_OPEN if external_cluster_ip and _is_cluster_ip(one) else 0
-        if one.frontend.kind is ServiceKind.LOAD_BALANCER and one.service.source_ranges:
-            sources = tuple(_source_key(prefix, service_id) for prefix in one.service.source_ranges)
-            rows.sources.update(dict.fromkeys(sources, _LISTED))
-            rows.sources_of[_service_key(one.frontend.key, 0)] = sources
+        rows.sources.update(dict.fromkeys(_source_keys(one, service_id), _LISTED))
         slots, head = _service_rows(one, service_id, chosen, flags)
         rows.slots.update(slots)
         rows.frontends[_service_key(one.frontend.key, 0)] = head
@@ -270,8 +265,7 @@ def _service_rows(
         flags |= abi.LbServiceFlags.LB_F_TWO_SCOPES
     if one.elsewhere and not chosen:
         head_flags |= abi.LbServiceFlags.LB_F_ELSEWHERE
-    if one.frontend.kind is ServiceKind.LOAD_BALANCER and one.service.source_ranges:
-        head_flags |= _SOURCES[one.service.denies_sources]
+    head_flags |= _source_policy(one)
 
     def value(target: int, more: int = 0) -> bytes:
         return abi.LbService(target, rev_nat=service_id, flags=flags | more, affinity_timeout=timeout).pack()
@@ -308,10 +302,19 @@ def _match_key(backend_id: int, service_id: int) -> bytes:
     return abi.LbAffinityMatch(backend_id, rev_nat=service_id).pack()
 
 
-def _source_key(prefix: Prefix, service_id: int) -> bytes:
-    """Says that the clients in *prefix* are those that the frontend names."""
-    bits = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + prefix_bits16(prefix)
-    return abi.LbSourceKey(bits, rev_nat=service_id, addr=addr16(prefix.network_address)).pack()
+def _source_policy(one: ServedFrontend) -> int:
+    """The flag that says what the source ranges of a frontend mean; 0 where it has none."""
+    if one.frontend.kind is not ServiceKind.LOAD_BALANCER or not one.service.source_ranges:
+        return 0
+    return _SOURCES[one.service.denies_sources]
+
+
+def _source_keys(one: ServedFrontend, service_id: int) -> Iterator[bytes]:
+    """The clients that a frontend names, each as one of its policy's."""
+    if policy := _source_policy(one):
+        for prefix in one.service.source_ranges:
+            bits = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + prefix_bits16(prefix)
+            yield abi.LbSourceKey(bits, service_id, policy, addr16(prefix.network_address)).pack()
 
 
 def _revnat_row(key: FrontendKey, service_id: int) -> tuple[bytes, bytes]:

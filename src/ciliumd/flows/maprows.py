@@ -42,6 +42,7 @@ _ENUMS: Final[dict[tuple[str, str], type[IntEnum]]] = {
     ("PolicyEntry", "verdict"): abi.PolicyVerdict,
     ("CtKey", "kind"): abi.CtKind,
     ("LbServiceKey", "scope"): abi.LbScope,
+    ("LbSourceKey", "policy"): abi.LbServiceFlags,
     ("LbAffinityKey", "kind"): abi.LbClient,
     ("LbBackend", "state"): abi.LbBackendState,
     ("NatKey", "dir"): abi.NatDir,
@@ -167,7 +168,7 @@ def _struct(struct: type[abi.Row] | None, data: bytes, map_name: str) -> Json:
     if struct is abi.IpcacheLpmKey:
         return {"prefix": _prefix(row), "cluster_id": row.cluster_id}
     if struct is abi.LbSourceKey:
-        return {"prefix": _prefix(row), "rev_nat": row.rev_nat}
+        return {"prefix": _prefix(row), "rev_nat": row.rev_nat, "policy": out["policy"]}
     return out
 
 

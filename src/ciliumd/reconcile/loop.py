@@ -13,7 +13,7 @@ executor is passed in.  What the rows mean is not known here.
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -208,6 +208,7 @@ class Reconciler:
                 self._compute(progress)
 
         for progress in self._progress.values():
+            await self._clear_the_way(progress, in_sync=in_sync)
             await self._update(progress, in_sync=in_sync)
         if in_sync:
             for progress in reversed(self._progress.values()):
@@ -271,7 +272,17 @@ class Reconciler:
     async def _delete(self, progress: StageProgress) -> None:
         """Delete the due rows of one stage but those that something may still refer to."""
         due = progress.due_deletions(self._clock())
-        for chunk in _chunks(dict.fromkeys(self._order.ready_deletions(progress, due), b"") if due else {}):
+        await self._delete_rows(progress, self._order.ready_deletions(progress, due) if due else ())
+
+    async def _clear_the_way(self, progress: StageProgress, *, in_sync: bool) -> None:
+        """Delete what nobody reads, and rows of later stages would read when they are written."""
+        if not in_sync or progress.stage.set_of is None:
+            return
+        due = progress.due_deletions(self._clock())
+        await self._delete_rows(progress, self._order.in_the_way(progress, due))
+
+    async def _delete_rows(self, progress: StageProgress, ready: Iterable[bytes]) -> None:
+        for chunk in _chunks(dict.fromkeys(ready, b"")):
             keys = tuple(chunk)
             failed = await self._write(progress, "delete", partial(progress.stage.target.delete, keys), keys)
             progress.record_deletions(keys, failed, self._clock())

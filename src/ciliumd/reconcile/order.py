@@ -29,7 +29,7 @@ class Order:
         if progress.unread or progress.broken:
             progress.held = "target not read" if progress.unread else "desired rows not computed"
             return {}
-        return self._uncovering(progress, self._referring(progress, rows))
+        return self._uncovering(progress, self._reading(progress, self._referring(progress, rows)))
 
     def _uncovering(self, progress: StageProgress, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
         """Those of *rows* that stand in for no row which is still to be written."""
@@ -62,12 +62,44 @@ class Order:
                 ready[key] = value
         return ready
 
+    def _reading(self, progress: StageProgress, rows: dict[bytes, bytes]) -> dict[bytes, bytes]:
+        """Those of *rows* whose sets are whole, and nothing but that where they were not read before."""
+        reads = progress.stage.reads
+        if reads is None:
+            return rows
+        ready: dict[bytes, bytes] = {}
+        for key, value in rows.items():
+            begun = _begun(progress, key, value)
+            waits = [one for one in reads(key, value) if not self._is_whole(*one, exactly=one in begun)]
+            if waits:
+                progress.held = f"updates wait for {waits[0][0]}"
+            else:
+                ready[key] = value
+        return ready
+
+    def in_the_way(self, progress: StageProgress, keys: Collection[bytes]) -> list[bytes]:
+        """
+        Those of *keys*, which are to be deleted, that are in a set which some row is about to read.
+
+        Nobody reads them yet, and whoever begins to would take them for members.
+        """
+        name, set_of = progress.stage.name, progress.stage.set_of
+        if set_of is None or not keys or progress.unread or progress.broken:
+            return []
+        begun: set[tuple[str, bytes]] = set()
+        for dependant in self._dependants[name]:
+            desired = dependant.tracker.desired
+            for key in dependant.tracker.pending_updates:
+                begun |= _begun(dependant, key, desired[key])
+        return [key for key in keys if (name, set_of(key)) in begun]
+
     def ready_deletions(self, progress: StageProgress, keys: Collection[bytes]) -> list[bytes]:
         """Those of *keys* that may be deleted now; says in ``progress.held`` what the others wait for."""
         if progress.unread or progress.broken:
             return []
         name = progress.stage.name
         kept: set[bytes] = set()
+        sets: set[bytes] = set()
         for dependant in self._dependants[name]:
             waits = f"deletions wait for {dependant.stage.name}"
             if dependant.unread or dependant.broken:
@@ -78,7 +110,9 @@ class Order:
                 progress.held = waits
                 return []
             kept |= references
-        ready = [key for key in keys if key not in kept]
+            sets |= {one for stage, one in _still_read(dependant) if stage == name}
+        set_of = progress.stage.set_of
+        ready = [key for key in keys if key not in kept and not (set_of and set_of(key) in sets)]
         if len(ready) < len(keys):
             progress.held = "deletions wait for rows that refer to them"
         return ready
@@ -88,6 +122,37 @@ class Order:
         needed = self._progress[stage]
         value = needed.tracker.desired.get(key)
         return not needed.unread and value is not None and needed.tracker.held(key) == value
+
+    def _is_whole(self, stage: str, which: bytes, *, exactly: bool) -> bool:
+        """Whether the target of *stage* holds every row of a set; *exactly*: and no others of it."""
+        needed = self._progress[stage]
+        set_of, tracker = needed.stage.set_of, needed.tracker
+        if needed.unread or needed.broken or set_of is None:
+            return False
+        pending = chain(tracker.pending_updates, tracker.pending_deletions if exactly else ())
+        return not any(set_of(key) == which for key in pending)
+
+
+def _begun(progress: StageProgress, key: bytes, value: bytes) -> set[tuple[str, bytes]]:
+    """The sets that a row is to read and does not read as it is held."""
+    reads = progress.stage.reads
+    if reads is None:
+        return set()
+    held = progress.tracker.held(key)
+    return set(reads(key, value)) - set(() if held is None else reads(key, held))
+
+
+def _still_read(progress: StageProgress) -> set[tuple[str, bytes]]:
+    """The sets that rows of a stage read as they are held, and no longer are to."""
+    reads, tracker = progress.stage.reads, progress.tracker
+    found: set[tuple[str, bytes]] = set()
+    if reads is None:
+        return found
+    for key in chain(tracker.pending_updates, tracker.pending_deletions):
+        value, wanted = tracker.held(key), tracker.desired.get(key)
+        if value is not None:
+            found |= set(reads(key, value)) - set(() if wanted is None else reads(key, wanted))
+    return found
 
 
 def _old_references(dependant: StageProgress, name: str) -> set[bytes] | None:

@@ -59,6 +59,7 @@ class Changes:
 Compute = Callable[[], Whole | Changes]
 Refers = Callable[[bytes, bytes], Iterable[tuple[str, bytes]]]
 Covers = Callable[[bytes], Iterable[tuple[str, bytes]]]
+SetOf = Callable[[bytes], bytes]
 
 
 class BeforeSync(Enum):
@@ -89,6 +90,10 @@ class Stage:
 
     *covers* answers the rows, of this stage or of earlier ones, that a row would stand in for as long as
     they are missing, as a prefix does for a longer one: it is written after them, and not without them.
+
+    *set_of* answers the set of which a row is a member, *reads* the (stage, set) pairs that a row stands for
+    as a whole, each for itself alone: what is not in a set means something, too.  A row that begins to read
+    a set waits until it has all of its rows and no others, and what it read stays until it no longer does.
     """
 
     name: str
@@ -97,4 +102,6 @@ class Stage:
     needs: tuple[str, ...] = ()
     refers: Refers | None = None
     covers: Covers | None = None
+    set_of: SetOf | None = None
+    reads: Refers | None = None
     before_sync: BeforeSync = BeforeSync.CREATE
