@@ -16,7 +16,8 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
-from ciliumd.desired.lbrows import slot_keys
+from ciliumd.desired.bindports import bind_key
+from ciliumd.desired.lbrows import match_key, slot_keys
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
@@ -170,14 +171,14 @@ def stages(
             name=SERVICE_SLOTS,
             target=targets[SERVICE_SLOTS],
             compute=services("slots"),
-            needs=(BACKENDS, REVNAT),
+            needs=(BACKENDS, REVNAT, AFFINITY_MATCH),
             refers=slot_refers,
         ),
         Stage(
             name=SERVICES,
             target=targets[SERVICES],
             compute=services("frontends"),
-            needs=(REVNAT, SOURCES, SERVICE_SLOTS),
+            needs=(REVNAT, SOURCES, BIND, SERVICE_SLOTS),
             refers=frontend_refers,
             reads=frontend_reads,
         ),
@@ -189,20 +190,24 @@ _RESTRICTED = abi.LbServiceFlags.LB_F_SOURCES_ALLOW | abi.LbServiceFlags.LB_F_SO
 
 
 def slot_refers(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
-    """The backend of a slot, and the revNAT row of its frontend."""
+    """The backend of a slot, the revNAT row of its frontend, and what lets clients with affinity keep it."""
     row = abi.LbService.unpack(value)
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
     yield BACKENDS, row.target.to_bytes(4, "little")
+    if row.flags & abi.LbServiceFlags.LB_F_AFFINITY:
+        yield AFFINITY_MATCH, match_key(row.target, row.rev_nat)
 
 
 def frontend_refers(key: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:
-    """The slots a frontend counts, and its revNAT row."""
+    """The slots a frontend counts, its revNAT row, and what keeps sockets from a NodePort."""
     service, row = abi.LbServiceKey.unpack(key), abi.LbService.unpack(value)
     if not service.port:  # the whole address of a service, which leads nowhere
         return
     yield REVNAT, row.rev_nat.to_bytes(4, "little")
     for slot in slot_keys(service, row.target):
         yield SERVICE_SLOTS, slot
+    if row.flags & abi.LbServiceFlags.LB_F_NODE_PORT:
+        yield BIND, bind_key(service.port, service.protocol)
 
 
 def frontend_reads(_: bytes, value: bytes) -> Iterable[tuple[str, bytes]]:

@@ -17,7 +17,12 @@ _TAKEN = (1).to_bytes(4, "little")
 def bind_rows(served: Iterable[ServedFrontend]) -> dict[bytes, bytes]:
     """A row for each NodePort."""
     return {
-        abi.LbBindKey(one.frontend.port, PROTOCOL_NUMBERS[one.frontend.protocol]).pack(): _TAKEN
+        bind_key(one.frontend.port, PROTOCOL_NUMBERS[one.frontend.protocol]): _TAKEN
         for one in served
         if one.frontend.kind is ServiceKind.NODE_PORT
     }
+
+
+def bind_key(port: int, protocol: int) -> bytes:
+    """The key of a NodePort's row."""
+    return abi.LbBindKey(port, protocol).pack()

@@ -118,7 +118,7 @@ def lb_rows(
             rows.frontends.update([_cluster_ip_row(one.frontend.key)])
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
         if one.service.affinity_timeout:
-            rows.matches.update((_match_key(backend, service_id), _MATCHES) for backend in chosen)
+            rows.matches.update((match_key(backend, service_id), _MATCHES) for backend in chosen)
     rows.states = {key: state for key, state in fitness(with_id).items() if key in backend_ids}
     rows.backends.update(
         backend_row(key, backend_ids[key], state)
@@ -297,7 +297,7 @@ def backend_row(key: BackendKey, backend_id: int, state: BackendState) -> tuple[
     return _U32.pack(backend_id), row.pack()
 
 
-def _match_key(backend_id: int, service_id: int) -> bytes:
+def match_key(backend_id: int, service_id: int) -> bytes:
     """Says that a client may keep this backend of the frontend."""
     return abi.LbAffinityMatch(backend_id, rev_nat=service_id).pack()
 
