@@ -62,6 +62,7 @@ PROGRAMS = (
     Program("kube", "./kube", KUBE_NAMES),
     Program("e2e.test", "./e2e", is_test=True),
     Program("agnhost", "k8s.io/kubernetes/test/images/agnhost"),
+    Program("regression-issue-74839", "k8s.io/kubernetes/test/images/regression-issue-74839"),
     Program("coredns", "./coredns"),
     Program("helm", "helm.sh/helm/v3/cmd/helm"),
     Program("etcd", "go.etcd.io/etcd/server/v3"),

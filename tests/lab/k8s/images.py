@@ -24,11 +24,13 @@ DNS_UTILS: Final = "registry.k8s.io/e2e-test-images/jessie-dnsutils:1.7"
 BUSYBOX: Final = "registry.k8s.io/e2e-test-images/busybox:1.37.0-1"
 COREDNS: Final = "registry.k8s.io/coredns/coredns:v1.12.4"
 DEATHSTAR: Final = "quay.io/cilium/starwars:v2.1"
+BOOM_SERVER: Final = "registry.k8s.io/e2e-test-images/regression-issue-74839:1.2"
 SPACESHIP: Final = "quay.io/cilium/json-mock:v1.3.8"
 
+BOOM: Final = "regression-issue-74839"
 EVERYBODYS: Final = ("/tmp", "/uploads", "/var/tmp")  # noqa: S108 - of the image, not of this machine
-PROGRAMS: Final = ("pause", "agnhost", "coredns", "starwars")
-TOOLS: Final = ("bash", "curl", "nc", "dig", "ip", "ss", "iperf", "getent")
+PROGRAMS: Final = ("pause", "agnhost", "coredns", "starwars", BOOM)
+TOOLS: Final = ("bash", "curl", "nc", "dig", "ip", "ss", "iperf", "getent", "wget")
 # glibc loads these at run time when a name is resolved: ldd does not show them.
 RESOLVERS: Final = ("libnss_files.so.2", "libnss_dns.so.2", "libresolv.so.2")
 ACCOUNTS: Final = """\
@@ -67,6 +69,7 @@ def _images(programs: Path) -> list[Image]:
         Image((PAUSE,), (_only(programs / "pause"),), ("/pause",)),
         Image((COREDNS,), (_only(programs / "coredns"),), ("/coredns",)),
         Image((DEATHSTAR,), (_only(programs / "starwars"),), ("/starwars",)),
+        Image((BOOM_SERVER,), (_only(programs / BOOM),), (f"/{BOOM}",)),
         Image((BUSYBOX, "docker.io/library/busybox:latest"), (base,), (), ("sh",)),
         Image((SPACESHIP,), (base, tools, _only(programs / "pause")), ("/pause",)),
         Image((AGNHOST, DNS_UTILS), (base, tools, _agnhost(programs)), ("/agnhost",), ("pause",)),
