@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``build/dev bench core|cni|cluster [--quick]``: measure, print, and write build/out/bench/SUITE.json.
+``build/dev bench core|services|cni|cluster [--quick]``: measure, print, and write build/out/bench/SUITE.json.
 
 What was not quick and is written there is also kept under docs/evidence/, without samples.
 
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench import cluster, cni, core, machine
+from bench import cluster, cni, core, machine, services
 from bench.result import Section, write_json
 from lab.process import REPOSITORY
 from lab.sweep import sweep
@@ -45,6 +45,7 @@ def pods_in_turns(pods: int) -> Iterator[Section]:
 
 SUITES: Final = {
     "core": Suite(core.PARTS, core.FULL, core.QUICK, core.TOOLS),
+    "services": Suite(services.PARTS, services.FULL, services.QUICK, services.TOOLS),
     "cni": Suite({"cni": pods_in_turns}, 500, 50, ("ip", "nsenter", "setpriv")),
     "cluster": Suite(cluster.PARTS, cluster.FULL, cluster.QUICK, cluster.TOOLS),
 }

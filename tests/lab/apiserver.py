@@ -6,6 +6,7 @@ Programs come from ``$CILIUMD_K8S_BIN`` or ``build/out/k8s``.  Users are told ap
 administrator, and whoever a test gives rights.  Every request of the others is in the audit log.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,11 +14,12 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
+from lab.netns import Namespace, entered
 from lab.process import REPOSITORY, Process, run
 from lab.waiting import eventually
 
@@ -65,12 +67,24 @@ class ApiServer:
     """
     An API server and its etcd in *folder*; a context manager that starts and ends both.
 
-    *users* are names of those who get a token beside the administrator.
+    *users* are names of those who get a token beside the administrator.  Both run here, or, for nodes that
+    are namespaces, in *netns*, where the server listens on *address*.  *wrapper* are words before a command.
     """
 
-    def __init__(self, folder: Path, *, users: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        users: tuple[str, ...] = (),
+        netns: Namespace | None = None,
+        address: str = "127.0.0.1",
+        wrapper: Sequence[str] = (),
+    ) -> None:
         self._bin = programs()
         self._folder = folder
+        self._netns = netns
+        self._wrapper = list(wrapper)
+        self.address = address
         self._port, self._etcd_port, self._peer_port = free_ports(3)
         self._tokens = {name: f"token-of-{name}" for name in (ADMIN, *users)}
         self._etcd: Process | None = None
@@ -79,13 +93,13 @@ class ApiServer:
 
     @property
     def port(self) -> int:
-        """Its port on 127.0.0.1."""
+        """Its port."""
         return self._port
 
     @property
     def url(self) -> str:
         """Where it is served."""
-        return f"https://127.0.0.1:{self._port}"
+        return f"https://{self.address}:{self._port}"
 
     def __enter__(self) -> Self:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +154,7 @@ class ApiServer:
     def kubeconfig(self, user: str = ADMIN, *, port: int = 0, token_file: Path | None = None) -> Path:
         """A kubeconfig of *user*, by way of another *port* if that is given."""
         who = {"tokenFile": str(token_file)} if token_file else {"token": self.token(user)}
-        server = f"https://127.0.0.1:{port or self._port}"
+        server = f"https://{self.address}:{port or self._port}"
         document = {
             "apiVersion": "v1",
             "kind": "Config",
@@ -244,7 +258,12 @@ class ApiServer:
     ) -> Any:
         headers = {"Authorization": f"Bearer {self.token(ADMIN)}", "Content-Type": content}
         request = urllib.request.Request(self.url + path, data, headers, method=method)  # noqa: S310  our own
-        return urllib.request.urlopen(request, context=self.context, timeout=seconds)  # noqa: S310
+        with self.there():
+            return urllib.request.urlopen(request, context=self.context, timeout=seconds)  # noqa: S310
+
+    def there(self) -> contextlib.AbstractContextManager[None]:
+        """Where sockets reach it: this thread is in its namespace meanwhile."""
+        return contextlib.nullcontext() if self._netns is None else entered(self._netns.path)
 
     def _ready(self) -> bool:
         for name, process in (("etcd", self._etcd), ("kube-apiserver", self._server)):
@@ -268,7 +287,8 @@ class ApiServer:
 
     def _launch(self, name: str, command: list[str]) -> Process:
         with (self._folder / f"{name}.log").open("ab") as log:
-            return Process(command, output=log)
+            where = None if self._netns is None else self._netns.path
+            return Process([*self._wrapper, *command], netns=where, output=log)
 
     def _etcd_command(self) -> list[str]:
         client = f"http://127.0.0.1:{self._etcd_port}"
@@ -290,8 +310,8 @@ class ApiServer:
         return [
             f"{self._bin}/kube-apiserver",
             f"--etcd-servers=http://127.0.0.1:{self._etcd_port}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
+            f"--bind-address={self.address}",
+            f"--advertise-address={self.address}",
             "--endpoint-reconciler-type=none",
             f"--secure-port={self._port}",
             f"--cert-dir={folder}/certificates",

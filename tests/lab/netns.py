@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Network namespaces: made by name, entered with nsenter, removed when their context ends."""
 
+import contextlib
+import ctypes
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -13,6 +15,7 @@ from lab.process import Process, run
 
 IP: Final = "/usr/sbin/ip"
 NETNS_DIRECTORY: Final = Path("/run/netns")
+CLONE_NEWNET: Final = 0x40000000
 
 
 class Namespace:
@@ -78,3 +81,20 @@ def veth(left: Namespace, left_name: str, right: Namespace, right_name: str, *, 
     run([IP, "link", "add", *ends[0], "type", "veth", "peer", *ends[1]])
     left.ip("link", "set", left_name, "up")
     right.ip("link", "set", right_name, "up")
+
+
+@contextlib.contextmanager
+def entered(namespace: Path) -> Iterator[None]:
+    """Have this thread in the namespace: sockets it makes belong there for good."""
+    with Path("/proc/thread-self/ns/net").open() as home, namespace.open() as there:
+        _enter(there.fileno())
+        try:
+            yield
+        finally:
+            _enter(home.fileno())
+
+
+def _enter(namespace: int) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(namespace, CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,44 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packet sockets in other namespaces: whole frames go out as they are, and come in as they were."""
 
-import ctypes
-import os
 import socket
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Self
 
-CLONE_NEWNET: Final = 0x40000000
+from lab.netns import entered
+
 ETH_P_ALL: Final = 3
 OUTGOING: Final = 4  # PACKET_OUTGOING: what leaves by the device of the listener
 ROOM: Final = 16 << 20  # bytes that may wait to be read
 RCVBUFFORCE: Final = 33
 
 
-def _enter(namespace: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    with namespace.open() as there:
-        if libc.setns(there.fileno(), CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(namespace))
-
-
 def _opened(namespace: Path, device: str) -> socket.socket:
-    _enter(namespace)
-    end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
-    end.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, ROOM)
-    end.bind((device, ETH_P_ALL))
-    end.setblocking(False)
-    return end
+    with entered(namespace):
+        end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+        end.setsockopt(socket.SOL_SOCKET, RCVBUFFORCE, ROOM)
+        end.bind((device, ETH_P_ALL))
+        end.setblocking(False)
+        return end
 
 
 class RawEnd:
     """One device, in both directions.  A context manager."""
 
     def __init__(self, namespace: Path, device: str) -> None:
-        # A socket belongs to the namespace it was made in: a thread that ends at once enters that.
-        with ThreadPoolExecutor(1) as thread:
-            self._socket = thread.submit(_opened, namespace, device).result()
+        self._socket = _opened(namespace, device)
 
     def send(self, frames: Iterable[bytes]) -> int:
         """How many were sent; a device that is full is waited for."""
