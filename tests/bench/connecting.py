@@ -43,7 +43,7 @@ from lab.waiting import eventually
 
 ASKED: Final = 10
 MANY: Final = 10_000
-CONNECTS: Final = 1000
+CONNECTS: Final = 2000
 DIRECT, DIRECT_INSIDE = "direct", "direct, hook runs"
 SECONDS_PER_ROUND: Final = 20.0
 READY_SECONDS: Final = 600.0

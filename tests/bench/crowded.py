@@ -172,21 +172,21 @@ def compare(section: Section, found: dict[str, Serving], cores: Cores, pairs: in
         take[f"{name}, {FULL}"] = partial(filled, found[FULL].ways[label])
     taken = rounds.run(take, control_of=IPTABLES, rounds=pairs, seconds=pairs * 2 * SECONDS_PER_ROUND)
     control = taken.ratio(rounds.CONTROL, IPTABLES, "connect_us", higher_is_better=False)
+    sound = rounds.sound(control)
     for name in (CILIUMD, *MODES):
         grown = taken.ratio(f"{name}, {FULL}", name, "connect_us", higher_is_better=False)
-        section.add(
-            Figure.of_ratio(
-                f"{name}: connect() p50, full / empty", grown, goal=LOOKUP if name == CILIUMD else None
-            )
-        )
-    ours = f"{CILIUMD}, {FULL}"
+        goal = LOOKUP if name == CILIUMD else None
+        section.add(Figure.of_ratio(f"{name}: connect() p50, full / empty", grown, goal=goal, void=not sound))
     for name in MODES:
-        peer = f"{name}, {FULL}"
-        for quantity, what in (("flows_per_second", "flows opened/s"), ("per_second", "connections/s")):
-            ratio = taken.ratio(ours, peer, quantity, higher_is_better=True)
-            goal = CREATION if quantity == "flows_per_second" else None
-            section.add(Figure.of_ratio(f"{what}, full: ciliumd / {name}", ratio, goal=goal))
-    section.add(Figure.of_ratio(f"connect() p50: control ({IPTABLES} / itself)", control))
+        for quantity, what, goal in (
+            ("flows_per_second", "flows opened/s", CREATION),
+            ("per_second", "connections/s", None),
+        ):
+            compared = taken.ratio(f"{CILIUMD}, {FULL}", f"{name}, {FULL}", quantity, higher_is_better=True)
+            section.add(
+                Figure.of_ratio(f"{what}, full: ciliumd / {name}", compared, goal=goal, void=not sound)
+            )
+    section.add(rounds.control_figure("connect() p50", IPTABLES, control))
     for name, columns in taken.columns.items():
         told = spread(columns["connect_us"], 1)
         section.add(Figure.of(f"{name}: connect() min / median / max", told, "us", note="today"))

@@ -72,19 +72,28 @@ def report(
 ) -> bool:
     """Figures of ciliumd against each peer of *goals* in one quantity; False when the run is void."""
     control = taken.ratio(CONTROL, control_of, quantity, higher_is_better=higher_is_better)
-    sound = CONTROL_RANGE[0] <= control.low and control.high <= CONTROL_RANGE[1]
     for peer, goal in goals.items():
         compared = taken.ratio("ciliumd", peer, quantity, higher_is_better=higher_is_better)
-        section.add(Figure.of_ratio(f"{what}: ciliumd / {peer}", compared, goal=goal, void=not sound))
-    section.add(
-        Figure(
-            f"{what}: control ({control_of} / itself)",
-            round(control.median, 4),
-            low=round(control.low, 4),
-            high=round(control.high, 4),
-            goal="0.97 to 1.03",
-            met=sound,
-            note="" if sound else "VOID: machine too unsteady, or too few pairs, for the ratios above",
+        section.add(
+            Figure.of_ratio(f"{what}: ciliumd / {peer}", compared, goal=goal, void=not sound(control))
         )
+    section.add(control_figure(what, control_of, control))
+    return sound(control)
+
+
+def sound(control: Ratio) -> bool:
+    """Whether the machine was steady enough for ratios to say something."""
+    return CONTROL_RANGE[0] <= control.low and control.high <= CONTROL_RANGE[1]
+
+
+def control_figure(what: str, control_of: str, control: Ratio) -> Figure:
+    """The ratio of a path to itself."""
+    return Figure(
+        f"{what}: control ({control_of} / itself)",
+        round(control.median, 4),
+        low=round(control.low, 4),
+        high=round(control.high, 4),
+        goal="0.97 to 1.03",
+        met=sound(control),
+        note="" if sound(control) else "VOID: machine too unsteady, or too few pairs, for the ratios above",
     )
-    return sound
