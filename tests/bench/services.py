@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from bench import connecting, crowded
+from bench import connecting, crowded, sockets
 from bench.programming import Amount
 from bench.programming import measure as programmed
 from bench.result import Section
@@ -40,6 +40,11 @@ QUICK: Final = Effort(
 Part = Callable[[Effort], Iterator[Section]]
 
 
+def counts(effort: Effort) -> Iterator[Section]:
+    """What does not depend on the machine."""
+    yield sockets.measure(services=effort.services)
+
+
 def connections(effort: Effort) -> Iterator[Section]:
     """P3 and P4."""
     yield from connecting.measure(pairs=effort.pairs, services=effort.services)
@@ -56,6 +61,7 @@ def programming(effort: Effort) -> Iterator[Section]:
 
 
 PARTS: Final[dict[str, Part]] = {
+    "counts": counts,
     "conntrack": conntrack,
     "connections": connections,
     "programming": programming,

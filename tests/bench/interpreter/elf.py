@@ -2,8 +2,8 @@
 """
 Programs of an object file: instructions by program, and what their 64-bit constants refer to.
 
-Reads exactly what clang writes for our objects: 64-bit little-endian, programs in "tc", no calls between
-functions.
+Reads exactly what clang writes for our objects: 64-bit little-endian, programs in "tc" or in a section for
+each hook of sockets, no calls between functions.
 """
 
 import struct
@@ -19,7 +19,8 @@ INSTRUCTION: Final = struct.Struct("<BBhi")
 TYPE_FUNCTION: Final = 2
 R_BPF_64_64: Final = 1
 LD_IMM64: Final = 0x18
-PROGRAMS, MAPS, READ_ONLY = "tc", ".maps", ".rodata"
+MAPS, READ_ONLY = ".maps", ".rodata"
+PROGRAMS: Final = ("tc", "cgroup/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +74,13 @@ def read(data: bytes) -> Image:
     sections = _sections(data)
     symbols = list(_symbols(sections))
     places = {section.name: index for index, section in enumerate(sections)}
-    code = sections[places[PROGRAMS]].data
-    references = _references(sections, symbols, places)
-    programs = {
-        symbol.name: tuple(_instructions(code, symbol, references))
-        for symbol in symbols
-        if symbol.kind == TYPE_FUNCTION and symbol.section == places[PROGRAMS]
-    }
+    programs = {}
+    for index, section in enumerate(sections):
+        if section.name.startswith(PROGRAMS):
+            references = _references(sections, symbols, places.get(f".rel{section.name}"))
+            for symbol in symbols:
+                if symbol.kind == TYPE_FUNCTION and symbol.section == index:
+                    programs[symbol.name] = tuple(_instructions(section.data, symbol, references))
     read_only = places.get(READ_ONLY)
     return Image(
         programs,
@@ -102,11 +103,11 @@ def _symbols(sections: list[_Section]) -> Iterator[_Symbol]:
         yield _Symbol(_text(names, name), info & 0xF, section, value, size)
 
 
-def _references(
-    sections: list[_Section], symbols: list[_Symbol], places: dict[str, int]
-) -> dict[int, Reference]:
-    found = {}
-    for offset, info in RELOCATION.iter_unpack(sections[places[f".rel{PROGRAMS}"]].data):
+def _references(sections: list[_Section], symbols: list[_Symbol], place: int | None) -> dict[int, Reference]:
+    found: dict[int, Reference] = {}
+    if place is None:
+        return found
+    for offset, info in RELOCATION.iter_unpack(sections[place].data):
         symbol = symbols[info >> 32]
         if info & 0xFFFFFFFF == R_BPF_64_64:
             found[offset] = Reference(sections[symbol.section].name, symbol.name, symbol.value)

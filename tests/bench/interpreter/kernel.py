@@ -192,9 +192,12 @@ HELPERS: Final[dict[int, tuple[str, Callable[..., int]]]] = {
     23: ("redirect", Kernel.redirect),
     26: ("packet read", Kernel.load_bytes),
     32: ("packet type", Kernel.nothing),
+    46: ("socket cookie", Kernel.nothing),
     69: ("route lookup", Kernel.fib_lookup),
+    122: ("namespace cookie", Kernel.nothing),
     131: ("event", Kernel.reserve),
     132: ("event submit", Kernel.nothing),
     152: ("redirect", Kernel.redirect),
     155: ("redirect", Kernel.redirect),
+    187: ("errno", Kernel.nothing),
 }

@@ -5,6 +5,7 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from socket import AF_INET, SOCK_STREAM, inet_aton, inet_ntoa
 from typing import Final
 
 from bench.interpreter.elf import MAPS, Image, Reference, read
@@ -15,10 +16,14 @@ from ciliumd import abi
 from ciliumd.bpf import Generation, Map
 from ciliumd.bpf.object import embedded, encode_option
 
-OBJECTS: Final = ("entry", "host", "lxc")
+OBJECTS: Final = ("entry", "host", "lxc", "sock")
 CALLS, HOOKS = "calls", "cilium_hooks_v1"
 SKB_BYTES: Final = 192
 LEN, MARK, IFINDEX = 0, 8, 40
+# struct bpf_sock_addr
+SOCK_ADDR_BYTES: Final = 72
+USER_FAMILY, USER_IP4, USER_PORT, FAMILY, TYPE, PROTOCOL = 0, 4, 24, 28, 32, 36
+TCP: Final = 6
 MOST_PROGRAMS: Final = 33
 POLICY_MAPS: Final = ("cilium_policy_classes_v1", "cilium_policy_rules_v1")
 CONNTRACK: Final = "cilium_ct_v1"
@@ -66,6 +71,16 @@ class Walked:
     counts: Counts
 
 
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """Verdict on a connect(), where it goes, and the counts."""
+
+    verdict: int
+    address: str
+    port: int
+    counts: Counts
+
+
 class Interpreter:
     """Programs of a loaded generation, read again from the objects they were loaded from."""
 
@@ -80,11 +95,32 @@ class Interpreter:
 
     def walk(self, program: str, packet: bytes, *, ifindex: int, mark: int = 0) -> Walked:
         """Interpret one packet from an entry program on; the kernel's maps stay as they are."""
-        memory, data = Memory(), bytearray(packet)
-        kernel = Kernel(memory, data, self._target, self._route)
-        context = bytearray(SKB_BYTES)
+        data, context = bytearray(packet), bytearray(SKB_BYTES)
         for offset, value in ((LEN, len(packet)), (MARK, mark), (IFINDEX, ifindex)):
             struct.pack_into("=I", context, offset, value)
+        action, counts = self._run(program, context, data)
+        return Walked(action, bytes(data), struct.unpack_from("=I", context, MARK)[0], counts)
+
+    def connect(self, address: str, port: int) -> Connected:
+        """Interpret the hook of a TCP connection; the socket's cookie is 0, and its namespace's."""
+        context = bytearray(SOCK_ADDR_BYTES)
+        for offset, value in (
+            (USER_FAMILY, AF_INET),
+            (FAMILY, AF_INET),
+            (TYPE, SOCK_STREAM),
+            (PROTOCOL, TCP),
+        ):
+            struct.pack_into("=I", context, offset, value)
+        context[USER_IP4 : USER_IP4 + 4] = inet_aton(address)
+        struct.pack_into("!H", context, USER_PORT, port)
+        verdict, counts = self._run("sock_connect4", context, bytearray())
+        where = inet_ntoa(context[USER_IP4 : USER_IP4 + 4]), struct.unpack_from("!H", context, USER_PORT)[0]
+        return Connected(verdict, *where, counts)
+
+    def _run(self, program: str, context: bytearray, data: bytearray) -> tuple[int, Counts]:
+        """What the last program of a walk ends with; context and data are as it left them."""
+        memory = Memory()
+        kernel = Kernel(memory, data, self._target, self._route)
         at = memory.add(context)
         read_only = {name: memory.add(self._read_only(image)) for name, image in self._images.items()}
         passed: list[str] = []
@@ -113,7 +149,7 @@ class Interpreter:
         counts = Counts(
             tuple(passed), executed, kernel.lookups, kernel.updates, kernel.kinds, Counter(kernel.helpers)
         )
-        return Walked(action, bytes(data), struct.unpack_from("=I", context, MARK)[0], counts)
+        return action, counts
 
     def _map(self, name: str) -> Map:
         known = self._generation.maps.get(name)
