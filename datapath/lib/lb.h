@@ -44,7 +44,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct lb_source_key);
 	__type(value, __u32);
-} cilium_lb_source_ranges_v1 SEC(".maps");
+} cilium_lb_source_range_v1 SEC(".maps");
 
 enum {
 	/* Frontends that are reached from outside, too. */
@@ -115,7 +115,7 @@ static __always_inline int lb_admits(const struct lb_slot *service, const struct
 	key.rev_nat = service->rev_nat;
 	key.policy = service->flags & LB_F_SOURCES;
 	key.addr = *source;
-	listed = bpf_map_lookup_elem(&cilium_lb_source_ranges_v1, &key) != NULL;
+	listed = bpf_map_lookup_elem(&cilium_lb_source_range_v1, &key) != NULL;
 	return service->flags & LB_F_SOURCES_DENY ? !listed : listed;
 }
 

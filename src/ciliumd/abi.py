@@ -1628,8 +1628,8 @@ MAPS: dict[str, MapSpec] = {
             "pad0@20:4:u32}"
         ),
     ),
-    "cilium_lb_source_ranges_v1": MapSpec(
-        "cilium_lb_source_ranges_v1",
+    "cilium_lb_source_range_v1": MapSpec(
+        "cilium_lb_source_range_v1",
         MapType.LPM_TRIE,
         24,
         4,
@@ -1892,4 +1892,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "9aae85c436a814843b55453bc63c0d8fab27a780d3d22b8efb6ad90babfde8f4"
+ABI_HASH = "043467882f00ce6215279fdfbd3cbf8df64702762a218e67bb712f30e0b57248"

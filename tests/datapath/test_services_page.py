@@ -141,7 +141,7 @@ def by_map(rows: LbRows) -> dict[str, dict[bytes, bytes]]:
         "cilium_lb_backends_v1": rows.backends,
         "cilium_lb_revnat_v1": rows.revnat,
         "cilium_lb_affinity_match_v1": rows.matches,
-        "cilium_lb_source_ranges_v1": rows.sources,
+        "cilium_lb_source_range_v1": rows.sources,
         "cilium_lb_services_v1": rows.services,
     }
 

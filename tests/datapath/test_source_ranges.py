@@ -36,14 +36,14 @@ def list_sources(datapath: Datapath, flag: int, *ranges: str, number: int = FRON
     """Rows of these ranges, as those of a policy."""
     for one in map(IPv4Network, ranges):
         key = LbSourceKey(32 + 96 + one.prefixlen, number, flag, a16(str(one.network_address)))
-        datapath.map("lb_source_ranges").update(key.pack(), u32(1))
+        datapath.map("lb_source_range").update(key.pack(), u32(1))
 
 
 def restrict(
     datapath: Datapath, flag: int, *ranges: str, protocol: int = TCP, number: int = FRONTEND
 ) -> None:
     """A balancer's address with these ranges and pod one behind it."""
-    rows = datapath.map("lb_source_ranges")
+    rows = datapath.map("lb_source_range")
     for key in [key for key, _ in rows.items() if LbSourceKey.unpack(key).rev_nat == number]:
         rows.delete(key)
     list_sources(datapath, flag, *ranges, number=number)

@@ -220,7 +220,7 @@ def restricted(node: Node) -> tuple[str, set[str]]:
         for flag in row["value"]["flags"]
         if flag.startswith("sources-")
     }
-    ranges = {row["key"]["prefix"] for row in node.agent.get("map/cilium_lb_source_ranges_v1")}
+    ranges = {row["key"]["prefix"] for row in node.agent.get("map/cilium_lb_source_range_v1")}
     return " ".join(flags), ranges
 
 

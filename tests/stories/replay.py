@@ -89,7 +89,7 @@ class Node:
             "cilium_lb_backends_v1": dict(plan.services.rows.backends),
             "cilium_lb_revnat_v1": dict(plan.services.rows.revnat),
             "cilium_lb_affinity_match_v1": dict(plan.services.rows.matches),
-            "cilium_lb_source_ranges_v1": dict(plan.services.rows.sources),
+            "cilium_lb_source_range_v1": dict(plan.services.rows.sources),
             "cilium_lb_services_v1": dict(plan.services.rows.services),
             "cilium_endpoints_v1": dict(plan.endpoint_rows.facts),
             "cilium_lxc_v1": dict(plan.endpoint_rows.addresses),

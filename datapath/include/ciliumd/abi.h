@@ -302,7 +302,7 @@ enum cil_lb_service_flags {
 	LB_F_TWO_SCOPES = 64, /* inside the cluster, the rows of LB_SCOPE_INTERNAL count instead */
 	LB_F_OPEN = 128,      /* a cluster address that is reached from outside, too */
 	LB_F_ELSEWHERE = 256, /* no backend here may be chosen, but there are some elsewhere */
-	LB_F_SOURCES_ALLOW = 512, /* only who is in cilium_lb_source_ranges_v1 may ask */
+	LB_F_SOURCES_ALLOW = 512, /* only who is in cilium_lb_source_range_v1 may ask */
 	LB_F_SOURCES_DENY = 1024, /* who is in it may not */
 };
 
@@ -340,7 +340,7 @@ struct lb_revnat {
 };
 
 /*
- * cilium_lb_source_ranges_v1: LPM -> 1, the ranges of addresses that a frontend with LB_F_SOURCES_ALLOW
+ * cilium_lb_source_range_v1: LPM -> 1, the ranges of addresses that a frontend with LB_F_SOURCES_ALLOW
  * or LB_F_SOURCES_DENY names; prefixlen counts rev_nat and policy (32) + address bits.  Ranges to allow
  * and ranges to deny are rows apart, so the one write of a frontend that changes its flag changes at
  * once which are read, too.

@@ -69,7 +69,7 @@ PRESSURE_MAPS = (
     "cilium_lb_revnat_v1",
     "cilium_lb_affinity_v1",
     "cilium_lb_affinity_match_v1",
-    "cilium_lb_source_ranges_v1",
+    "cilium_lb_source_range_v1",
     "cilium_lb_bind_v1",
     "cilium_lxc_v1",
     "cilium_ifindex_v1",

@@ -94,7 +94,7 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
             "cilium_lb_revnat_v1": settings.bpf_lb_map_max,
             "cilium_lb_affinity_v1": settings.bpf_lb_map_max,
             "cilium_lb_affinity_match_v1": settings.bpf_lb_map_max,
-            "cilium_lb_source_ranges_v1": settings.bpf_lb_map_max,
+            "cilium_lb_source_range_v1": settings.bpf_lb_map_max,
             "cilium_lb_bind_v1": settings.bpf_lb_map_max,
             "cilium_ipcache_v1": settings.bpf_ipcache_max,
             "cilium_ipcache_lpm_v1": settings.bpf_ipcache_max,

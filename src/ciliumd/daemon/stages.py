@@ -31,7 +31,7 @@ BACKENDS, REVNAT, SERVICES = "cilium_lb_backends_v1", "cilium_lb_revnat_v1", "ci
 # Slots of cilium_lb_services_v1 are a stage of their own: a frontend that counts slots which did not fit
 # into the map would lose the packets sent to them.
 SERVICE_SLOTS = "cilium_lb_services_v1.slots"
-AFFINITY_MATCH, SOURCES = "cilium_lb_affinity_match_v1", "cilium_lb_source_ranges_v1"
+AFFINITY_MATCH, SOURCES = "cilium_lb_affinity_match_v1", "cilium_lb_source_range_v1"
 BIND = "cilium_lb_bind_v1"
 DEVICES, NODES = "cilium_devices_v1", "cilium_nodes_v1"
 ROUTES = RemoteRoutes.name

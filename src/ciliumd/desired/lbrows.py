@@ -62,7 +62,7 @@ class DanglingRowError(ValueError):
 class LbRows:
     """
     Rows of ``cilium_lb_backends_v1``, ``cilium_lb_revnat_v1``, ``cilium_lb_affinity_match_v1`` (*matches*),
-    ``cilium_lb_source_ranges_v1`` (*sources*) and ``cilium_lb_services_v1``.
+    ``cilium_lb_source_range_v1`` (*sources*) and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
     written after all of them.  *states* are how fit the backends with an id are.

@@ -65,7 +65,7 @@ _PLAIN_VALUES: Final = {
     "cilium_ifindex_v1": "slot",
     "cilium_netns_v1": "slot",
     "cilium_event_losses_v1": "lost",
-    "cilium_lb_source_ranges_v1": "listed",
+    "cilium_lb_source_range_v1": "listed",
 }
 
 

@@ -201,7 +201,7 @@ def test_source_ranges_are_rows_of_load_balancer_frontends(denies: bool) -> None
         abi.LbSourceKey(32 + 32, 8, wanted, addr16(ip_address("2001:db8::"))),
     ]
     assert [
-        decode_row("cilium_lb_source_ranges_v1", *one)["key"]["prefix"] for one in rows.sources.items()
+        decode_row("cilium_lb_source_range_v1", *one)["key"]["prefix"] for one in rows.sources.items()
     ] == [str(one) for one in RANGES]
     flags = {
         abi.LbServiceKey.unpack(name).slot: abi.LbService.unpack(row).flags & _EITHER
