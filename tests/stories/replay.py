@@ -72,9 +72,9 @@ class Node:
         self._rows_of[resource.key] = {(table, key) for table, key, _ in rows}
 
     def settle(self) -> None:
-        """Plan, and plan again once what is unused may go."""
+        """Plan: prefixes, then the rules that name them, and again once what is unused may go."""
         plan = self._plan
-        for _ in range(2):
+        for _ in range(3):
             plan.refresh()
             changes = plan.policy_changes()
             for key in changes.removals:

@@ -184,8 +184,9 @@ class Agent:
         return number
 
     def endpoint_ready(self, endpoint: EndpointSpec) -> bool:
-        """Whether packets of the endpoint find all their rows, as they are wanted now."""
-        if endpoint.id not in self.plan.policy.versions:
+        """Whether packets of the endpoint find all their rows, as they are wanted now, and rules in force."""
+        policy = self.plan.policy
+        if endpoint.id not in policy.versions or endpoint.id in policy.waiting:
             return False
         for name, key in endpoint_keys(endpoint):
             tracker = self.reconciler.tracker(name)
@@ -274,6 +275,8 @@ class Agent:
         look()
         await read.wait()
         await self.reconciler.flush()
+        while self.plan.policy.waiting:
+            await self.reconciler.flush()
         self.synced = True
 
     async def pod_known(self, namespace: str, pod: str) -> None:

@@ -147,7 +147,10 @@ class Answers:
         named: NamedPorts = frozenset()
         if endpoint is not None:
             named = self._agent.plan.named_ports_of(endpoint)
-        return Party(identity, self._agent.plan.labels.get(number, frozenset()), named_ports=named)
+        policy = self._agent.plan.policy
+        rules = policy.rules.get(number) if number in policy.waiting and number in policy.versions else None
+        labels = self._agent.plan.labels.get(number, frozenset())
+        return Party(identity, labels, named_ports=named, rules=rules)
 
     async def map_rows(self, name: str) -> list[Json]:
         """Decoded rows of a live map."""

@@ -157,6 +157,7 @@ async def build(
         ),
         executor=writer,
         may_delete=lambda: tables.in_sync,
+        unfinished=plan.prefixes.unfinished,
         observer=agent.observer,
         drift_interval=settings.drift_interval,
     )
@@ -266,7 +267,8 @@ def _label_filter(settings: Settings) -> LabelFilter:
 
 
 def _restore_versions(agent: Agent) -> None:
-    """Policy versions of an earlier agent, and who is under which."""
+    """Policy versions of an earlier agent, who is under which, and the prefixes they tell apart."""
+    agent.plan.prefixes.identity_at = stages.prefixes_written(agent.reconciler)
     tracker = agent.reconciler.tracker
     live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
     agent.plan.restore_versions(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
+from ciliumd.daemon.prefixes import Prefixes
 from ciliumd.daemon.service_plan import ServicePlan, Surroundings
 from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
@@ -22,6 +23,7 @@ from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
@@ -64,12 +66,13 @@ class NodeFacts:
 
 @dataclass(slots=True)
 class PolicyView:
-    """Who is under which policy, for the CLI and for events."""
+    """Who is under which policy, for the CLI and for events; *waiting* endpoints have another one coming."""
 
     rules: dict[int, EndpointRules] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
     states: dict[int, MapState] = field(default_factory=dict)
     cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    waiting: frozenset[int] = frozenset()
 
 
 class NotPlanned(RuntimeError):
@@ -102,6 +105,7 @@ class NodePlan:
         self.condemned: Callable[[], frozenset[int]] = frozenset
         self.on_unallocated: Callable[[], None] = _nobody_asks
         self.policy_revision = 0
+        self.prefixes = Prefixes(self._identity_planned_for)
         self._tables = tables
         self._clock = clock
         self._policies = PolicyVersions(
@@ -110,7 +114,7 @@ class NodePlan:
         self._policy_rounds = 0
         self._beyond = Beyond()
         self._guard = NO_GUARD
-        self._prefixes: set[Prefix] = set()
+        self._named: dict[Prefix, NumericIdentity] = {}
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
         self._found: dict[str, Mapping[ObjectKey, Problem]] = {}
@@ -119,6 +123,7 @@ class NodePlan:
     def restore_versions(self, rows: Mapping[bytes, bytes], *, versions: Mapping[int, int]) -> None:
         """Start from the policy versions the kernel holds, as flat rows, and those by endpoint id."""
         self._policies.restore(rows, versions)
+        self.prefixes.restore(self._tables.prefixes.view())
 
     def set_addresses(self, addresses: tuple[Addr, ...], node_port_addresses: tuple[Addr, ...]) -> None:
         """The node's own addresses may have changed."""
@@ -162,13 +167,6 @@ class NodePlan:
             *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes", "cluster_identities"),
             extra=(self.condemned(),),
         )
-        self._plan(
-            "policy",
-            self._plan_policies,
-            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
-            *("cluster_identities", "remote_endpoints"),
-        )
-        self._policies.retire(self._clock())
         api_servers = cluster_stage.api_server_addresses(self._slices_of(cluster_stage.API_SERVER))
         self._plan(
             "beyond",
@@ -176,11 +174,21 @@ class NodePlan:
             *("nodes", "remote_endpoints"),
             extra=(self.node, api_servers),
         )
+        self.prefixes.look(self._named, self._beyond.prefixes)
+        self._plan(
+            "policy",
+            self._plan_policies,
+            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+            *("cluster_identities", "remote_endpoints"),
+            extra=(self.prefixes.awaited, self.prefixes.stand_ins),
+        )
+        self._policies.retire(self._clock())
+        self.prefixes.settle(self._tables.prefixes.view(), self._policies)
         self._plan(
             "rows",
             self._plan_endpoints,
             *("endpoints", "identities", "prefixes"),
-            extra=(self.node, self._policy_rounds, self._beyond),
+            extra=(self.node, self._policy_rounds, self._beyond, self.prefixes.carried),
         )
         self._plan(
             "guard",
@@ -234,10 +242,12 @@ class NodePlan:
         }
         self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
         self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
-        self._prefixes = cidrs(tables.policies.values())
-        prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), self._prefixes)
+        named = cidrs(tables.policies.values())
+        prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
         for prefix, number in prefixes.assigned.items():
             tables.prefixes.set(prefix, number)
+        numbers = tables.prefixes.view()
+        self._named = {prefix: numbers[prefix] for prefix in named if prefix in numbers}
         self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
         self._report(
             "CIDR",
@@ -296,15 +306,28 @@ class NodePlan:
             tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
         )
         self._policies.update(
-            tables.policies.view(), subjects, World(self.known_identities, named_ports), now=self._clock()
+            tables.policies.view(),
+            subjects,
+            World(self.known_identities, named_ports, self.prefixes.awaited, self.prefixes.stand_ins),
+            now=self._clock(),
         )
         self.policy.rules = self._policies.rules
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states
+        self.policy.waiting = self._policies.waiting
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._report("Endpoint", dict(self._endpoint_problems()))
+        self._report(
+            "ipcache",
+            {
+                ("CIDR", "", str(prefix)): Problem(
+                    "", "it is not in the ipcache: what is around it is as closed"
+                )
+                for prefix in self.prefixes.missing
+            },
+        )
 
     def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
         """Endpoints that are not under the policies as written."""
@@ -342,11 +365,14 @@ class NodePlan:
             endpoints,
             self.identities,
             host_addresses=self.node.addresses,
-            # A prefix no policy names keeps its number for a while, but nobody carries it any more.
-            prefixes={
-                prefix: number for prefix, number in tables.prefixes.items() if prefix in self._prefixes
-            },
+            prefixes=self.prefixes.carried,
             beyond=self._beyond,
+        )
+
+    def _identity_planned_for(self, prefix: Prefix) -> NumericIdentity | None:
+        """As if everything planned were written, for whoever has no maps."""
+        return ipcache_stage.identity_of(
+            prefix, self.ipcache_rows.addresses.get, self.ipcache_rows.prefixes.get
         )
 
     def _plan_guard(self, api_servers: frozenset[Addr]) -> None:

@@ -24,6 +24,8 @@ from ciliumd.desired.policy import (
     packed_rules,
     unpacked,
 )
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey
@@ -62,6 +64,11 @@ class PolicyVersions:
     def problems(self) -> dict[int, str]:
         """Why an endpoint is not under its rules."""
         return self._versions.problems
+
+    @property
+    def waiting(self) -> frozenset[int]:
+        """Endpoints whose rules are to come into force in a later round."""
+        return self._versions.waiting
 
     @property
     def states(self) -> dict[int, MapState]:
@@ -130,6 +137,14 @@ class PolicyVersions:
         for version, state in todo.added.items():
             self._write(_packed(version, state))
         self._versions.commit(todo, now=now)
+
+    def named(self) -> set[Prefix]:
+        """The prefixes that rules in force name."""
+        return self._versions.named()
+
+    def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
+        """Whether a version of other rules than those in force judges the two differently."""
+        return self._versions.tell_apart(one, other)
 
     def next_retirement(self) -> float | None:
         """When an unused version may go; None when there is none."""

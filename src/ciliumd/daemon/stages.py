@@ -17,8 +17,12 @@ from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
 from ciliumd.desired.bindports import bind_key
+from ciliumd.desired.ipcache import identity_of
 from ciliumd.desired.lbrows import match_key, slot_keys
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Prefix
 from ciliumd.net.overlay import RemoteRoutes, route_rows
+from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
 
@@ -110,12 +114,15 @@ def stages(
             target=targets[IPCACHE],
             compute=whole(lambda: plan.ipcache_rows.addresses, part="rows"),
             needs=(NODES, STATES),
+            outlives=(STATES,),
         ),
         Stage(
             name=IPCACHE_LPM,
             target=targets[IPCACHE_LPM],
             compute=whole(lambda: plan.ipcache_rows.prefixes, part="rows"),
             needs=(NODES, STATES),
+            # A word that still names rules with an exception goes on needing the exception.
+            outlives=(STATES,),
             # An exception that is not there yet would be let in with what it is an exception of.
             covers=lambda key: (
                 (IPCACHE if single else IPCACHE_LPM, inner)
@@ -183,6 +190,12 @@ def stages(
             reads=frontend_reads,
         ),
     ]
+
+
+def prefixes_written(reconciler: Reconciler) -> Callable[[Prefix], NumericIdentity | None]:
+    """What answers the identity that a prefix has in the ipcache as it was written."""
+    addresses, prefixes = reconciler.tracker(IPCACHE), reconciler.tracker(IPCACHE_LPM)
+    return lambda prefix: identity_of(prefix, addresses.held, prefixes.held)
 
 
 _SOURCE_SET = Struct("<HH")

@@ -7,7 +7,7 @@ identity whatever prefixes policies mention.  Prefixes never name pods; those of
 say where a pod is that nobody has published yet.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -122,6 +122,19 @@ def _within(prefixes: Collection[Prefix]) -> dict[bytes, list[tuple[bool, bytes]
 
 def _holds(outer: Prefix, inner: Prefix) -> bool:
     return outer.version == inner.version and inner.network_address in outer
+
+
+def identity_of(
+    prefix: Prefix,
+    addresses: Callable[[bytes], bytes | None],
+    prefixes: Callable[[bytes], bytes | None],
+) -> NumericIdentity | None:
+    """The identity that the row of *prefix* gives, from what the two maps hold; None if there is no row."""
+    if is_single(prefix):
+        row = addresses(address_key(prefix.network_address))
+    else:
+        row = prefixes(prefix_key(prefix))
+    return None if row is None else abi.IpcacheEntry.unpack(row).identity
 
 
 def address_key(addr: Addr) -> bytes:

@@ -87,7 +87,11 @@ class ReconcilerStatus:
 
 
 class Reconciler:
-    """Keeps the targets of *stages* equal to what their ``compute`` answers."""
+    """
+    Keeps the targets of *stages* equal to what their ``compute`` answers.
+
+    *unfinished* is asked after every round whether what it wrote makes another one necessary.
+    """
 
     def __init__(
         self,
@@ -95,6 +99,7 @@ class Reconciler:
         *,
         executor: Executor,
         may_delete: Callable[[], bool],
+        unfinished: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         backoff: Backoff | None = None,
@@ -106,6 +111,7 @@ class Reconciler:
         self._progress = {each.stage.name: each for each in progress}
         self._executor = executor
         self._may_delete = may_delete
+        self._unfinished = unfinished
         self._observer: Observer = observer or NoObserver()
         self._clock = clock
         self._throttle = throttle
@@ -183,6 +189,8 @@ class Reconciler:
             waiters, self._waiters = self._waiters, []
             try:
                 await self._round(check_drift=check_drift)
+                if self._unfinished():
+                    self.trigger()
             finally:
                 for waiter in waiters:
                     if not waiter.done():

@@ -98,6 +98,11 @@ class Order:
         if progress.unread or progress.broken:
             return []
         name = progress.stage.name
+        for other in progress.stage.outlives:
+            outlived = self._progress[other]
+            if outlived.unread or outlived.broken or outlived.tracker.pending_updates:
+                progress.held = f"deletions wait for {other}"
+                return []
         kept: set[bytes] = set()
         sets: set[bytes] = set()
         for dependant in self._dependants[name]:
@@ -181,6 +186,6 @@ def _check(stages: Sequence[Stage]) -> None:
     for stage in stages:
         if stage.name in seen:
             raise ValueError(f"two stages are named {stage.name}")
-        if missing := [name for name in stage.needs if name not in seen]:
+        if missing := [name for name in (*stage.needs, *stage.outlives) if name not in seen]:
             raise ValueError(f"stage {stage.name} needs {', '.join(missing)}, which must come before it")
         seen.add(stage.name)

@@ -94,6 +94,9 @@ class Stage:
     *set_of* answers the set of which a row is a member, *reads* the (stage, set) pairs that a row stands for
     as a whole, each for itself alone: what is not in a set means something, too.  A row that begins to read
     a set waits until it has all of its rows and no others, and what it read stays until it no longer does.
+
+    *outlives* names earlier stages whose rows are read together with this one's as they were written: nothing
+    is deleted here while a change of theirs is not written.
     """
 
     name: str
@@ -104,4 +107,5 @@ class Stage:
     covers: Covers | None = None
     set_of: SetOf | None = None
     reads: Refers | None = None
+    outlives: tuple[str, ...] = ()
     before_sync: BeforeSync = BeforeSync.CREATE

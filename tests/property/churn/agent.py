@@ -24,7 +24,7 @@ from ciliumd.daemon import stages as names
 from ciliumd.daemon.plan import NodeFacts, NodePlan
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.daemon.release import IDENTITY_REST, Release
-from ciliumd.daemon.stages import stages
+from ciliumd.daemon.stages import prefixes_written, stages
 from ciliumd.kubernetes.client import Api, Listing, ObjectName
 from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.kubernetes.lastgood import LastGoodPolicies
@@ -136,8 +136,10 @@ class Agent:
             self.stages(),
             executor=Inline(),
             may_delete=lambda: self.tables.in_sync,
+            unfinished=self.plan.prefixes.unfinished,
             clock=self._clock,
         )
+        self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
         self._release = Release(
             self.tables,
             self.plan,
@@ -201,6 +203,8 @@ class Agent:
         """Rounds, with numbers claimed at once, until nothing is left to do."""
         for _ in range(_ROUNDS):
             self.round()
+            if self.plan.prefixes.awaited:
+                continue
             if not self.plan.unclaimed:
                 return
             for labels, number in list(self.plan.unclaimed.items()):

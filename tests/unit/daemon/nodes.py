@@ -4,6 +4,7 @@
 from ipaddress import IPv4Address, ip_address, ip_network
 
 from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.desired.ipcache import IpcacheRows, identity_of
 from ciliumd.desired.policy import lookup
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import K8S, POD_NAMESPACE
@@ -140,7 +141,9 @@ class Clock:
 class Planned:
     """A plan over tables, what it reserved, and the policy rows as a kernel that does as told has them."""
 
-    def __init__(self, tables, *, clock=None, next_version=1, restored=None, versions=None, addresses=()):
+    def __init__(
+        self, tables, *, clock=None, next_version=1, restored=None, versions=None, addresses=(), ipcache=None
+    ):
         self.tables = tables
         self.clock = clock or Clock()
         self.reserved = [next_version]
@@ -152,6 +155,10 @@ class Planned:
             clock=self.clock,
         )
         self.kernel = dict(restored or {})
+        self.ipcache = ipcache or IpcacheRows({}, {})
+        self.plan.prefixes.identity_at = lambda prefix: identity_of(
+            prefix, self.ipcache.addresses.get, self.ipcache.prefixes.get
+        )
         self.plan.restore_versions(self.kernel, versions=versions or {})
 
     def reserve(self, number):
@@ -161,13 +168,16 @@ class Planned:
         self.reserved.append(number)
 
     def refresh(self):
-        """Plan, and write the policy rows."""
-        self.plan.refresh()
-        changes = self.plan.policy_changes()
-        for key in changes.removals:
-            self.kernel.pop(key, None)
-        self.kernel.update(changes.updates)
-        return self.plan
+        """Plan, and write the policy rows and the ipcache; prefixes first."""
+        while True:
+            self.plan.refresh()
+            changes = self.plan.policy_changes()
+            for key in changes.removals:
+                self.kernel.pop(key, None)
+            self.kernel.update(changes.updates)
+            self.ipcache = self.plan.ipcache_rows
+            if not self.plan.prefixes.awaited:
+                return self.plan
 
     def restarted(self):
         """The plan of the next agent: same tables, what the kernel holds, the counter as reserved."""
@@ -177,6 +187,7 @@ class Planned:
             next_version=self.reserved[-1],
             restored=self.kernel,
             versions=self.plan.policy.versions,
+            ipcache=self.ipcache,
         )
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.api import RequestRefused
+from unit.daemon import nodes
 
 pytestmark = pytest.mark.unit
 
@@ -39,6 +40,27 @@ def test_explain_works_while_an_endpoint_has_no_version(kernel, answers):
     """One endpoint whose rules do not fit takes nobody's explanations away."""
     kernel.node.plan.policy.versions.pop(2)
     assert answers.explain("shop/pod-2", "shop/pod-1", "80/TCP")["verdict"] == "allowed"
+
+
+def test_rules_that_wait_for_a_prefix_are_not_in_force_yet(kernel, agent, answers):
+    """The endpoint has not reached the revision, and traffic is explained by the rules it is under."""
+    kernel.round()
+    assert answers.endpoints()[0]["status"]["policy"]["realized"]["policy-revision"] > 0
+    nodes.add_policy(
+        kernel.tables,
+        nodes.policy("world", nodes.rule(nodes.cidr("192.0.2.0/24")), subject=nodes.subject(app="web")),
+    )
+    kernel.round()
+    one = answers.endpoints()[0]["status"]
+    assert one["state"] == "regenerating"
+    assert one["policy"]["realized"]["policy-revision"] == 0
+    assert answers.explain("192.0.2.1", "shop/pod-1", "80/TCP")["verdict"] == "denied"
+
+    kernel.round()
+    one = answers.endpoints()[0]["status"]
+    assert one["state"] == "ready"
+    assert one["policy"]["realized"]["policy-revision"] == answers.policy()["revision"]
+    assert answers.explain("192.0.2.1", "shop/pod-1", "80/TCP")["verdict"] == "allowed"
 
 
 def test_explain_of_nobody_is_404(answers):

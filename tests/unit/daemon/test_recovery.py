@@ -30,7 +30,7 @@ def lived():
     kernel.tables.services.set(
         ("shop", "web"), Service("shop", "web", "ClusterIP", (front,), (port,), selector=(("app", "web"),))
     )
-    kernel.round()
+    kernel.round(2)
     return kernel
 
 

@@ -165,7 +165,7 @@ def test_an_identity_rests_longer_than_conntrack_remembers_it(node):
     }
 
     node.tables.policies.delete(("CNP", "shop", "web"))
-    node.live(IDENTITY_REST + 20)
+    node.live(IDENTITY_REST + 30)
     assert node.tables.prefixes.get(prefix) is None
     assert dict(node.tables.identities.items()) == {
         node.planned.plan.labels[1]: node.planned.plan.identities[1]

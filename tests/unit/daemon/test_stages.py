@@ -58,8 +58,10 @@ class Kernel:
             stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
             executor=Inline(),
             may_delete=lambda: self.node.tables.in_sync,
+            unfinished=self.node.plan.prefixes.unfinished,
             clock=self.node.clock,
         )
+        self.node.plan.prefixes.identity_at = stages.prefixes_written(self.reconciler)
 
     @property
     def tables(self):

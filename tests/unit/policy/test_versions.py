@@ -15,12 +15,28 @@ from ciliumd.desired.policy import (
     VersionsExhaustedError,
     World,
     classify,
+    lookup,
     resolve,
 )
 from ciliumd.desired.policy.ruling import Ruling
 from ciliumd.model.labels import Labels
-from ciliumd.model.policy import Enforcement, Policy, PortRule, Selector
-from unit.policy.builders import DB, WEB, app, identities, pod, policy, rule, rules_of, verdicts
+from ciliumd.model.policy import Direction, Enforcement, Policy, PortRule, Selector
+from unit.policy.builders import (
+    CIDR_8,
+    CIDR_16,
+    DB,
+    TCP,
+    WEB,
+    WORLD,
+    app,
+    cidr,
+    identities,
+    pod,
+    policy,
+    rule,
+    rules_of,
+    verdicts,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -232,3 +248,36 @@ def test_one_flipped_bit_leads_from_no_version_to_another() -> None:
     known = set(versions.states)
     assert len(known) > 40
     assert not {one ^ 1 << bit for one in known for bit in range(32)} & known
+
+
+def test_an_identity_that_stands_in_for_others_may_do_what_all_of_them_may() -> None:
+    """A prefix that is not told apart yet: the world is denied what the prefix is, its packets carry it."""
+    allow_world = rule(cidr("0.0.0.0/0", "10.0.0.0/8"))
+    deny_ten = rule(
+        cidr("10.1.0.0/16"), ports=(PortRule("TCP", 22),), deny=True, origin="cnp:default/p/deny/0"
+    )
+    known = World(identities(), stand_ins={WORLD: frozenset({CIDR_8}), CIDR_8: frozenset({CIDR_16})})
+    versions = Versions(next_version=1)
+    policies = {
+        ("CNP", "default", "p"): policy(allow_world, subject=WEB_ONLY),
+        ("CNP", "default", "q"): policy(
+            rule(anybody=True), deny_ten, subject=Selector(frozenset({("k8s", "app", "db")}))
+        ),
+    }
+    versions.commit(versions.plan(policies, SUBJECTS, known), now=0.0)
+
+    def says(endpoint: int, identity: int, port: int) -> str:
+        verdict, _ = lookup(
+            versions.states[versions.versions[endpoint]], identity, Direction.INGRESS, TCP, port
+        )
+        return verdict.name.removeprefix("POLICY_VERDICT_")
+
+    before = versions.versions
+    assert [says(1, one, 80) for one in (WORLD, CIDR_8, CIDR_16)] == ["DEFAULT_DENY"] * 3
+    assert [says(2, one, 22) for one in (WORLD, CIDR_8, CIDR_16)] == ["ALLOW", "DENY", "DENY"]
+    assert says(2, CIDR_8, 80) == "ALLOW"
+
+    versions.commit(versions.plan(policies, SUBJECTS, World(identities())), now=0.0)
+    assert [says(1, one, 80) for one in (WORLD, CIDR_8, CIDR_16)] == ["ALLOW", "DEFAULT_DENY", "DEFAULT_DENY"]
+    assert [says(2, one, 22) for one in (WORLD, CIDR_8, CIDR_16)] == ["ALLOW", "ALLOW", "DENY"]
+    assert versions.versions[1] != before[1], "never in place: what an identity means that was there before"

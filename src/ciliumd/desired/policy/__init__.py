@@ -30,7 +30,7 @@ from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resol
 from ciliumd.desired.policy.select import EndpointRules, cidrs, select
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.versions import RETIRE_AFTER, Versions, VersionsExhaustedError
-from ciliumd.desired.policy.world import Subject, World
+from ciliumd.desired.policy.world import StandIns, Subject, World
 
 __all__ = [
     "ALLOW_LOCALHOST",
@@ -48,6 +48,7 @@ __all__ = [
     "Party",
     "Round",
     "SelectorCache",
+    "StandIns",
     "Subject",
     "Versions",
     "VersionsExhaustedError",

@@ -27,12 +27,17 @@ _DEFAULT_DENY = abi.PolicyVerdict.POLICY_VERDICT_DEFAULT_DENY
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """One side of the traffic; policy applies to it only if it is an endpoint (a pod)."""
+    """
+    One side of the traffic; policy applies to it only if it is an endpoint (a pod).
+
+    *rules* are those it is under as long as others are on their way; None: those that select it.
+    """
 
     identity: NumericIdentity
     labels: Labels
     is_endpoint: bool = True
     named_ports: NamedPorts = frozenset()
+    rules: EndpointRules | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +95,9 @@ def explain(
     ):
         if not endpoint.is_endpoint:
             continue
-        rules = select(known, endpoint.labels, named_ports=endpoint.named_ports, enforcement=enforcement)
+        rules = endpoint.rules
+        if rules is None:
+            rules = select(known, endpoint.labels, named_ports=endpoint.named_ports, enforcement=enforcement)
         state = live.get(rules)
         if state is None:
             named = {peer.identity: peer.named_ports}

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from ciliumd import abi
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.ruling import Classes, Ruling, classes_of
-from ciliumd.desired.policy.select import EndpointRules
+from ciliumd.desired.policy.select import EndpointRules, prefixes_of
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import Subject, World
 from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Policy
 from ciliumd.tables.schema import ObjectKey
 
@@ -26,13 +27,21 @@ Place = tuple[NumericIdentity, Direction]
 class RuleSet:
     """Rules some endpoints are under, and their version; compared by identity: hashing rules is dear."""
 
-    __slots__ = ("_ruling", "problem", "rules", "version")
+    __slots__ = ("_prefixes", "_ruling", "problem", "rules", "version")
 
     def __init__(self, rules: EndpointRules) -> None:
         self.rules = rules
         self.version: int | None = None
         self.problem = ""
         self._ruling: Ruling | None = None
+        self._prefixes: frozenset[Prefix] | None = None
+
+    @property
+    def prefixes(self) -> frozenset[Prefix]:
+        """The prefixes that the rules tell apart."""
+        if self._prefixes is None:
+            self._prefixes = frozenset(prefixes_of(self.rules.rules))
+        return self._prefixes
 
     def ruling(self, cache: SelectorCache) -> Ruling:
         """What the rules come to over the identities of *cache*, which is always the same one."""
@@ -89,14 +98,18 @@ class Round:
     """
     Additions and removals, and who is under which version after them.
 
-    *added* is what is written to each version (all of a new one), after *removed* is gone from it.
-    *next_version* is the first number that no version has after this.
+    *selected* are the rules that apply to each subject, *sets* those that every endpoint is under: not the
+    same for endpoints that are *waiting*, which stay under those of before, or without any.  *added* is what
+    is written to each version (all of a new one), after *removed* is gone from it.  *next_version* is the
+    first number that no version has after this.
     """
 
     policies: Mapping[ObjectKey, Policy]
     world: World
     selected: Mapping[Subject, RuleSet]
     subjects: Mapping[int, Subject]
+    sets: Mapping[int, RuleSet]
+    waiting: frozenset[int]
     next_version: int
     contents: dict[int, Version] = field(default_factory=dict)
     added: dict[int, MapState] = field(default_factory=dict)
@@ -106,7 +119,7 @@ class Round:
 
     def rule_sets(self) -> Iterator[RuleSet]:
         """The rules in use, each once."""
-        return iter(dict.fromkeys(self.selected[subject] for subject in self.subjects.values()))
+        return iter(dict.fromkeys(self.sets.values()))
 
 
 def too_large(classes: int, entries: int) -> str:

@@ -9,12 +9,17 @@ covers the block, however wide that rule is:
 2. else an allow rule of any width allows (the node itself may always reach its own pods);
 3. else default deny, if some policy switched it on in this direction; else allowed.
 
+An identity that stands in for others, as the world does for a prefix without a row in the ipcache, is
+allowed by rules that allow all of them, and denied by those that deny any.
+
 A row's cookie names the lexically smallest origin among the rules that decide alike.  Rows are
 computed once per distinct set of matching rules, never per identity.
 """
 
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from functools import reduce
+from operator import and_, or_
 from typing import NamedTuple
 
 from ciliumd import abi
@@ -23,6 +28,7 @@ from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, ClassRow, ClassRows,
 from ciliumd.desired.policy.rules import EVERYTHING, NamedPorts, PortBlock, is_anybody, port_blocks
 from ciliumd.desired.policy.select import EndpointRules
 from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.world import StandIns
 from ciliumd.model.identity import NumericIdentity, Reserved
 from ciliumd.model.labels import Labels
 from ciliumd.model.policy import Direction
@@ -31,6 +37,8 @@ CLASS_MAX = 0xFFFF
 
 NamedPortsOf = Mapping[NumericIdentity, NamedPorts]
 """The named ports of the pods behind an identity, for egress rules."""
+
+_NOBODY: StandIns = {}
 
 _Verdict = abi.PolicyVerdict
 
@@ -98,13 +106,13 @@ class Ruling:
         self.rules = rules
         self._sides = {direction: _Side(rules, direction, cache) for direction in Direction}
 
-    def resolve(self, named_ports: NamedPortsOf) -> MapState:
+    def resolve(self, named_ports: NamedPortsOf, stand_ins: StandIns = _NOBODY) -> MapState:
         """Return the whole content of a version; see :func:`resolve`."""
         classes: dict[tuple[NumericIdentity, Direction], int] = {}
         entries: dict[abi.PolicyKey, abi.PolicyEntry] = {}
         for direction, side in self._sides.items():
             entries.update(class_entries(direction, EVERYBODY_ELSE, side.others))
-            content = side.content(named_ports)
+            content = side.content(named_ports, stand_ins)
             fresh = {rows for rows in content.values() if rows != side.others}
             numbers = _number(fresh, first=EVERYBODY_ELSE + 1)
             for rows, class_id in numbers.items():
@@ -120,6 +128,7 @@ class Ruling:
         state: MapState,
         known: Classes,
         named_ports: NamedPortsOf,
+        stand_ins: StandIns = _NOBODY,
     ) -> MapState:
         """
         Return what *identities* of the cache add to *state*, whose classes are *known*.
@@ -129,7 +138,8 @@ class Ruling:
         classes: dict[tuple[NumericIdentity, Direction], int] = {}
         entries: dict[abi.PolicyKey, abi.PolicyEntry] = {}
         for direction, side in self._sides.items():
-            content = dict.fromkeys(identities, side.others) | side.content(named_ports, identities)
+            content = dict.fromkeys(identities, side.others)
+            content |= side.content(named_ports, stand_ins, identities)
             fresh = {rows for rows in content.values() if (direction, rows) not in known.numbers}
             numbers = _number(fresh, first=known.highest[direction] + 1)
             for rows, class_id in numbers.items():
@@ -160,6 +170,7 @@ class _Side:
         self._cache = cache
         self._names = {port.name for rule in self._rules for port in rule.ports or () if port.name}
         self._numbered = [port_blocks(rule.ports) for rule in self._rules]
+        self._denying = sum(1 << i for i, rule in enumerate(self._rules) if rule.deny)
         self._anybody = sum(1 << i for i, rule in enumerate(self._rules) if is_anybody(rule.peers))
         self._watched = [
             (1 << i, cache.matching(peer))
@@ -170,25 +181,31 @@ class _Side:
         self.others = self._rows_of(_Match(self._anybody))
 
     def content(
-        self, named_ports: NamedPortsOf, among: AbstractSet[NumericIdentity] | None = None
+        self,
+        named_ports: NamedPortsOf,
+        stand_ins: StandIns,
+        among: AbstractSet[NumericIdentity] | None = None,
     ) -> dict[NumericIdentity, ClassRows]:
         """Return the rows of every identity, or those *among* them, that may differ from everybody else's."""
         memo: dict[_Match, ClassRows] = {}
         content: dict[NumericIdentity, ClassRows] = {}
-        for identity, match in self._matches(named_ports, among):
+        for identity, match in self._matches(named_ports, stand_ins, among):
             if match not in memo:
                 memo[match] = self._rows_of(match)
             content[identity] = memo[match]
         return content
 
     def _matches(
-        self, named_ports: NamedPortsOf, among: AbstractSet[NumericIdentity] | None
+        self, named_ports: NamedPortsOf, stand_ins: StandIns, among: AbstractSet[NumericIdentity] | None
     ) -> Iterator[tuple[NumericIdentity, _Match]]:
-        masks: dict[NumericIdentity, int] = {}
         wanted = None if among is None else set(among)
-        for bit, identities in self._watched:
-            for identity in identities if wanted is None else wanted & identities:
-                masks[identity] = masks.get(identity, self._anybody) | bit
+        masks = self._masks(wanted)
+        shared: dict[NumericIdentity, int] = {}
+        for identity, others in stand_ins.items():
+            if wanted is None or identity in wanted:
+                known = masks if wanted is None else self._masks({identity, *others})
+                shared[identity] = self._shared(identity, others, known)
+        masks |= shared
         named = self._named(named_ports, wanted) if self._names else {}
         touched = masks.keys() | named.keys()
         if self._spares_node and (wanted is None or Reserved.HOST in wanted):
@@ -197,6 +214,24 @@ class _Side:
             is_node = self._spares_node and identity == Reserved.HOST
             ports = named.get(identity, frozenset())
             yield identity, _Match(masks.get(identity, self._anybody), ports, is_node)
+
+    def _masks(self, wanted: set[NumericIdentity] | None) -> dict[NumericIdentity, int]:
+        """The rules of the side whose peer an identity is, as bits; the others are like anybody."""
+        masks: dict[NumericIdentity, int] = {}
+        for bit, identities in self._watched:
+            for identity in identities if wanted is None else wanted & identities:
+                masks[identity] = masks.get(identity, self._anybody) | bit
+        return masks
+
+    def _shared(
+        self,
+        identity: NumericIdentity,
+        others: AbstractSet[NumericIdentity],
+        masks: Mapping[NumericIdentity, int],
+    ) -> int:
+        """What all of them may do, and what is forbidden to any: nobody can tell which it is."""
+        every = [masks.get(one, self._anybody) for one in (identity, *others)]
+        return reduce(and_, every) & ~self._denying | reduce(or_, every) & self._denying
 
     def _named(
         self, named_ports: NamedPortsOf, wanted: set[NumericIdentity] | None

@@ -102,12 +102,16 @@ def cidrs(policies: Iterable[Policy]) -> set[Prefix]:
 
     Length 0 is left out: that is the world, which has an identity already.
     """
+    return prefixes_of(rule for policy in policies for rule in policy.rules)
+
+
+def prefixes_of(rules: Iterable[Rule]) -> set[Prefix]:
+    """Return the prefixes *rules* tell apart; see :func:`cidrs`."""
     found: set[Prefix] = set()
-    for policy in policies:
-        for rule in policy.rules:
-            for peer in rule.peers or ():
-                if isinstance(peer, PeerCIDR):
-                    found.update(prefix for prefix in (peer.prefix, *peer.excepts) if prefix.prefixlen)
+    for rule in rules:
+        for peer in rule.peers or ():
+            if isinstance(peer, PeerCIDR):
+                found.update(prefix for prefix in (peer.prefix, *peer.excepts) if prefix.prefixlen)
     return found
 
 

@@ -7,6 +7,9 @@ change cost what it touches.  Endpoints are selected for again when a policy tha
 version is resolved from scratch when its rules are new, and identities that appear are classified one by
 one and added to the maps packets read: nobody carries them yet.
 
+Rules that name a prefix which the ipcache does not tell apart yet come into force a round later: until
+then packets of the prefix carry a wider one's identity.  See docs/decisions/0019-prefixes-before-rules.md.
+
 Never in place: what an identity means that was there before.  Packets of established connections go by
 the verdict they were given under a version, so such a change needs another version.
 
@@ -15,17 +18,22 @@ Nothing here has an effect: rows are written, and numbers reserved, by whoever c
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from ciliumd.desired.policy.mapstate import MapState
+from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
 from ciliumd.desired.policy.ruling import ClassesExhaustedError
 from ciliumd.desired.policy.select import EndpointRules, select
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import Subject, World, WorldChanges
+from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.tables.schema import ObjectKey
 
 RETIRE_AFTER = 2.0
 """Seconds an unused policy version stays: packets that read its number just before may still need it."""
+
+LONGEST_WAIT = 10
+"""Rounds in a row an endpoint waits for prefixes: who names new ones in each is not put off for ever."""
 
 VERSION_MAX = 0xFFFFFFFF
 APART = 3
@@ -40,7 +48,8 @@ class Versions:
     """
     All versions of a node; *rules*, *versions* and *problems* are by endpoint id, *states* by version.
 
-    *next_version* is the first number never used so far.
+    *rules* are those in force; whose endpoints are *waiting* have others coming.  *next_version* is the first
+    number never used so far.
     """
 
     def __init__(self, *, next_version: int, enforcement: Enforcement = Enforcement.DEFAULT) -> None:
@@ -48,12 +57,15 @@ class Versions:
         self.versions: dict[int, int] = {}
         self.problems: dict[int, str] = {}
         self.states: dict[int, MapState] = {}
+        self.waiting: frozenset[int] = frozenset()
         self.next_version = next_version
         self._enforcement = enforcement
         self._contents: dict[int, Version] = {}
         self._retired: dict[int, float] = {}
         self._policies: Mapping[ObjectKey, Policy] = {}
         self._world = World()
+        self._in_force: Mapping[int, RuleSet] = {}
+        self._waited: dict[int, int] = {}
         # Memos; what they answer is a function of policies and world.
         self._sets: dict[EndpointRules, RuleSet] = {}
         self._selected: Mapping[Subject, RuleSet] = {}
@@ -84,7 +96,8 @@ class Versions:
         # By endpoint id: numbers must not depend on who was heard of first.
         subjects = dict(sorted(subjects.items()))
         selected = self._select(policies, subjects, touched)
-        todo = Round(policies, world, selected, subjects, max(self.next_version, 1))
+        sets, waiting = self._let_in(selected, subjects, world.awaited)
+        todo = Round(policies, world, selected, subjects, sets, waiting, max(self.next_version, 1))
         changes = self._world.changes_to(world)
         self._learn(world, changes)
         rule_sets = list(todo.rule_sets())
@@ -92,9 +105,9 @@ class Versions:
         if changes:
             homeless += self._grow(todo, rule_sets, changes)
         under: dict[RuleSet, set[int]] = {one: set() for one in homeless}
-        for number, subject in subjects.items():
-            if number in self.versions and selected[subject] in under:
-                under[selected[subject]].add(self.versions[number])
+        for number, one in sets.items():
+            if number in self.versions and one in under:
+                under[one].add(self.versions[number])
         for one, preferred in under.items():
             self._house(todo, one, preferred)
         return todo
@@ -108,10 +121,15 @@ class Versions:
             one.version, one.problem = home, ""
         for one, problem in todo.problems.items():
             one.version, one.problem = None, problem
-        self._forget_unused(set(todo.rule_sets()))
+        self._forget_unused({*todo.rule_sets(), *todo.selected.values()})
         self._policies, self._world, self._selected = todo.policies, todo.world, todo.selected
-        sets = {number: todo.selected[subject] for number, subject in todo.subjects.items()}
-        self.rules = {number: one.rules for number, one in sets.items()}
+        self._in_force, self.waiting = todo.sets, todo.waiting
+        self._waited = {number: self._waited.get(number, 0) + 1 for number in todo.waiting}
+        sets = todo.sets
+        self.rules = {
+            number: sets.get(number, todo.selected[subject]).rules
+            for number, subject in todo.subjects.items()
+        }
         self.problems = {number: one.problem for number, one in sets.items() if one.problem}
         self.versions = {
             number: version
@@ -131,6 +149,25 @@ class Versions:
         for version in gone:
             del self._retired[version], self._contents[version], self.states[version]
         return gone
+
+    def named(self) -> set[Prefix]:
+        """The prefixes that rules in force name."""
+        return {prefix for one in set(self._in_force.values()) for prefix in one.prefixes}
+
+    def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
+        """
+        Whether a version of other rules than those in force judges the two differently.
+
+        Packets may still be judged by it, or an endpoint whose rules do not fit.
+        """
+        current = {rule_set.version for rule_set in self._in_force.values()}
+        return any(
+            classes.get((one, direction), EVERYBODY_ELSE) != classes.get((other, direction), EVERYBODY_ELSE)
+            for number, content in self._contents.items()
+            if number not in current
+            for classes in [content.state.classes]
+            for direction in Direction
+        )
 
     # ---- which rules -------------------------------------------------------------------------
 
@@ -153,6 +190,36 @@ class Versions:
                 known = self._sets.setdefault(rules, RuleSet(rules))
             found[subject] = known
         return found
+
+    def _let_in(
+        self,
+        selected: Mapping[Subject, RuleSet],
+        subjects: Mapping[int, Subject],
+        awaited: Collection[Prefix],
+    ) -> tuple[dict[int, RuleSet], frozenset[int]]:
+        """
+        The rules every endpoint is under now, and who waits for others: those that name *awaited* prefixes.
+
+        Who had none waits shut.  Under a version of an earlier agent nobody knows what an identity that
+        appears would be: there the rules come at once, as closed as it takes (``ruling``).
+        """
+        sets: dict[int, RuleSet] = {}
+        waiting: set[int] = set()
+        for number, subject in subjects.items():
+            wanted, before = selected[subject], self._in_force.get(number)
+            if (
+                awaited
+                and wanted is not before
+                and not wanted.prefixes.isdisjoint(awaited)
+                and (before is not None or number not in self.versions)
+                and self._waited.get(number, 0) < LONGEST_WAIT
+            ):
+                waiting.add(number)
+                if before is not None:
+                    sets[number] = before
+            else:
+                sets[number] = wanted
+        return sets, frozenset(waiting)
 
     def _learn(self, world: World, changes: WorldChanges) -> None:
         """Bring the memo of who matches what up to date, also after a round that was never committed."""
@@ -198,7 +265,7 @@ class Versions:
             gone = _places(content.state, changes.removed)
             base = content.state.without(changes.removed) if gone else content.state
             wishes = {one: self._addition(one, content, base, changes, todo.world) for one in sharers}
-            addition = next(iter(wishes.values()), MapState())
+            addition = next(iter(wishes.values()), _as_stood_for(base, todo.world))
             if addition is None or any(wish != addition for wish in wishes.values()):
                 addition = MapState()
                 leaving += [one for one, wish in wishes.items() if wish != addition]
@@ -213,11 +280,11 @@ class Versions:
     ) -> MapState | None:
         """What *changes* add to *base* for a rule set; None when adding is not enough."""
         ruling = rule_set.ruling(self._cache)
-        named = world.named_ports
+        around = world.named_ports, world.stand_ins
         try:
-            if ruling.classify(changes.altered.keys(), base, content.classes, named).classes:
+            if ruling.classify(changes.altered.keys(), base, content.classes, *around).classes:
                 return None
-            addition = ruling.classify(changes.added.keys(), base, content.classes, named)
+            addition = ruling.classify(changes.added.keys(), base, content.classes, *around)
         except ClassesExhaustedError:
             return None
         grown = len(base.classes) + len(addition.classes), len(base.entries) + len(addition.entries)
@@ -226,7 +293,7 @@ class Versions:
     def _house(self, todo: Round, rule_set: RuleSet, preferred: Collection[int]) -> None:
         """Find the version that says what a rule set wants, or make one; *preferred* its endpoints have."""
         try:
-            state = rule_set.ruling(self._cache).resolve(todo.world.named_ports)
+            state = rule_set.ruling(self._cache).resolve(todo.world.named_ports, todo.world.stand_ins)
         except ClassesExhaustedError as error:
             todo.problems[rule_set] = str(error)
             return
@@ -252,6 +319,21 @@ class Versions:
             if content.others == wanted.others and content.meaning == wanted.meaning:
                 return version
         return None
+
+
+def _as_stood_for(state: MapState, world: World) -> MapState:
+    """
+    What a version nobody's rules are behind must know of prefixes before they are told apart.
+
+    Its endpoints go on as before: a prefix is judged as what its packets carried so far.
+    """
+    found: dict[Place, int] = {}
+    for identity, others in world.stand_ins.items():  # the narrower the later
+        for place in ((number, direction) for number in others for direction in Direction):
+            class_id = state.classes.get((identity, place[1]), EVERYBODY_ELSE)
+            if place not in state.classes:
+                found[place] = class_id
+    return MapState({place: class_id for place, class_id in found.items() if class_id != EVERYBODY_ELSE})
 
 
 def _places(state: MapState, identities: Iterable[int]) -> list[Place]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from ciliumd.desired.policy.rules import NamedPorts
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
+from ciliumd.model.net import Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +34,23 @@ class WorldChanges:
         return bool(self.added or self.altered or self.removed)
 
 
+StandIns = Mapping[NumericIdentity, frozenset[NumericIdentity]]
+"""By identity those of prefixes without a row, whose packets carry it instead of theirs; wider ones first."""
+
+
 @dataclass(frozen=True, slots=True)
 class World:
-    """Every identity a packet may carry, and the named ports of the pods behind it."""
+    """
+    Every identity a packet may carry, and the named ports of the pods behind it.
+
+    *awaited* are prefixes that are about to be told apart: rules that name one come into force afterwards.
+    *stand_ins* are who packets of those, and of prefixes that could not be written, seem to come from.
+    """
 
     identities: Mapping[NumericIdentity, Labels] = field(default_factory=dict)
     named_ports: Mapping[NumericIdentity, NamedPorts] = field(default_factory=dict)
+    awaited: frozenset[Prefix] = frozenset()
+    stand_ins: StandIns = field(default_factory=dict)
 
     def changes_to(self, other: "World") -> WorldChanges:
         """
@@ -63,6 +75,12 @@ class World:
             and old != new
             and number in before
             and number in after
+        }
+        stand_ins, other_stand_ins = self.stand_ins, other.stand_ins
+        renamed |= {
+            number
+            for number in stand_ins.keys() | other_stand_ins.keys()
+            if stand_ins.get(number) != other_stand_ins.get(number) and number in before and number in after
         }
         return WorldChanges(
             added={number: after[number] for number in after.keys() - before.keys()},

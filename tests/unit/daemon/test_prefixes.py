@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prefixes first, rules one round later: case by case, over maps in memory."""
+
+from ipaddress import ip_network
+
+from ciliumd.bpf.policy_maps import CLASSES, split_key
+from ciliumd.daemon import stages
+from ciliumd.desired.ipcache import identity_of
+from ciliumd.desired.policy.versions import LONGEST_WAIT
+from ciliumd.model.identity import Reserved
+from unit.daemon import nodes
+from unit.daemon.nodes import EGRESS, cidr, says
+from unit.daemon.test_stages import Kernel
+
+WORLD = int(Reserved.WORLD)
+WHOLE, TEN, NEXT = "0.0.0.0/0", ip_network("10.0.0.0/8"), ip_network("172.16.0.0/12")
+
+
+def allow(name, *peers, app="web"):
+    """What the pods of an app may reach."""
+    rules = [nodes.rule(peer, direction=EGRESS) for peer in peers]
+    return nodes.policy(name, *rules, subject=nodes.subject(app=app), ingress=False, egress=True)
+
+
+def with_pod():
+    """A pod that may reach the whole world, and all of it written."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
+    kernel.round(2)
+    return kernel
+
+
+def number(kernel, prefix):
+    """The identity of a prefix."""
+    return kernel.tables.prefixes.get(prefix)
+
+
+def written(kernel, prefix):
+    """The identity that the ipcache gives to packets of a prefix."""
+    maps = kernel.maps
+    return identity_of(prefix, maps[stages.IPCACHE].rows.get, maps[stages.IPCACHE_LPM].rows.get)
+
+
+def word(kernel):
+    """The word of the first endpoint."""
+    return kernel.maps[stages.STATES].rows.get(bytes(4))
+
+
+def except_ten(kernel):
+    """The same pod may reach the world but for a prefix that nobody has named before."""
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.0.0.0/8")))
+
+
+def test_an_exception_is_in_the_ipcache_a_round_before_its_rule():
+    """Meanwhile the endpoint goes on as before, whether packets are told apart already or not."""
+    kernel = with_pod()
+    before = word(kernel)
+    except_ten(kernel)
+    kernel.round()
+    ten = number(kernel, TEN)
+    assert written(kernel, TEN) == ten
+    assert word(kernel) == before
+    assert (
+        says(kernel.node, 1, ten, direction=EGRESS)
+        == says(kernel.node, 1, WORLD, direction=EGRESS)
+        == "ALLOW"
+    )
+    assert kernel.node.plan.policy.waiting == {1}
+
+    kernel.round()
+    assert word(kernel) != before
+    assert says(kernel.node, 1, ten, direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
+    assert kernel.node.plan.policy.waiting == frozenset()
+
+
+def test_the_next_round_is_asked_for_once():
+    """As soon as the rows are written, and not again."""
+    kernel = with_pod()
+    except_ten(kernel)
+    kernel.round()
+    assert kernel.reconciler._dirty
+    kernel.round()
+    assert not kernel.reconciler._dirty
+
+
+def test_what_was_judged_by_a_prefix_is_judged_so_by_one_inside():
+    """A row inside a denied prefix opens nothing under rules that do not know it."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.0.0.0/8")))
+    kernel.round(2)
+    inner = ip_network("10.1.0.0/16")
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.0.0.0/8"), cidr("10.1.0.0/16")))
+    kernel.round()
+    assert written(kernel, inner) == number(kernel, inner)
+    assert says(kernel.node, 1, number(kernel, inner), direction=EGRESS) == "DEFAULT_DENY"
+    kernel.round()
+    assert says(kernel.node, 1, number(kernel, inner), direction=EGRESS) == "ALLOW"
+
+
+def test_a_new_pod_is_shut_until_its_prefixes_are_there():
+    """It had no rules that it could go on under."""
+    kernel = Kernel()
+    except_ten(kernel)
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    kernel.round()
+    assert word(kernel) is None
+    assert 1 in kernel.node.plan.policy.waiting
+    kernel.round()
+    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+
+
+def test_rules_of_others_do_not_wait():
+    """Only rules that name the prefix."""
+    kernel = with_pod()
+    nodes.add_pod(kernel.tables, 2, {"app": "db"})
+    kernel.round(2)
+    except_ten(kernel)
+    nodes.add_policy(kernel.tables, allow("db", cidr("::/0"), app="db"))
+    kernel.round()
+    assert kernel.node.plan.policy.waiting == {1}
+    assert says(kernel.node, 2, WORLD, direction=EGRESS) == "DEFAULT_DENY"
+
+
+def test_an_exception_that_does_not_fit_closes_what_it_is_an_exception_of():
+    """Nobody waits for a full map: the rules are in force, and the world is shut until there is room."""
+    kernel = with_pod()
+    lpm = kernel.maps[stages.IPCACHE_LPM]
+    lpm.fail = lambda key: None if key in lpm.rows else OSError(7, "map is full")
+    except_ten(kernel)
+    kernel.round(3)
+    assert kernel.node.plan.policy.waiting == frozenset()
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert kernel.tables.problems.get(("CIDR", "", str(TEN))) is not None
+    assert not kernel.reconciler.status().in_sync
+
+    lpm.fail = lambda _: None
+    kernel.round(40)
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
+    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert kernel.tables.problems.get(("CIDR", "", str(TEN))) is None
+    assert kernel.reconciler.status().in_sync
+
+
+def test_a_deny_that_does_not_fit_denies_what_is_around_it():
+    """Its packets cannot be told from the rest."""
+    kernel = with_pod()
+    lpm = kernel.maps[stages.IPCACHE_LPM]
+    lpm.fail = lambda key: None if key in lpm.rows else OSError(7, "map is full")
+    deny = nodes.rule(cidr("10.0.0.0/8"), direction=EGRESS, deny=True)
+    nodes.add_policy(kernel.tables, nodes.policy("deny", deny, ingress=False))
+    kernel.round(3)
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DENY"
+
+
+def test_a_row_goes_after_the_rules_that_name_it():
+    """And after the version that tells it apart, which packets may still be judged by."""
+    kernel = with_pod()
+    except_ten(kernel)
+    kernel.round(2)
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
+    kernel.round()
+    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "ALLOW"
+    assert written(kernel, TEN) is not None
+    kernel.round(4)
+    assert written(kernel, TEN) is None
+    apart = {split_key(key)[0] for key in kernel.maps[stages.POLICY].rows if split_key(key)[1] == CLASSES}
+    assert apart <= {kernel.node.plan.policy.versions[1]}
+
+
+def test_a_row_stays_while_a_word_names_rules_that_name_it():
+    """The endpoint could not be told of others."""
+    kernel = with_pod()
+    except_ten(kernel)
+    kernel.round(2)
+    kernel.maps[stages.STATES].failures[bytes(4)] = OSError(5, "no")
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
+    kernel.round(8)
+    assert written(kernel, TEN) is not None
+    kernel.maps[stages.STATES].failures.clear()
+    kernel.round(40)
+    assert written(kernel, TEN) is None
+
+
+def test_a_row_that_takes_up_the_room_goes_for_one_inside_it():
+    """Rules that wait for room do not keep what they wait for."""
+    kernel = with_pod()
+    except_ten(kernel)
+    kernel.round(2)
+    lpm = kernel.maps[stages.IPCACHE_LPM]
+    lpm.capacity = len(lpm.rows)
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.1.0.0/16")))
+    kernel.round(40)
+    assert written(kernel, TEN) is None
+    assert written(kernel, ip_network("10.1.0.0/16")) is not None
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
+
+
+def test_a_row_stays_for_the_round_in_which_one_inside_it_is_written(monkeypatch):
+    """Its packets carry that identity if the write fails; afterwards it goes, and more is closed."""
+    monkeypatch.setattr("ciliumd.desired.policy.versions.LONGEST_WAIT", 0)
+    kernel = with_pod()
+    nodes.add_policy(kernel.tables, allow("ten", cidr("10.0.0.0/8"), app="nobody"))
+    kernel.round(2)
+    lpm = kernel.maps[stages.IPCACHE_LPM]
+    lpm.fail = lambda key: None if key in lpm.rows else OSError(7, "map is full")
+    kernel.tables.policies.delete(("CNP", "shop", "ten"))
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.1.0.0/16")))
+    kernel.round()
+    assert written(kernel, TEN) == number(kernel, TEN)
+    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
+    kernel.round()
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
+    kernel.round(4)
+    assert written(kernel, TEN) is None
+
+
+def test_who_names_other_prefixes_in_every_round_is_not_put_off_for_ever():
+    """After some rounds the rules come as closed as it takes."""
+    kernel = with_pod()
+    before = word(kernel)
+    for turn in range(LONGEST_WAIT):
+        nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, f"10.{turn}.0.0/16")))
+        kernel.round()
+        assert word(kernel) == before
+    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "172.16.0.0/12")))
+    kernel.round()
+    assert word(kernel) != before
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
+    kernel.round()
+    assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
+    assert says(kernel.node, 1, number(kernel, NEXT), direction=EGRESS) == "DEFAULT_DENY"
+
+
+def test_rules_that_do_not_fit_leave_their_endpoint_with_rules_that_know_new_prefixes(monkeypatch):
+    """It goes on under a version that nobody's rules are behind: a prefix inside a denied one is denied."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    deny = nodes.rule(cidr("10.0.0.0/8"), direction=EGRESS, deny=True)
+    nodes.add_policy(kernel.tables, nodes.policy("deny", deny, ingress=False))
+    kernel.round(2)
+    monkeypatch.setattr("ciliumd.desired.policy.versions.too_large", lambda *_: "too large")
+    nodes.add_policy(kernel.tables, nodes.policy("more", nodes.rule(nodes.app("db"))))
+    kernel.round()
+    assert kernel.node.plan.policy.versions[1] in kernel.node.plan.policy.states
+
+    nodes.add_policy(kernel.tables, allow("other", cidr("10.1.0.0/16"), app="other"))
+    kernel.round(2)
+    inner = number(kernel, ip_network("10.1.0.0/16"))
+    assert written(kernel, ip_network("10.1.0.0/16")) == inner
+    assert says(kernel.node, 1, inner, direction=EGRESS) == "DENY"
