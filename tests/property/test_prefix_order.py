@@ -29,7 +29,7 @@ from unit.daemon import nodes
 
 pytestmark = pytest.mark.property
 
-DEFAULT, LONG = 150, 10_000
+DEFAULT, LONG = 100, 5_000
 STEPS = 6
 WORLDS = ("0.0.0.0/0", "::/0")
 # Each in the one before it; addresses are in all up to one of them and no further.

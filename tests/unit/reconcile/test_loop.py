@@ -269,6 +269,55 @@ def test_row_that_covers_others_is_written_after_them_and_not_without_them():
     assert world.status("lpm").in_sync
 
 
+def test_row_that_outlives_others_goes_after_their_change():
+    """An exception stays as long as the word that names rules with it could not be written."""
+
+    def stages(world):
+        return [world.stage("words"), world.stage("prefixes", outlives=("words",))]
+
+    world = World("words", "prefixes", stages=stages)
+    world.want = {"words": {b"w": b"old"}, "prefixes": {b"p": b"1"}}
+    world.round()
+    world.want = {"words": {b"w": b"new"}, "prefixes": {b"q": b"2"}}
+    world.maps["words"].failures[b"w"] = OSError("no")
+    world.round()
+    meanwhile, held = dict(world.maps["prefixes"].rows), world.status("prefixes").held
+    world.maps["words"].failures.clear()
+    world.clock.now += 1
+    world.round(dirty=False)
+
+    assert meanwhile == {b"p": b"1", b"q": b"2"}
+    assert held == "deletions wait for words"
+    assert world.maps["prefixes"].rows == {b"q": b"2"}
+    with pytest.raises(ValueError, match="needs words, which must come before it"):
+        Reconciler([stages(world)[1]], executor=Inline(), may_delete=lambda: True)
+
+
+def test_a_round_that_makes_another_one_necessary_is_followed_by_it():
+    """Without anybody's trigger, and no more often than asked for."""
+    answers = iter((True, True, False))
+    asked, last = [], asyncio.Event()
+
+    def unfinished():
+        asked.append(world.counts.rounds)
+        if len(asked) == 3:
+            last.set()
+        return next(answers)
+
+    world = World("m", unfinished=unfinished, throttle=0.0)
+
+    async def run():
+        task = asyncio.create_task(world.reconciler.run())
+        await last.wait()
+        # Whoever waits for a trigger or the clock stays there.
+        for _ in range(20):
+            await asyncio.sleep(0)
+        task.cancel()
+
+    asyncio.run(run())
+    assert asked == [1, 2, 3]
+
+
 def test_call_that_raises_midway_is_read_back_before_anything_else():
     """Rows of a call that died are not forgotten: what it wrote is found and still removed."""
     world = World("m")
