@@ -9,6 +9,7 @@ a table it reads has changed.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.prefixes import Prefixes
@@ -23,7 +24,6 @@ from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
@@ -32,6 +32,10 @@ from ciliumd.model.policy import Enforcement
 from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
+
+if TYPE_CHECKING:
+    from ciliumd.model.identity import NumericIdentity
+
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
@@ -105,7 +109,8 @@ class NodePlan:
         self.condemned: Callable[[], frozenset[int]] = frozenset
         self.on_unallocated: Callable[[], None] = _nobody_asks
         self.policy_revision = 0
-        self.prefixes = Prefixes(self._identity_planned_for)
+        # As if everything planned were written, for whoever has no maps.
+        self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
         self._tables = tables
         self._clock = clock
         self._policies = PolicyVersions(
@@ -319,15 +324,7 @@ class NodePlan:
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._report("Endpoint", dict(self._endpoint_problems()))
-        self._report(
-            "ipcache",
-            {
-                ("CIDR", "", str(prefix)): Problem(
-                    "", "it is not in the ipcache: what is around it is as closed"
-                )
-                for prefix in self.prefixes.missing
-            },
-        )
+        self._report("ipcache", self.prefixes.problems())
 
     def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
         """Endpoints that are not under the policies as written."""
@@ -367,12 +364,6 @@ class NodePlan:
             host_addresses=self.node.addresses,
             prefixes=self.prefixes.carried,
             beyond=self._beyond,
-        )
-
-    def _identity_planned_for(self, prefix: Prefix) -> NumericIdentity | None:
-        """As if everything planned were written, for whoever has no maps."""
-        return ipcache_stage.identity_of(
-            prefix, self.ipcache_rows.addresses.get, self.ipcache_rows.prefixes.get
         )
 
     def _plan_guard(self, api_servers: frozenset[Addr]) -> None:

@@ -19,6 +19,7 @@ from ciliumd.desired.ipcache import WORLD_PREFIXES, Owner
 from ciliumd.desired.policy import StandIns
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Prefix, is_single
+from ciliumd.tables.schema import ObjectKey, Problem
 
 Numbers = Mapping[Prefix, NumericIdentity]
 _WORLD = {prefix.version: owner.identity for prefix, owner in WORLD_PREFIXES.items()}
@@ -83,6 +84,11 @@ class Prefixes:
             carried = {**carried, **{prefix: numbers[prefix] for prefix in still}}
         if carried is not self.carried and carried != self.carried:
             self.carried = carried
+
+    def problems(self) -> dict[ObjectKey, Problem]:
+        """What is to be told of the *missing* ones."""
+        text = "it is not in the ipcache: what is around it is as closed"
+        return {("CIDR", "", str(prefix)): Problem("", text) for prefix in self.missing}
 
     def unfinished(self) -> bool:
         """Whether another round now would do more than the last one; of each prefix that is said once."""

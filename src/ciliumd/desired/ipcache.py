@@ -50,6 +50,10 @@ class IpcacheRows:
     within: Mapping[bytes, Collection[tuple[bool, bytes]]] = field(default_factory=dict)
     """By key of a prefix: whether it is a single address, and its key."""
 
+    def identity_of(self, prefix: Prefix) -> NumericIdentity | None:
+        """The identity that the row of *prefix* gives; None if it has none."""
+        return identity_of(prefix, self.addresses.get, self.prefixes.get)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beyond:

@@ -4,7 +4,7 @@
 from ipaddress import IPv4Address, ip_address, ip_network
 
 from ciliumd.daemon.plan import NodeFacts, NodePlan
-from ciliumd.desired.ipcache import IpcacheRows, identity_of
+from ciliumd.desired.ipcache import IpcacheRows
 from ciliumd.desired.policy import lookup
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import K8S, POD_NAMESPACE
@@ -156,9 +156,7 @@ class Planned:
         )
         self.kernel = dict(restored or {})
         self.ipcache = ipcache or IpcacheRows({}, {})
-        self.plan.prefixes.identity_at = lambda prefix: identity_of(
-            prefix, self.ipcache.addresses.get, self.ipcache.prefixes.get
-        )
+        self.plan.prefixes.identity_at = lambda prefix: self.ipcache.identity_of(prefix)  # noqa: PLW0108  it is replaced
         self.plan.restore_versions(self.kernel, versions=versions or {})
 
     def reserve(self, number):
