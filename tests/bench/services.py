@@ -28,7 +28,7 @@ FULL: Final = Effort(
     pairs=40,
     crowded_pairs=20,
     connections=10_000,
-    programmed=Amount(services=10_000, rounds=4, news=50, changes=3),
+    programmed=Amount(services=10_000, rounds=4, news=25, changes=3),
 )
 QUICK: Final = Effort(
     services=1_000,
