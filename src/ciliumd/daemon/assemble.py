@@ -227,6 +227,7 @@ async def _node_facts(
         allowed=settings.allow_external_addresses,
         external_cluster_ip=settings.bpf_lb_external_clusterip,
         serves=settings.kinds_served,
+        proxy=settings.k8s_service_proxy_name,
         ipv6=wiring.router6 is not None,
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),

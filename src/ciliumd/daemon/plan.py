@@ -48,7 +48,8 @@ class NodeFacts:
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
     *tunnel* other nodes' pods are reached by encapsulation, with *ipv6* in both families.  *protected* are
     further addresses that no service may take, and whose they are, *allowed* those that one may take from
-    anybody.  *serves* are the kinds of frontends that are served here.  *allocates* tells whether this node
+    anybody.  *serves* are the kinds of frontends that are served here, *proxy* is the name that services
+    give who is to serve them.  *allocates* tells whether this node
     numbers label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
     """
 
@@ -62,6 +63,7 @@ class NodeFacts:
     allowed: tuple[Prefix, ...] = ()
     external_cluster_ip: bool = False
     serves: frozenset[ServiceKind] = EVERY_KIND
+    proxy: str = ""
     ipv6: bool = False
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
@@ -205,7 +207,7 @@ class NodePlan:
             "services",
             self._plan_services,
             *("services", "slices", "pods", "endpoints", "service_ids", "backend_ids"),
-            extra=(self.node.node_port_addresses, self._guard, self._here()),
+            extra=(self.node, self._guard, self._here()),
         )
         self._tell_problems()
 
@@ -387,7 +389,13 @@ class NodePlan:
     def _plan_services(self) -> None:
         node = self.node
         self.services.refresh(
-            Surroundings(node.node_port_addresses, node.serves, here=self._here(), guard=self._guard)
+            Surroundings(
+                node.node_port_addresses,
+                node.serves,
+                here=self._here(),
+                guard=self._guard,
+                proxy=node.proxy,
+            )
         )
         problems = self.services.problems()
         self._report("Service", {_object_of(service): Problem(*found) for service, found in problems.items()})

@@ -26,12 +26,17 @@ from ciliumd.tables.schema import Tables
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What services depend on besides objects: this node, and whose addresses nobody may take."""
+    """
+    What services depend on besides objects: this node, and whose addresses nobody may take.
+
+    *proxy* is the name of this proxy, for services that ask for one; empty serves those that do not.
+    """
 
     addresses: tuple[Addr, ...] = ()
     serves: frozenset[ServiceKind] = EVERY_KIND
     here: Place = NOWHERE
     guard: Guard = NO_GUARD
+    proxy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ class ServicePlan:
     def refresh(self, around: Surroundings) -> None:
         """Bring everything up to date.  What fails is done again next time."""
         self._read_tables()
-        if (around.addresses, around.serves) != (self._around.addresses, self._around.serves):
+        if _shape(around) != _shape(self._around):
             self._changed.update(self._tables.services, self._local.services)
         self._around = around
         self._look_at_pods()
@@ -175,6 +180,8 @@ class ServicePlan:
     def _prepared(self, name: NamespacedName) -> Iterator[Service | None]:
         """A service with the frontends it has on this node; nothing if it is in the book as it is."""
         service = self._tables.services.get(name)
+        if service is not None and service.proxy != self._around.proxy:
+            service = None
         prepared: Iterable[Service] = (
             service_stage.with_node_ports([service], self._around.addresses)
             if service
@@ -228,3 +235,8 @@ def _differing(
     before: Mapping[NamespacedName, object], now: Mapping[NamespacedName, object]
 ) -> set[NamespacedName]:
     return {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
+
+
+def _shape(around: Surroundings) -> tuple[object, ...]:
+    """What decides which frontends a service has here."""
+    return around.addresses, around.serves, around.proxy

@@ -195,6 +195,11 @@ class Settings(BaseSettings):
         description="UDP sockets of pods, too, end when a service gives up their backend; takes "
         "CAP_SYS_ADMIN and the pods' namespaces at the paths the runtime has for them",
     )
+    k8s_service_proxy_name: str = Field(
+        default="",
+        description="value of the label service.kubernetes.io/service-proxy-name of the services that are "
+        "served; empty: those without the label",
+    )
     lb_sock_terminate_all_protos: bool = Field(
         default=False, description="so do connections of TCP, once their backend is no longer listed"
     )

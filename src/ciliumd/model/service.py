@@ -160,7 +160,8 @@ class Service:
     seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
     come from, or with *denies_sources* may not; without any they come from everywhere.  *distribution* is
     which backends are preferred.  *created* is the creation time as written, for precedence.
-    *health_check_node_port* is where load balancers ask for local endpoints, 0 for nowhere.
+    *health_check_node_port* is where load balancers ask for local endpoints, 0 for nowhere.  *proxy* is who
+    serves it instead of everybody's proxy, empty for that.
     """
 
     namespace: str
@@ -178,6 +179,7 @@ class Service:
     distribution: TrafficDistribution | None = None
     created: str = ""
     health_check_node_port: int = 0
+    proxy: str = ""
 
     @property
     def key(self) -> tuple[str, str]:

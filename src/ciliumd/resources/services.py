@@ -45,6 +45,12 @@ MOST_EXTERNAL = 1024
 MOST_RANGES = 1024
 """Source ranges of one service: each is a row for each of its load balancer frontends."""
 
+PROXY_NAME = "service.kubernetes.io/service-proxy-name"
+"""Label: who serves the service; every other proxy leaves it alone (Kubernetes, well-known labels)."""
+
+HEADLESS = "service.kubernetes.io/headless"
+"""Label: nobody serves the service."""
+
 SOURCES_POLICY = "service.cilium.io/src-ranges-policy"
 """Annotation: whether source ranges are those who may ask (``allow``) or may not (``deny``)."""
 
@@ -159,6 +165,16 @@ class ServiceMeta(ObjectMeta):
 
     annotations: dict[str, str] | None = None
 
+    @property
+    def proxy(self) -> str:
+        """Who serves it instead of everybody's proxy; empty for that."""
+        return (self.labels or {}).get(PROXY_NAME, "")
+
+    @property
+    def is_headless(self) -> bool:
+        """Whether no proxy serves it, whatever addresses it has."""
+        return HEADLESS in (self.labels or {})
+
     def denies_sources(self) -> bool:
         """Whether source ranges say who may not ask."""
         policy = (self.annotations or {}).get(SOURCES_POLICY, "allow")
@@ -234,6 +250,7 @@ class ServiceResource(Lenient):
             distribution=_DISTRIBUTIONS.get(spec.traffic_distribution or ""),
             created=self.metadata.creation_timestamp or "",
             health_check_node_port=spec.health_port(),
+            proxy=self.metadata.proxy,
         )
         return [("services", service.key, service)]
 
@@ -245,6 +262,8 @@ class ServiceResource(Lenient):
         count.
         """
         cluster = self.spec.cluster_addresses()
+        if self.metadata.is_headless:
+            return ()
         balancer = self.status.addresses() if self.status and self.spec.type == "LoadBalancer" else ()
         external = self.spec.external_addresses()
         families = {addr.version for addr in cluster}

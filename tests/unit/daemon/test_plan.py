@@ -317,6 +317,23 @@ def test_what_kube_proxy_serves_beside_has_no_row():
     assert outside.key not in node.tables.service_ids.view()
 
 
+def test_a_service_is_served_by_the_proxy_that_it_names():
+    """Nobody's name: by those that have none; it changes hands with its label."""
+    node = two_pods()
+    port = ServicePort("", "TCP", 80, 80)
+    front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    web = Service("shop", "web", "ClusterIP", (front,), (port,))
+
+    def served(proxy, *, name=""):
+        node.plan.node = replace(node.plan.node, proxy=name)
+        node.tables.services.set(web.key, replace(web, proxy=proxy))
+        node.refresh()
+        return len(node.plan.services.served)
+
+    assert [served(""), served("mesh"), served(""), served("mesh")] == [1, 0, 1, 0]
+    assert [served("mesh", name="mesh"), served("", name="mesh"), served("other", name="mesh")] == [1, 0, 0]
+
+
 def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
     """Whoever is first; without the node the address is free, without the service all is as before."""
     node = two_pods()

@@ -83,6 +83,7 @@ SWITCHES = {
     "enable-auto-protect-node-port-range": True,
     "bpf-lb-sock-hostns-only": False,
     "bpf-lb-sock-terminate-pod-connections": True,
+    "k8s-service-proxy-name": "",
     "lb-sock-terminate-all-protos": False,
     "enable-host-legacy-routing": False,
     "bpf-lb-external-clusterip": False,

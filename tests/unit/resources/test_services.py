@@ -419,3 +419,18 @@ def test_slice_of_no_service_gives_no_row() -> None:
 def test_slice_that_cannot_be_is_refused_by_field(body: str, field: str) -> None:
     """Each mistake leads to its line."""
     assert list(problems(slice_text(body))) == [field]
+
+
+def test_labels_say_who_serves_a_service() -> None:
+    """Nobody a headless one, whatever addresses it has; else the proxy that is named."""
+    spec = "{clusterIP: 10.96.0.7, externalIPs: [192.0.2.7], ports: [{port: 80}]}"
+
+    def labelled(label: str) -> Service:
+        text = service_text(spec).replace("namespace: shop", f"namespace: shop, labels: {{{label}}}")
+        ((_, _, row),) = rows(text)
+        assert isinstance(row, Service)
+        return row
+
+    assert (len(labelled("").frontends), labelled("").proxy) == (2, "")
+    assert labelled("service.kubernetes.io/headless: ''").frontends == ()
+    assert labelled("service.kubernetes.io/service-proxy-name: mesh").proxy == "mesh"
