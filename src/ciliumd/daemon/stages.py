@@ -6,7 +6,7 @@ Identities and policies first, then the words that put endpoints under a policy,
 (ignored while their slot generation is not that of the word); only then may addresses lead to identities
 and endpoints.  So an identity is carried by nobody, neither as the source of an endpoint's packets nor
 behind an address, before every endpoint is under a policy that knows it.  Deletions go the other way
-round.
+round.  Rules that name a prefix come a round after its row (``daemon.prefixes``).
 """
 
 from collections.abc import Callable, Iterable, Mapping
