@@ -14,8 +14,10 @@ from lab.figures import Figures
 from lab.maps import dump
 from lab.meaning import meaning
 from lab.node import Node
+from lab.pod import Pod
 from lab.probers import Probers
 from lab.waiting import eventually
+from lab.workload import settled
 from lab.world import World
 
 ROWS = 256
@@ -116,19 +118,12 @@ def test_prefixes(
 ) -> None:
     """An exception that does not fit keeps out what it is an exception of: nobody excluded gets in."""
     server = node.pod("open", {"app": "open"}).serve(tcp=(80,))
-    for address in (ALLOWED, EXCLUDED):
-        world.netns.ip("address", "add", f"{address}/32", "dev", "lo")
 
     def from_world(address: str) -> bool:
-        world.netns.ip("route", "replace", node.pod_cidr, "via", node.address, "src", address)
-        reply = world.actor.call("tcp_connect", address=server.address, port=80, timeout=0.4)
-        return bool(reply["outcome"] == "answered")
+        return answers(node, world, server, address)
 
     # Default deny, and an LPM map with room for one prefix more.
-    used = len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"])
-    fillers = [f"10.{200 + number // 256}.{number % 256}.0/24" for number in range(ROWS - used - 1)]
-    node.apply_policy("filler", allow_from("filler", "open", *fillers))
-    eventually(lambda: len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"]) == ROWS - 1, "one row is left")
+    fill(node, "open", leave=1)
     assert not from_world(ALLOWED)
     node.apply("wide", allow_from("wide", "open", WIDE, excluded=NARROW))
     eventually(lambda: "cilium_ipcache_lpm_v1" in node.agent.status_or_error(), "status names the map")
@@ -141,6 +136,51 @@ def test_prefixes(
     node.delete("wide")
     node.remove_pod(node.pods["default/open"])
     finish(figures, probers, record_property)
+
+
+def test_exceptions(
+    node: Node,
+    world: World,
+    probers: Probers,
+    figures: Figures,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """The world has a row always: an exception from it that does not fit shuts it out until there is room."""
+    server = node.pod("but", {"app": "but"}).serve(tcp=(80,))
+
+    def from_world(address: str) -> bool:
+        return answers(node, world, server, address)
+
+    fill(node, "but", leave=0)
+    node.apply_policy("whole", allow_from("whole", "but", "0.0.0.0/0", excluded=NARROW))
+    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
+    assert figures.wrongly_allowed == 0
+    assert "cilium_ipcache_lpm_v1" in node.agent.status_or_error()
+    assert NARROW in str(node.problems()), "the prefix is named"
+    node.delete("filler")
+    eventually(lambda: from_world(ALLOWED), "who is allowed gets in once there is room", seconds=40.0)
+    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
+    eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    node.delete("whole")
+    node.remove_pod(node.pods["default/but"])
+    finish(figures, probers, record_property)
+
+
+def fill(node: Node, app: str, *, leave: int) -> None:
+    """Let only prefixes in that nobody has, as many as fit into the LPM map but for a few."""
+    settled(node)  # rows of policies that are gone stay as long as their versions
+    used = len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"])
+    fillers = [f"10.{200 + number // 256}.{number % 256}.0/24" for number in range(ROWS - used - leave)]
+    node.apply_policy("filler", allow_from("filler", app, *fillers))
+    eventually(lambda: len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"]) == ROWS - leave, "few rows are left")
+
+
+def answers(node: Node, world: World, server: Pod, address: str) -> bool:
+    """Whether a pod answers to one of the addresses of the world."""
+    world.netns.ip("address", "replace", f"{address}/32", "dev", "lo")
+    world.netns.ip("route", "replace", node.pod_cidr, "via", node.address, "src", address)
+    reply = world.actor.call("tcp_connect", address=server.address, port=80, timeout=0.4)
+    return bool(reply["outcome"] == "answered")
 
 
 def ranges(app: str, number: int) -> manifests.Object:
