@@ -25,8 +25,12 @@ from bench.result import Figure, Goal, Section
 from bench.samples import percentile, ratio, spread
 from bench.sides import MODES, NFTABLES, PORT, CiliumdSide, Cluster, ProxySide, cluster, prepared, vip
 from bench.syscalls import Seen, SyscallTrace, tracefs
+from ciliumd import abi
+from ciliumd.bpf.map import Map
+from ciliumd.model.net import addr16
 from lab.maps import differences, dump
 from lab.process import Process
+from lab.waiting import eventually
 
 COLD, COLD_RATIO, NEW = Goal(at_most=15), Goal(at_most=0.1), Goal(at_most=100)
 WRITES: Final = Goal(at_most=3)
@@ -38,6 +42,7 @@ COLD_SECONDS: Final = 900.0
 # kube-proxy puts changes that come within a second of each other into one.
 PAUSE_SECONDS: Final = 1.2
 SETTLE_SECONDS: Final = 3.0
+TCP: Final = 6
 WRITING: Final = (
     *("BPF_MAP_UPDATE_ELEM", "BPF_MAP_DELETE_ELEM"),
     *("BPF_MAP_UPDATE_BATCH", "BPF_MAP_DELETE_BATCH"),
@@ -136,12 +141,23 @@ def new_service(one: Cluster, side: CiliumdSide | ProxySide, number: int) -> flo
         return (answered() - acknowledged) / 1e6
 
 
-def one_endpoint_less(one: Cluster, number: int) -> None:
-    """Service *number* loses a backend, and whoever follows it has time to say so."""
+def one_endpoint_less(one: Cluster, side: CiliumdSide | ProxySide, number: int) -> None:
+    """Service *number* loses its first backend, and whoever follows it has said so."""
     fewer = many.slice_of(number)
     del fewer["endpoints"][0]
     one.api("PUT", f"{SLICES}/{fewer['metadata']['name']}", fewer)
+    if isinstance(side, CiliumdSide):
+        left = len(fewer["endpoints"])
+        eventually(lambda: slots(side, number) == left, "a backend is gone", seconds=COLD_SECONDS, every=0.1)
     time.sleep(SETTLE_SECONDS)
+
+
+def slots(side: CiliumdSide, number: int) -> int:
+    """How many backends service *number* has in the kernel."""
+    key = abi.LbServiceKey(addr16(many.FIRST_VIP + number), PORT, TCP, abi.LbScope.LB_SCOPE_EXTERNAL, 0)
+    with Map.from_pin(side.node.bpf_root / "maps" / "cilium_lb_services_v1") as opened:
+        row = opened.lookup(key.pack())
+    return 0 if row is None else abi.LbService.unpack(row).target
 
 
 def changed(
@@ -150,7 +166,7 @@ def changed(
     """What the change of one endpoint has a program ask for; afterwards all is as before."""
     time.sleep(PAUSE_SECONDS)
     before = dump(side.node.bpf_root) if isinstance(side, CiliumdSide) else {}
-    seen = trace.during(partial(one_endpoint_less, one, number), pid=lambda: side.pid)
+    seen = trace.during(partial(one_endpoint_less, one, side, number), pid=lambda: side.pid)
     measured.programs.append(len(seen.started))
     if isinstance(side, CiliumdSide):
         measured.writes.append(sum(seen.bpf[call] for call in WRITING))
