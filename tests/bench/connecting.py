@@ -38,7 +38,9 @@ from bench.sides import (
     vip,
 )
 from ciliumd.bpf import run_time_stats
+from lab.apiserver import programs
 from lab.netns import Namespace
+from lab.process import run
 from lab.waiting import eventually
 
 ASKED: Final = 10
@@ -147,11 +149,11 @@ def serving(one: Cluster, services: int, cores: Cores) -> Iterator[Serving]:
 def runs(serving: CiliumdSide, way: Way, cores: Cores) -> Table:
     """How often each attached program runs for one connection, and for how long."""
     table = Table(("program", "runs per connection", "ns per connection"))
-    with attached(serving.node.bpf_root) as programs, run_time_stats():
+    with attached(serving.node.bpf_root) as hooked, run_time_stats():
         way.run(RATE, cores)
-        before = [program.info for program in programs]
+        before = [program.info for program in hooked]
         way.run(RATE, cores)
-        for program, early in zip(programs, before, strict=True):
+        for program, early in zip(hooked, before, strict=True):
             late = program.info
             if ran := late.run_cnt - early.run_cnt:
                 spent = (late.run_time_ns - early.run_time_ns) / CONNECTS
@@ -231,6 +233,10 @@ def measure(*, pairs: int, services: int) -> Iterator[Section]:
                 counts.add(Figure.of(named(proxy.name, number), rules(proxy.netns)))
             if number == services:
                 counts.table = runs(sides.ciliumd, sides.ways[named(CILIUMD, number)], cores)
+        counts.add(
+            Figure.of("kube-proxy", run([programs() / "kube-proxy", "--version"]).stdout.strip()),
+            Figure.of("its iptables", run(["/usr/sbin/iptables", "--version"]).stdout.strip()),
+        )
         yield counts
         take = {name: (lambda way=way: way.sample(cores)) for name, way in found.items()}
         control_of = named(NFTABLES, ASKED)
