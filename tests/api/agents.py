@@ -32,6 +32,7 @@ READ = ["get", "list", "watch"]
 WRITE = ["create", "get", "update"]
 RULES: list[dict[str, Any]] = [
     {"apiGroups": [""], "resources": ["namespaces", "nodes", "pods", "services"], "verbs": READ},
+    {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
     {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": READ},
     {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": READ},
     {

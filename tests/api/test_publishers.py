@@ -10,11 +10,21 @@ import pytest
 from api.agents import USER, Follower
 from ciliumd.kubernetes.bootstrap import own_node
 from ciliumd.kubernetes.endpoints import EndpointFacts, EndpointPublisher
+from ciliumd.kubernetes.events import ProblemEvents
 from ciliumd.kubernetes.identities import IdentityAllocator
-from ciliumd.kubernetes.kinds import CILIUM_ENDPOINT, CILIUM_IDENTITY, CILIUM_NODE, NODE, POD
+from ciliumd.kubernetes.kinds import (
+    CILIUM_ENDPOINT,
+    CILIUM_IDENTITY,
+    CILIUM_NODE,
+    EVENT,
+    NODE,
+    POD,
+    SERVICE,
+)
 from ciliumd.kubernetes.node import NodePublisher, Reachable
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import Label
+from ciliumd.tables import Problem
 from lab.waiting import eventually
 
 LABELS = frozenset({Label("k8s", "app", "web"), Label("k8s", "io.kubernetes.pod.namespace", "default")})
@@ -227,10 +237,33 @@ def test_two_agents_number_the_same_labels_and_know_both_numbers(agents_server):
         discard(agents_server, CILIUM_IDENTITY.path(one["metadata"]["name"]))
 
 
+def test_the_author_of_a_service_that_waits_is_told(agents_server, agent):
+    """An event that ``kubectl describe`` shows, once for all nodes."""
+    path = SERVICE.path(namespace="default")
+    spec = {"ports": [{"port": 80}]}
+    service = agents_server.request("POST", path, {"metadata": {"name": "waits"}, "spec": spec})
+    problem = Problem("spec.clusterIPs", "10.96.0.1:80/TCP waits for room in cilium_lb_services_v1")
+
+    async def tell(node):
+        problems = {("Service", "default", "waits"): problem}
+        await ProblemEvents(agent.api, lambda: problems, node=node).work()
+
+    for name in ("n1", "n2"):
+        agent.call(tell(name))
+    told = [
+        one
+        for one in agents_server.request("GET", EVENT.path(namespace="default"))["items"]
+        if one["involvedObject"]["uid"] == service["metadata"]["uid"]
+    ]
+    assert [(one["reason"], one["source"]["host"]) for one in told] == [("FrontendPending", "n1")]
+    assert told[0]["message"] == f"{problem.field}: {problem.message}"
+    discard(agents_server, SERVICE.path("waits", namespace="default"))
+
+
 def test_nothing_was_refused_and_no_object_of_users_was_written(agents_server):
     """What the audit log holds of all agents so far."""
     asked = agents_server.requests(USER)
     assert [one for one in asked if one.status == 403] == []
     written = {one.resource for one in asked if one.verb not in {"get", "list", "watch"}}
-    assert written <= {"ciliumnodes", "ciliumendpoints", "ciliumidentities"}
+    assert written <= {"ciliumnodes", "ciliumendpoints", "ciliumidentities", "events"}
     assert "patch" not in {one.verb for one in asked}

@@ -15,6 +15,7 @@ AGENT = {
     ("", "nodes"): READ,
     ("", "pods"): READ,
     ("", "services"): READ,
+    ("", "events"): {"create"},
     ("discovery.k8s.io", "endpointslices"): READ,
     ("networking.k8s.io", "networkpolicies"): READ,
     ("cilium.io", "ciliumnetworkpolicies"): READ,

@@ -83,6 +83,10 @@ def test_services(
         lambda: NEW_VIP in str(node.agent.get("service")) and not node.agent.healthy(), "status is degraded"
     )
 
+    eventually(lambda: told(node, "new").startswith(f"{NEW_VIP}:80/TCP waits for room"), "its author is told")
+    assert "cilium_lb_services_v1" in told(node, "new")
+    assert f"{VIP}:80/TCP" in told(node, "web")
+    assert told(node, "full") == ""
     assert meaning(dump(node.bpf_root)).broken == []
     answered = [probers.sender.reaches(VIP, 80) for _ in range(20)]
     assert all(answered), "the old service lost connections"
@@ -90,12 +94,21 @@ def test_services(
     node.wait_service(f"{VIP}:80", 4)
     node.wait_service(f"{NEW_VIP}:80", 4)
     eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    assert (told(node, "new"), told(node, "web")) == ("", "")
     assert meaning(dump(node.bpf_root)).broken == []
     for pod in pods:
         node.remove_pod(pod)
     for name in ("web", "new"):
         node.delete(name)
     finish(figures, probers, record_property)
+
+
+def told(node: Node, name: str) -> str:
+    """What the author of a service is told; empty when nothing is wrong."""
+    for one in node.agent.get("policy")["problems"]:
+        if (one["kind"], one["name"]) == ("Service", name):
+            return str(one["message"])
+    return ""
 
 
 def allow_from(name: str, app: str, *cidrs: str, excluded: str | None = None) -> manifests.Object:

@@ -34,6 +34,7 @@ from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.terminate import Terminator
+from ciliumd.daemon.unserved import Unserved
 from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.flows.enrich import Lookups, PodName
 from ciliumd.flows.ring import FlowRing
@@ -148,6 +149,7 @@ class Agent:
     health: HealthDaemon = field(init=False)
     cni: CniServer = field(init=False)
     terminator: Terminator = field(init=False)
+    unserved: Unserved = field(init=False)
     after_round: list[Callable[[], None]] = field(init=False, default_factory=list)
     """Called when a round has written what had changed."""
     synced: bool = field(init=False, default=False)

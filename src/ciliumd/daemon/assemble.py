@@ -38,6 +38,7 @@ from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numb
 from ciliumd.daemon.release import Release
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.terminate import Terminator
+from ciliumd.daemon.unserved import Unserved
 from ciliumd.daemon.wiring import MtuFollower, NodeWiring, wire_node
 from ciliumd.desired.departed import reachable
 from ciliumd.ipam.hostscope import HostScope
@@ -278,7 +279,7 @@ def _restore_versions(agent: Agent) -> None:
 
 
 def _add_followers(agent: Agent) -> None:
-    """The parts that follow manifests, the node's network, and numbers nobody wants."""
+    """The parts that follow manifests, the node's network, numbers nobody wants, and rows without room."""
     settings, tables, reconciler = agent.settings, agent.tables, agent.reconciler
     agent.source = agent.origin.source(tables)
     agent.network = NodeNetwork(
@@ -299,6 +300,13 @@ def _add_followers(agent: Agent) -> None:
         readers={"problems": agent.problems_seen},
         clock=time.monotonic,
     )
+    agent.unserved = Unserved(
+        reconciler,
+        agent.plan,
+        service_ids=tables.service_ids.view,
+        backend_ids=tables.backend_ids.view,
+    )
+    agent.after_round.append(agent.unserved.look)
 
 
 def _cni_server(agent: Agent) -> CniServer:

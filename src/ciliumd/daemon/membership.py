@@ -22,6 +22,7 @@ from ciliumd.kubernetes.bootstrap import OwnNode, own_node
 from ciliumd.kubernetes.claims import IdentityClaims
 from ciliumd.kubernetes.client import Api, Observe
 from ciliumd.kubernetes.endpoints import EndpointFacts, EndpointPublisher
+from ciliumd.kubernetes.events import ProblemEvents
 from ciliumd.kubernetes.identities import IdentityAllocator
 from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.node import NodePublisher, Reachable
@@ -136,7 +137,7 @@ class ClusterOrigin:
         )
 
     def work(self, agent: "Agent") -> Iterable[Coroutine[Any, Any, None]]:
-        """Publish the node, its endpoints, and new label sets."""
+        """Publish the node, its endpoints, new label sets, and what is wrong with services here."""
         source = agent.source
         assert isinstance(source, KubernetesSource)  # noqa: S101  it is the one made above
         numbers = Numbers(
@@ -157,9 +158,12 @@ class ClusterOrigin:
                 Reachable(router=agent.wiring.routers, health=() if health is None else (health,))
             )
 
+        events = ProblemEvents(self._api, lambda: agent.unserved.problems, node=self.name)
+        agent.unserved.changed = events.wake
         agent.health.address_changed = reachable
         reachable()
-        return self._publisher.run(), numbers.allocator.run(), numbers.claims.run(), endpoints.run()
+        publishers = (self._publisher, numbers.allocator, numbers.claims, endpoints, events)
+        return [one.run() for one in publishers]
 
     async def close(self) -> None:
         """Close the connections."""

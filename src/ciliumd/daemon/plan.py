@@ -398,7 +398,12 @@ class NodePlan:
             )
         )
         problems = self.services.problems()
-        self._report("Service", {_object_of(service): Problem(*found) for service, found in problems.items()})
+        self._report("Service", {object_of(service): Problem(*found) for service, found in problems.items()})
+
+    def report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
+        """Problems that others found, between two plans, instead of those of this *part* before."""
+        self._report(part, problems)
+        self._tell_problems()
 
     def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
         """Problems found here, instead of those found by this *part* before."""
@@ -436,7 +441,7 @@ class NodePlan:
             self._seen[part] = now()
 
 
-def _object_of(service: NamespacedName) -> ObjectKey:
+def object_of(service: NamespacedName) -> ObjectKey:
     """The object whose author a problem of this service is told to."""
     pod = host_port_pod(service)
     return ("Service", *service) if pod is None else ("Pod", *pod)

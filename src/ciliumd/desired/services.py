@@ -39,13 +39,14 @@ NOWHERE = Place()
 _ByPort = dict[tuple[str, str, int], list[Backend]]
 """Backends by port name, protocol and address family."""
 
-_FIELDS = {
+FIELDS = {
     ServiceKind.CLUSTER_IP: "spec.clusterIPs",
     ServiceKind.NODE_PORT: "spec.ports",
     ServiceKind.EXTERNAL_IP: "spec.externalIPs",
     ServiceKind.LOAD_BALANCER: "status.loadBalancer.ingress",
     ServiceKind.HOST_PORT: "spec.containers.ports",
 }
+"""Where in an object a frontend of each kind is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class ServiceProblem:
     @property
     def field(self) -> str:
         """Where in the object the frontend is written."""
-        return _FIELDS[self.kind]
+        return FIELDS[self.kind]
 
 
 @dataclass(frozen=True, slots=True)

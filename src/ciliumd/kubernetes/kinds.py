@@ -72,6 +72,7 @@ NETWORK_POLICY = Kind(
     namespaced=True,
     shown="networking.k8s.io/v1::NetworkPolicy",
 )
+EVENT = Kind("", "v1", "Event", "events", namespaced=True)
 
 
 def _cilium(kind: str, plural: str, *, namespaced: bool) -> Kind:

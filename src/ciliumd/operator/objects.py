@@ -17,7 +17,6 @@ from ciliumd.kubernetes.kinds import (
     Kind,
 )
 
-EVENT: Final = Kind("", "v1", "Event", "events", namespaced=True)
 LEASE: Final = Kind("coordination.k8s.io", "v1", "Lease", "leases", namespaced=True)
 SERVICE_CIDR: Final = Kind("networking.k8s.io", "v1", "ServiceCIDR", "servicecidrs", namespaced=False)
 DEFINITION: Final = Kind(

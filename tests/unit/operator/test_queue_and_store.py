@@ -5,7 +5,6 @@ import asyncio
 
 from ciliumd.kubernetes.kinds import NODE
 from ciliumd.operator import queue
-from ciliumd.operator.events import warning
 from ciliumd.operator.queue import MAX_DELAY, WorkQueue, delay, repeat
 from ciliumd.operator.store import Store
 
@@ -120,17 +119,3 @@ def test_a_sweep_drops_what_is_gone_and_only_that():
     assert store.sweep(NODE, before, {("", "stays")}) == [("", "gone")]
     assert sorted(name for _, name in store.rows(NODE)) == ["changed", "new", "stays"]
     assert told == [("", "gone")]
-
-
-def test_an_event_is_the_same_one_until_the_object_or_the_message_changes():
-    """Its name is what it says; it lies where ``kubectl describe`` looks."""
-    about = {"apiVersion": "v1", "kind": "Node", **_object("a", 7)}
-    one = warning(about, "Reason", "message")
-    touched = {**about, "metadata": {**about["metadata"], "resourceVersion": "8"}}
-    assert warning(touched, "Reason", "message")["metadata"] == one["metadata"]
-    assert warning(about, "Reason", "other")["metadata"] != one["metadata"]
-    edited = {**about, "metadata": {**about["metadata"], "generation": 2}}
-    assert warning(edited, "Reason", "message")["metadata"] != one["metadata"]
-    assert one["metadata"]["namespace"] == "default"
-    assert one["involvedObject"]["namespace"] == ""
-    assert len(warning(about, "Reason", "m" * 5000)["message"]) == 1024
