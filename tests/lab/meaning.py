@@ -9,13 +9,14 @@ of it, and rows that lead nowhere are named.  The layouts are ``abi``'s, nothing
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_network
 from typing import Final
 
 from ciliumd import abi
 from lab.maps import INNER, Dump
 
 Backends = tuple[str, ...]
+Sources = tuple[str, frozenset[str]]
 Rules = frozenset[tuple[str, int, int, int]]
 # By identity and direction; identity 0 is everybody who is not named.
 Policy = dict[tuple[int, int], Rules]
@@ -25,11 +26,14 @@ OTHERS: Final = 0
 @dataclass
 class Meaning:
     """
-    *services* is backends by ``address:port/protocol``, *policies* by the address of the endpoint that is
+    *services* is backends by ``address:port/protocol``, *frontends* what such a frontend is, *sources* the
+    ranges that it lets in or keeps out, if it does, *policies* by the address of the endpoint that is
     under them, *identities* by address or prefix; *broken* are rows that lead nowhere.
     """
 
     services: dict[str, Backends] = field(default_factory=dict)
+    frontends: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, Sources] = field(default_factory=dict)
     policies: dict[str, Policy] = field(default_factory=dict)
     identities: dict[str, int] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
@@ -39,7 +43,7 @@ class Meaning:
         """What is not the same, one line each."""
         return [
             f"{part} {key}: {mine.get(key)} -> {theirs.get(key)}"
-            for part in ("services", "policies", "identities")
+            for part in ("services", "frontends", "sources", "policies", "identities")
             for mine, theirs in [(getattr(self, part), getattr(other, part))]
             for key in sorted(mine.keys() | theirs.keys())
             if mine.get(key) != theirs.get(key)
@@ -65,6 +69,7 @@ def _services(dump: Dump, found: Meaning) -> None:
     services = {abi.LbServiceKey.unpack(key): abi.LbService.unpack(value) for key, value in rows}
     backends = dict(_rows(dump, "cilium_lb_backends_v1"))
     revnats = dict(_rows(dump, "cilium_lb_revnat_v1"))
+    needs = _Needs(dump, found)
     reached: set[bytes] = set()
     slots: set[abi.LbServiceKey] = set()
     for key, head in services.items():
@@ -76,6 +81,7 @@ def _services(dump: Dump, found: Meaning) -> None:
         if revnat is None or (revnat.id, revnat.port, revnat.addr) != (head.rev_nat, key.port, key.addr):
             found.broken.append(f"{name}: its number {head.rev_nat} leads to {revnat}")
         reached.add(number)
+        needs.frontend(name, key, head)
         chosen = []
         for slot in range(1, head.target + 1):
             place = abi.LbServiceKey(key.addr, key.port, key.protocol, key.scope, slot)
@@ -85,6 +91,7 @@ def _services(dump: Dump, found: Meaning) -> None:
             if row is None or target not in backends:
                 found.broken.append(f"{name}: slot {slot} of {head.target} leads to {row}, which is missing")
                 continue
+            needs.backend(name, head, row.target)
             backend = abi.LbBackend.unpack(backends[target])
             if backend.id != row.target:
                 found.broken.append(f"{name}: backend {row.target} says that it is {backend.id}")
@@ -94,6 +101,57 @@ def _services(dump: Dump, found: Meaning) -> None:
     found.unused += [f"revNAT {number.hex()}" for number in revnats.keys() - reached]
     used = {services[slot].target.to_bytes(4, "little") for slot in slots if slot in services}
     found.unused += [f"backend {number.hex()}" for number in backends.keys() - used]
+    needs.finish()
+
+
+class _Needs:
+    """What a frontend depends on for its meaning, in maps beside: ranges, affinity, the ports of the node."""
+
+    def __init__(self, dump: Dump, found: Meaning) -> None:
+        self._found = found
+        self._sources: dict[tuple[int, int], set[str]] = {}
+        for packed, _ in _rows(dump, "cilium_lb_source_ranges_v1"):
+            key = abi.LbSourceKey.unpack(packed)
+            self._sources.setdefault((key.rev_nat, key.policy), set()).add(_range(key))
+        self._matches = {
+            abi.LbAffinityMatch.unpack(key) for key, _ in _rows(dump, "cilium_lb_affinity_match_v1")
+        }
+        self._bound = {abi.LbBindKey.unpack(key) for key, _ in _rows(dump, "cilium_lb_bind_v1")}
+        self._used: set[object] = set()
+
+    def frontend(self, name: str, key: abi.LbServiceKey, head: abi.LbService) -> None:
+        """Note what a frontend is, and who may ask there."""
+        flags = abi.LbServiceFlags
+        words = [flag.name for flag in flags if head.flags & flag]
+        self._found.frontends[name] = f"{' '.join(words)} {head.affinity_timeout}"
+        if policy := head.flags & (flags.LB_F_SOURCES_ALLOW | flags.LB_F_SOURCES_DENY):
+            self._used.add((head.rev_nat, policy))
+            ranges = self._sources.get((head.rev_nat, policy), set())
+            self._found.sources[name] = flags(policy).name, frozenset(ranges)
+        if head.flags & flags.LB_F_NODE_PORT:
+            bound = abi.LbBindKey(key.port, key.protocol)
+            self._used.add(bound)
+            if bound not in self._bound:
+                self._found.broken.append(f"{name}: any socket of the node may bind its port")
+
+    def backend(self, name: str, head: abi.LbService, number: int) -> None:
+        """Note that a frontend leads to a backend."""
+        if head.flags & abi.LbServiceFlags.LB_F_AFFINITY:
+            match = abi.LbAffinityMatch(number, head.rev_nat)
+            self._used.add(match)
+            if match not in self._matches:
+                self._found.broken.append(f"{name}: no client may keep backend {number}")
+
+    def finish(self) -> None:
+        """Name the rows that nobody needs."""
+        rows = [*self._sources, *sorted(self._matches, key=repr), *sorted(self._bound, key=repr)]
+        self._found.unused += [f"{one}" for one in rows if one not in self._used]
+
+
+def _range(key: abi.LbSourceKey) -> str:
+    bits = key.prefixlen - abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND
+    address = _address(key.addr)
+    return str(ip_network(f"{address}/{bits if ':' in address else bits - 96}"))
 
 
 def _endpoints(dump: Dump, found: Meaning) -> None:
