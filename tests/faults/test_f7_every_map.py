@@ -24,12 +24,18 @@ from lab.probers import Probers
 from lab.waiting import eventually
 from lab.world import World
 
-OLD_VIP, VIP = "10.96.0.44", "10.96.0.43"
+OLD_VIP, VIP, BALANCER = "10.96.0.44", "10.96.0.43", "198.51.100.43"
 NEW, ADDRESS = {"app": "new"}, "10.11.0.150"
 OF_PODS = ("cilium_ifindex_v1", "cilium_lxc_v1", "cilium_ipcache_v1")
 OF_SERVICES = ("cilium_lb_backends_v1", "cilium_lb_revnat_v1")
 OF_POLICIES = ("cilium_policy_classes_v1", "cilium_policy_rules_v1")
-OF_PACKETS = ("cilium_snat_v1", "cilium_lb_sock_v1", "cilium_frags_v1")
+# What a service depends on for its meaning, and the frontend of it that waits.
+OF_KINDS = {
+    "cilium_lb_affinity_match_v1": (f"{VIP}:80/TCP", 80),
+    "cilium_lb_source_ranges_v1": (f"{BALANCER}:80/TCP", 80),
+    "cilium_lb_bind_v1": ("NODE:30080/TCP", 30080),
+}
+OF_PACKETS = ("cilium_lb_affinity_v1", "cilium_snat_v1", "cilium_lb_sock_v1", "cilium_frags_v1")
 WELL_SECONDS = 45.0
 TRIES = 20
 # More than one frame holds.
@@ -48,7 +54,8 @@ def old(node: Node, probers: Probers, world: World) -> Pod:
     """A service, a policy and connections that were there before."""
     world.actor.call("serve_tcp", name="far", port=80, address=world.far)
     probers.receiver.serve(udp=(53,))
-    node.apply("old", manifests.service("old", OLD_VIP, {"app": "receiver"}))
+    # Its clients keep their backend: a row of cilium_lb_affinity_v1 for each.
+    node.apply("old", manifests.service("old", OLD_VIP, {"app": "receiver"}, affinity_seconds=60))
     node.wait_service(f"{OLD_VIP}:80", 1)
     ports = manifests.to_ports((80, "TCP"))
     node.apply_policy(
@@ -69,9 +76,11 @@ def old(node: Node, probers: Probers, world: World) -> Pod:
 def junk(name: str) -> Iterator[bytes]:
     """Keys that no agent and no packet writes."""
     size = abi.MAPS[name].key_size
+    # A trie refuses a prefix that is longer than its keys.
+    length = (8 * (size - 4)).to_bytes(4, "little") if abi.MAPS[name].type is abi.MapType.LPM_TRIE else b""
     for number in range(abi.MAPS[name].max_entries):
         # No number of ours is that large, and no address begins so.
-        yield (0xF0000000 + number).to_bytes(4, "little").ljust(size, b"\xfd")
+        yield (length + (0xF0000000 + number).to_bytes(4, "little")).ljust(size, b"\xfd")
 
 
 @contextmanager
@@ -139,6 +148,69 @@ def test_what_does_not_fit_waits_for_room(
     figures.record(record_property)
 
     figures.assert_harmless()
+
+
+def of_kind(name: str, client: str) -> manifests.Object:
+    """A service of pods that are there, with what takes a row of a map, which *client* may ask."""
+    timeout = 60 if name == "cilium_lb_affinity_match_v1" else 0
+    made = manifests.service("kind", VIP, {"app": "receiver"}, affinity_seconds=timeout)
+    if name == "cilium_lb_source_ranges_v1":
+        made["spec"] |= {"type": "LoadBalancer", "loadBalancerSourceRanges": [f"{client}/32"]}
+        made["status"] = {"loadBalancer": {"ingress": [{"ip": BALANCER}]}}
+    if name == "cilium_lb_bind_v1":
+        made["spec"]["type"] = "NodePort"
+        made["spec"]["ports"][0]["nodePort"] = 30080
+    return made
+
+
+@pytest.mark.parametrize("name", OF_KINDS)
+def test_a_frontend_waits_for_what_it_is_to_mean(
+    node: Node, probers: Probers, old: Pod, name: str, record_property: Callable[[str, object], None]
+) -> None:
+    """It is not served without its affinity, its ranges or its port for itself; its author is told."""
+    figures = Figures(f"F7-{name} full", injected=1)
+    text, port = OF_KINDS[name]
+    frontend = text.replace("NODE", node.address)
+    with probers:
+        with full(node, name) as written:
+            node.apply("kind", of_kind(name, probers.sender.address))
+            eventually(
+                lambda: f"{frontend} waits for room in {name}" in told(node, "kind"), "its author is told"
+            )
+            assert name in node.agent.status_or_error()
+            assert frontend.removesuffix("/TCP") not in realized(node)
+            if name != "cilium_lb_affinity_match_v1":
+                node.wait_service(f"{VIP}:80", 1)
+            assert probers.sender.reaches(OLD_VIP, 80), old
+            figures.more["rows to fill it"] = written
+        node.wait_service(frontend.removesuffix("/TCP"), 1)
+        eventually(lambda: told(node, "kind") == "", "nothing is wrong any more", seconds=WELL_SECONDS)
+        eventually(node.agent.healthy, "all is well again", seconds=WELL_SECONDS)
+        for person in (probers.sender.inside, probers.sender.outside):
+            reply = person.call("tcp_connect", address=frontend.split(":")[0], port=port)
+            assert reply["outcome"] == "answered", (person.who, reply)
+        node.delete("kind")
+        eventually(lambda: frontend.removesuffix("/TCP") not in realized(node), "it is gone")
+        figures.survived = 1
+        probers.stop(figures)
+    figures.record(record_property)
+
+    figures.assert_harmless()
+
+
+def told(node: Node, name: str) -> str:
+    """What the author of a service is told; empty when nothing is wrong."""
+    found = [one["message"] for one in node.problems() if (one["kind"], one["name"]) == ("Service", name)]
+    return "".join(found)
+
+
+def realized(node: Node) -> list[str]:
+    """Addresses and ports that the maps serve."""
+    return [
+        f"{one['spec']['frontend-address']['ip']}:{one['spec']['frontend-address']['port']}"
+        for one in node.agent.get("service")
+        if one["status"].get("realized")
+    ]
 
 
 def test_devices(
