@@ -19,6 +19,7 @@ from lab.waiting import eventually
 
 PORT, NODE_SERVER_PORT, WORLD_PORT = 8000, 8001, 8002
 NODE_PORT, HOST_PORT = 30080, 8088
+OUTSIDE = "198.51.100.77"
 MTU, VXLAN_OVERHEAD, IP_ICMP_HEADERS = 1500, 50, 28
 TRIES = 20
 PODS = ["client1", "client2"]
@@ -145,9 +146,19 @@ def test_host_port_is_on_its_node_only(stage: People, cluster: Cluster, host_por
 def test_cluster_ip_is_nothing_outside(stage: People, cluster: Cluster, kubectl: Kubectl) -> None:
     """A ClusterIP routed to a node from outside is not served (CVE-2020-8558 and its like)."""
     address, via = cluster_ip(kubectl), cluster.nodes[0].address
-    run([IP, "-n", cluster.plan.netns("world").name, "route", "replace", f"{address}/32", "via", via])
+    spec = {"selector": SERVER, "externalIPs": [OUTSIDE], "ports": [{"port": 80, "targetPort": PORT}]}
+    metadata = {"name": "control", "namespace": NAMESPACE}
+    kubectl.apply({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+    for routed in (address, OUTSIDE):
+        run([IP, "-n", cluster.plan.netns("world").name, "route", "replace", f"{routed}/32", "via", via])
 
+    # Control: what is served outside is reached by the same way, at the same port, of the same servers.
+    eventually(
+        lambda: tcp(stage, "world", OUTSIDE, 80, timeout=1.0)["outcome"] == "answered", "the way is open"
+    )
     assert tcp(stage, "world", address, 80, timeout=1.0)["outcome"] != "answered"
+    assert tcp(stage, "client1", address, 80)["outcome"] == "answered"
+    kubectl.delete("service", "control", namespace=NAMESPACE)
 
 
 @pytest.mark.parametrize("server", ["server1", "server2"])

@@ -2,7 +2,8 @@
 """
 Agents are restarted under traffic, and nobody notices.
 
-Numbered datagrams, an open connection and fresh ones on four paths, and as many against the policy.
+Numbered datagrams, an open connection and fresh ones between pods and through every kind of service, and as
+many against the policy.
 While agents are away policies are edited and pods come and go.  Lost, reset, refused and wrongly allowed must
 all be 0; a control shows that each of them can be seen.
 """
@@ -21,7 +22,7 @@ from lab.k8s import load
 from lab.k8s.changes import Changes
 from lab.k8s.ciliumd import POD_DELETE, Ciliumd
 from lab.k8s.kubectl import Kubectl
-from lab.k8s.load import ANSWERED, DENIED_PORT, PATIENCE_SECONDS, TCP_PORT, UDP_RATE, Load, Path
+from lab.k8s.load import ANSWERED, DENIED_PORT, KIND_RATE, PATIENCE_SECONDS, TCP_PORT, Load, Path
 from lab.k8s.people import CLIENT, NAMESPACE, SERVER, People
 from lab.waiting import eventually
 
@@ -36,11 +37,16 @@ KINDS = ("SIGTERM", POD_DELETE, "SIGKILL", POD_DELETE)
 
 @pytest.fixture
 def paths(people: People, kubectl: Kubectl) -> Iterator[list[Path]]:
-    """From client1 to server1 on its own node and to server2 on the other one."""
-    kubectl("label", "pod", "server2", "load=far", "-n", NAMESPACE, "--overwrite")
-    kubectl.apply(*load.objects(SERVER, CLIENT, NAMESPACE))
-    yield load.paths(kubectl, people.actor("client1"), people["server1"], people["server2"])
-    kubectl.delete("service", load.CLUSTER_IP, load.NODE_PORT, namespace=NAMESPACE)
+    """From client1 to server1 and a host port on its own node, and to server2 on the other one."""
+    for name, place in (("server1", "near"), ("server2", "far")):
+        kubectl("label", "pod", name, f"load={place}", "-n", NAMESPACE, "--overwrite")
+    kubectl.apply(*load.objects(SERVER, CLIENT, NAMESPACE), load.hosted("node1", SERVER))
+    kubectl.wait("--for=condition=Ready", f"pod/{load.HOSTED}", namespace=NAMESPACE)
+    on_host = people.cluster.pod(load.HOSTED, NAMESPACE)
+    yield load.paths(kubectl, people.actor("client1"), people["server1"], people["server2"], on_host)
+    on_host.end_actor()
+    kubectl.delete("pod", load.HOSTED, namespace=NAMESPACE)
+    kubectl.delete("service", *load.SERVICES, namespace=NAMESPACE)
     kubectl.delete("networkpolicy", "load", namespace=NAMESPACE)
 
 
@@ -111,7 +117,7 @@ def test_the_load_would_have_noticed(
         kubectl.apply(manifests.cilium_policy(CONTROL, everybody, namespace=NAMESPACE))
         eventually(lambda: outcome(TCP_PORT) == "timeout", "nobody gets through", seconds=30.0)
         # Longer than anybody is patient on an open connection: TCP makes good for less.
-        running.wait_sent(int(UDP_RATE * (PATIENCE_SECONDS + 2)))
+        running.wait_sent(int(KIND_RATE * (PATIENCE_SECONDS + 2)))
         kubectl.delete("ciliumnetworkpolicy", CONTROL, namespace=NAMESPACE)
         kubectl.delete("networkpolicy", "load", namespace=NAMESPACE)
         eventually(lambda: outcome(DENIED_PORT) == ANSWERED, "everybody gets through", seconds=30.0)

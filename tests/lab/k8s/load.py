@@ -7,6 +7,7 @@ packet can take; and as many that no policy allows.  One client sends, on one no
 each of two nodes.
 """
 
+import json
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,8 @@ from typing import Any, Final, Self
 
 from lab.actor import Actor
 from lab.k8s.kubectl import Kubectl, Object
+from lab.k8s.people import pod
+from lab.k8s.plan import POD_CIDR
 from lab.k8s.pod import ClusterPod
 from lab.manifests import network_policy
 from lab.traffic import Fate, Flood, Flow
@@ -31,13 +34,23 @@ TCP_PORT: Final = 7000
 DIRECT, BY_SERVICE, BY_NODE_PORT = 9000, 9001, 9002
 DENIED_PORT: Final = 9999
 NODE_PORT_TCP, NODE_PORT_UDP = 30700, 30900
-CLUSTER_IP, NODE_PORT = "load-by-address", "load-by-node"
+HOST_PORT_TCP, HOST_PORT_UDP = 8700, 8900
+CLUSTER_IP, NODE_PORT, OUTSIDE, KEPT, NEAR = (
+    *("load-by-address", "load-by-node", "load-from-outside"),
+    *("load-kept", "load-near"),
+)
+SERVICES: Final = (CLUSTER_IP, NODE_PORT, OUTSIDE, KEPT, NEAR)
+EXTERNAL, BALANCER = "198.51.100.70", "198.51.100.71"
+HOSTED: Final = "load-hosted"
 DENIED: Final = "denied"
 # Said over an open connection all the time: several segments at once, echoed whole.
 WORDS: Final = "still there? " * 300
 FAR_LABEL: Final = {"load": "far"}
-# Datagrams per second: on each of the four paths, and to each of the two servers against the policy.
+NEAR_LABEL: Final = {"load": "near"}
+# Datagrams per second: on each of the first four paths, on each of the others, and to each server against the
+# policy.  What one client can send is shared.
 UDP_RATE: Final = 2500
+KIND_RATE: Final = 500
 DENIED_RATE: Final = 1000
 
 
@@ -50,6 +63,7 @@ class Path:
     tcp: tuple[str, int]
     udp: tuple[str, int]
     lands_on: int
+    rate: int = UDP_RATE
 
 
 @dataclass(slots=True)
@@ -153,12 +167,14 @@ def objects(server: dict[str, str], client: dict[str, str], namespace: str) -> l
     """
     What the load needs beside its pods: services of the far server, and a policy.
 
-    *server* and *client* are labels; the far server bears ``load: far`` too.  The policy lets the client
-    reach both servers on all ports of the load but the denied one.
+    *server* and *client* are labels; the far server bears ``load: far``, the near one ``load: near`` too.
+    The policy lets the client reach all servers on all ports of the load but the denied one.
     """
 
-    def service(name: str, kind: str, ports: list[Object]) -> Object:
-        spec = {"type": kind, "selector": {**server, **FAR_LABEL}, "ports": ports}
+    def service(
+        name: str, kind: str, ports: list[Object], *, where: dict[str, str] = FAR_LABEL, **more: Any
+    ) -> Object:
+        spec = {"type": kind, "selector": {**server, **where}, "ports": ports, **more}
         metadata = {"name": name, "namespace": namespace}
         return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
@@ -168,43 +184,89 @@ def objects(server: dict[str, str], client: dict[str, str], namespace: str) -> l
     allowed += [{"protocol": "UDP", "port": port} for port in (DIRECT, BY_SERVICE, BY_NODE_PORT)]
     rule = {"from": [{"podSelector": {"matchLabels": client}}], "ports": allowed}
     spec = {"podSelector": {"matchLabels": server}, "policyTypes": ["Ingress"], "ingress": [rule]}
+    by_service = [tcp, {**udp, "targetPort": BY_SERVICE}]
     node_ports = [
         {**tcp, "nodePort": NODE_PORT_TCP},
         {**udp, "targetPort": BY_NODE_PORT, "nodePort": NODE_PORT_UDP},
     ]
     return [
-        service(CLUSTER_IP, "ClusterIP", [tcp, {**udp, "targetPort": BY_SERVICE}]),
+        service(CLUSTER_IP, "ClusterIP", by_service),
         service(NODE_PORT, "NodePort", node_ports),
+        # Its address is in paths(): that is a balancer's to write.
+        service(
+            OUTSIDE,
+            "LoadBalancer",
+            by_service,
+            externalIPs=[EXTERNAL],
+            externalTrafficPolicy="Local",
+            loadBalancerSourceRanges=[POD_CIDR],
+        ),
+        service(KEPT, "ClusterIP", by_service, sessionAffinity="ClientIP"),
+        service(NEAR, "ClusterIP", by_service, where=NEAR_LABEL, internalTrafficPolicy="Local"),
         network_policy("load", spec, namespace=namespace),
     ]
 
 
-def paths(kubectl: Kubectl, client: Actor, near: ClusterPod, far: ClusterPod) -> list[Path]:
-    """From a client on *near*'s node: same node, other node, ClusterIP, NodePort; the policy is in force."""
-    service = str(kubectl.get("service", CLUSTER_IP, far.namespace)["spec"]["clusterIP"])
-    node = near.node.address
+def hosted(node: str, server: dict[str, str]) -> Object:
+    """A server on *node* whose ports are ports of the node."""
+    one = pod(HOSTED, node, {**server, "load": "hosted"})
+    one["spec"]["containers"][0]["ports"] = [
+        {"containerPort": TCP_PORT, "hostPort": HOST_PORT_TCP, "protocol": "TCP"},
+        {"containerPort": BY_SERVICE, "hostPort": HOST_PORT_UDP, "protocol": "UDP"},
+    ]
+    return one
+
+
+def _addresses(kubectl: Kubectl, namespace: str) -> dict[str, str]:
+    """Addresses of the services by name, when a balancer has given the one its own."""
+    status = {"status": {"loadBalancer": {"ingress": [{"ip": BALANCER}]}}}
+    words = ("--subresource=status", "--type=merge", "-p", json.dumps(status))
+    kubectl("patch", "service", OUTSIDE, "-n", namespace, *words)
+    return {name: str(kubectl.get("service", name, namespace)["spec"]["clusterIP"]) for name in SERVICES}
+
+
+def paths(
+    kubectl: Kubectl, client: Actor, near: ClusterPod, far: ClusterPod, on_host: ClusterPod
+) -> list[Path]:
+    """
+    From a client on *near*'s node: same node, other node, and every kind of service.
+
+    *on_host* is the :func:`hosted` pod of that node.  The policy is in force.
+    """
+    address = _addresses(kubectl, far.namespace)
+    service, node = address[CLUSTER_IP], near.node.address
+
+    def of_kind(name: str, server: ClusterPod, where: str) -> Path:
+        return Path(name, server, (where, TCP_PORT), (where, DIRECT), BY_SERVICE, KIND_RATE)
+
     found = [
         Path("same node", near, (near.address, TCP_PORT), (near.address, DIRECT), DIRECT),
         Path("other node", far, (far.address, TCP_PORT), (far.address, DIRECT), DIRECT),
         Path("ClusterIP", far, (service, TCP_PORT), (service, DIRECT), BY_SERVICE),
         Path("NodePort", far, (node, NODE_PORT_TCP), (node, NODE_PORT_UDP), BY_NODE_PORT),
+        of_kind("external address", far, EXTERNAL),
+        of_kind("load balancer with source ranges", far, BALANCER),
+        of_kind("ClusterIP with affinity", far, address[KEPT]),
+        of_kind("ClusterIP with a local policy", near, address[NEAR]),
+        Path("host port", on_host, (node, HOST_PORT_TCP), (node, HOST_PORT_UDP), BY_SERVICE, KIND_RATE),
     ]
 
     def outcome(address: str, port: int) -> str:
         return str(client.call("tcp_connect", address=address, port=port, timeout=0.5)["outcome"])
 
-    for server in (near, far):
+    for server in (near, far, on_host):
         for port in (TCP_PORT, DENIED_PORT):
             server.actor.call("serve_tcp", name=server.name, port=port)
     for path in found:
         eventually(partial(_equal, outcome, path.tcp, ANSWERED), f"{path.name} is open", seconds=30.0)
-    for server in (near, far):
+    for server in (near, far, on_host):
         denied = server.address, DENIED_PORT
         eventually(
             partial(_equal, outcome, denied, "timeout"), f"the policy holds at {server.name}", seconds=30.0
         )
         for port in (TCP_PORT, DENIED_PORT):
             server.actor.call("stop_server", kind="tcp", port=port)
+    assert {path.server.name for path in found} == {near.name, far.name, on_host.name}
     return found
 
 
@@ -226,7 +288,7 @@ class Load:
         self._handles: list[int] = []
         self._running = False
 
-    def start(self, *, rate: int = UDP_RATE) -> Self:
+    def start(self) -> Self:
         """Serve, connect and send."""
         self._running = True
         for server in self._servers:
@@ -242,7 +304,7 @@ class Load:
             self._fresh[path.name] = _Loop(self._connect(path.tcp, timeout=2.0))
         for server in self._servers:
             flows = [
-                Flow(path.name, *path.udp, lands_on=path.lands_on, rate=rate)
+                Flow(path.name, *path.udp, lands_on=path.lands_on, rate=path.rate)
                 for path in self._paths
                 if path.server is server
             ]
