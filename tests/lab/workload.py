@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ciliumd.cli.errors import CommandError
-from lab import manifests
+from lab import kinds, manifests
 from lab.maps import dump
 from lab.meaning import Meaning, meaning
 from lab.node import Node
@@ -23,7 +23,6 @@ WORKER: Final = {"app": "worker"}
 LATE: Final = "10.11.0.200"
 STEP_SECONDS: Final = 15.0
 HOST_PORT: Final = 8088
-SOURCES_POLICY: Final = "service.cilium.io/src-ranges-policy"
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,15 @@ class Workload:
                 "the policy changes",
                 lambda node: node.apply("work-policy", _policy(80, cidr="203.0.113.0/24")),
             ),
-            Step("services of every kind come", lambda node: node.apply("kinds", *_kinds())),
-            Step("who may ask is who may not", lambda node: node.apply("kinds", *_kinds(denies=True))),
+            Step("services of every kind come", lambda node: node.apply("kinds", *kinds.every_kind(WORKER))),
+            Step(
+                "who may ask is who may not",
+                lambda node: node.apply("kinds", *kinds.every_kind(WORKER, denies=True)),
+            ),
             Step("a host port comes", lambda node: self._label(node, WORKER, host_port=HOST_PORT)),
             Step(
                 "local policies and affinity are exchanged",
-                lambda node: node.apply("kinds", *_kinds(denies=True, exchanged=True)),
+                lambda node: node.apply("kinds", *kinds.every_kind(WORKER, denies=True, exchanged=True)),
             ),
             Step("a pod's labels change", lambda node: self._label(node, {"app": "worker", "tier": "late"})),
             Step("a backend goes", ask=self._delete),
@@ -151,8 +153,7 @@ class Workload:
     def _label(self, node: Node, labels: dict[str, str], *, host_port: int = 0) -> None:
         pod = manifests.pod("late", labels)
         if host_port:
-            port = {"containerPort": 80, "hostPort": host_port, "protocol": "TCP"}
-            pod["spec"]["containers"][0]["ports"].append(port)
+            kinds.add_host_port(pod, host_port, 80)
         node.apply("pod-default-late", pod)
 
 
@@ -176,30 +177,6 @@ def _service(target: int, *, udp: bool = False) -> manifests.Object:
     if udp:
         ports += [("UDP", 53, 53), ("TCP", 81, 81)]
     return manifests.service("work", VIP, WORKER, ports=ports)
-
-
-def _kinds(*, denies: bool = False, exchanged: bool = False) -> list[manifests.Object]:
-    """
-    One service with every kind of frontend and source ranges, one with local policies and node ports.
-
-    The first has affinity and the second is local, or the other way round.
-    """
-    ranges = ["198.51.100.0/25"] if denies else ["203.0.113.0/24", "198.51.100.0/24"]
-    front = manifests.service("front", "10.96.0.31", WORKER, affinity_seconds=0 if exchanged else 60)
-    front["metadata"]["annotations"] = {SOURCES_POLICY: "deny" if denies else "allow"}
-    front["spec"] |= {
-        "type": "LoadBalancer",
-        "externalIPs": ["198.51.100.7"],
-        "loadBalancerSourceRanges": ranges,
-        "externalTrafficPolicy": "Local" if exchanged else "Cluster",
-    }
-    front["spec"]["ports"][0]["nodePort"] = 30080
-    front["status"] = {"loadBalancer": {"ingress": [{"ip": "198.51.100.8"}]}}
-    near = manifests.service("near", "10.96.0.32", WORKER, affinity_seconds=60 if exchanged else 0)
-    local = "Cluster" if exchanged else "Local"
-    near["spec"] |= {"type": "NodePort", "internalTrafficPolicy": local, "externalTrafficPolicy": local}
-    near["spec"]["ports"][0]["nodePort"] = 30081
-    return [front, near]
 
 
 def _policy(port: int, *, cidr: str | None = None) -> manifests.Object:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A restarted agent finds every number and every row as it left them, and sweeps nothing it does not know."""
 
+import copy
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lab import manifests, maps
+from lab import kinds, manifests, maps
 from lab.node import Node
 from lab.pod import Pod
 from lab.traffic import Flood, Flow
@@ -102,6 +103,39 @@ def test_every_number_and_row_is_the_same_after_a_restart(
     assert maps.differences(before_rows, after_rows) == []
     assert client.reaches(VIP, 80)
     assert not web.reaches(client.address, 80)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=["SIGTERM", "SIGKILL"])
+def test_services_of_every_kind_keep_their_numbers(
+    node: Node, pods: tuple[Pod, Pod], number: signal.Signals
+) -> None:
+    """Node ports, external and balancer addresses with ranges, both scopes, affinity, a host port."""
+    web, _ = pods
+    manifest = manifests.pod("web", {"app": "web"}, ports=[("http", 8080, "TCP")])
+    before_them = settled(node)
+    node.apply("kinds", *kinds.every_kind({"app": "web"}))
+    hosted = copy.deepcopy(manifest)
+    kinds.add_host_port(hosted, 8088, 8080)
+    node.apply("pod-default-web", hosted)
+    for frontend in ("198.51.100.7:80", "198.51.100.8:80", f"{node.address}:30081", f"{node.address}:8088"):
+        node.wait_service(frontend, 1)
+    before_rows, before = settled(node), numbers(node)
+    for name in ("lb_source_ranges_v1", "lb_affinity_match_v1", "lb_bind_v1"):
+        assert before_rows[f"cilium_{name}"], name
+    node.agent.restart(number)
+
+    assert numbers(node) == before
+    assert maps.differences(before_rows, settled(node)) == []
+    node.apply("pod-default-web", manifest)
+    node.delete("kinds")
+    eventually(lambda: not services_that_differ(before_them, maps.dump(node.bpf_root)), "all is as before")
+    assert web.reaches(web.address, 8080)
+
+
+def services_that_differ(before: maps.Dump, after: maps.Dump) -> list[str]:
+    """Rows of the load balancer that are not the same."""
+    of_services = [name for name in before if name.startswith("cilium_lb_")]
+    return maps.differences(*({name: one[name] for name in of_services} for one in (before, after)))
 
 
 def test_changes_made_while_the_agent_was_away_are_taken_up(node: Node, pods: tuple[Pod, Pod]) -> None:
