@@ -23,6 +23,7 @@ from ciliumd.desired.lbrows import backends_in_rows
 from ciliumd.model.net import Addr, addr_from16
 from ciliumd.model.objects import INTERNAL_IP, EndpointSliceRow, NodeRow
 from ciliumd.model.service import (
+    EVERY_KIND,
     Backend,
     BackendKey,
     Frontend,
@@ -95,6 +96,7 @@ class Field:
                 "default",
                 (ip_address(OWN),),
                 pod_cidr=ip_network("10.0.0.0/24"),
+                serves6=EVERY_KIND,
                 protected=((ip_address(ITS_URL), "the API server's"), (ip_address(RESOLVER), "a resolver's")),
             ),
             reserve_version=lambda _: None,

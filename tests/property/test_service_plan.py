@@ -151,6 +151,7 @@ class Objects:
         self.around = Surroundings(
             addresses=pick(OWN),
             serves=pick(KINDS),
+            serves6=pick((frozenset(), *KINDS)),
             here=Place(NODE, pick(("", "a"))),
             guard=guard((), protected=[(addr, "somebody's") for addr in taken]),
         )
@@ -181,13 +182,14 @@ class Objects:
         derived = derived_slices(
             tables.services.values(), written, tables.pods.view(), tables.endpoints.values(), node=NODE
         )
-        ports = host_ports(tables.pods.view(), tables.endpoints.values(), around.addresses, node=NODE)
+        addresses = [addr for addr in around.addresses if around.kinds[addr.version]]
+        ports = host_ports(tables.pods.view(), tables.endpoints.values(), addresses, node=NODE)
         services = [
             *stage.with_node_ports(tables.services.values(), around.addresses),
             *ports.services,
         ]
         served, refused = stage.served_frontends(
-            stage.of_kinds(services, around.serves),
+            stage.of_kinds(services, around.kinds),
             [*written, *derived.values(), *ports.slices],
             here=around.here,
             guard=around.guard,

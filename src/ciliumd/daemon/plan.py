@@ -48,9 +48,9 @@ class NodeFacts:
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
     *tunnel* other nodes' pods are reached by encapsulation, with *ipv6* in both families.  *protected* are
     further addresses that no service may take, and whose they are, *allowed* those that one may take from
-    anybody.  *serves* are the kinds of frontends that are served here, *proxy* is the name that services
-    give who is to serve them.  *allocates* tells whether this node
-    numbers label sets by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
+    anybody.  *serves* are the kinds of frontends that are served here, *serves6* those of IPv6, *proxy* is
+    the name that services give who is to serve them.  *allocates* tells whether this node numbers label sets
+    by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
     """
 
     name: str
@@ -63,6 +63,7 @@ class NodeFacts:
     allowed: tuple[Prefix, ...] = ()
     external_cluster_ip: bool = False
     serves: frozenset[ServiceKind] = EVERY_KIND
+    serves6: frozenset[ServiceKind] = frozenset()
     proxy: str = ""
     ipv6: bool = False
     allocates: bool = True
@@ -392,6 +393,7 @@ class NodePlan:
             Surroundings(
                 node.node_port_addresses,
                 node.serves,
+                node.serves6,
                 here=self._here(),
                 guard=self._guard,
                 proxy=node.proxy,

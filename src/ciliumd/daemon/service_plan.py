@@ -27,16 +27,23 @@ from ciliumd.tables.schema import Tables
 @dataclass(frozen=True, slots=True)
 class Surroundings:
     """
-    What services depend on besides objects: this node, and whose addresses nobody may take.
+    What services depend on besides objects: this node, what it serves of each family, and whose addresses
+    nobody may take.
 
     *proxy* is the name of this proxy, for services that ask for one; empty serves those that do not.
     """
 
     addresses: tuple[Addr, ...] = ()
     serves: frozenset[ServiceKind] = EVERY_KIND
+    serves6: frozenset[ServiceKind] = frozenset()
     here: Place = NOWHERE
     guard: Guard = NO_GUARD
     proxy: str = ""
+
+    @property
+    def kinds(self) -> dict[int, frozenset[ServiceKind]]:
+        """The kinds of frontends that are served here, by address family."""
+        return {4: self.serves, 6: self.serves6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,14 +170,16 @@ class ServicePlan:
                 without.add(name)
             else:
                 without.discard(name)
-        seen = (tables.pods.revision, tables.endpoints.revision, self._around.addresses)
+        seen = (tables.pods.revision, tables.endpoints.revision, _shape(self._around))
         if seen == self._local.seen and not concerned and without.isdisjoint(names):
             return
         pods, endpoints = tables.pods.view(), tables.endpoints.values()
         node = self._around.here.node
         services = [service for name in sorted(without) if (service := tables.services.get(name))]
         derived = derived_slices(services, (), pods, endpoints, node=node)
-        ports = host_ports(pods, endpoints, self._around.addresses, node=node)
+        kinds = self._around.kinds
+        addresses = [addr for addr in self._around.addresses if kinds[addr.version]]
+        ports = host_ports(pods, endpoints, addresses, node=node)
         slices = {row.service_key: row for row in (*derived.values(), *ports.slices)}
         self._stale |= _differing(self._local.slices, slices)
         mapped = {service.key: service for service in ports.services}
@@ -187,7 +196,7 @@ class ServicePlan:
             if service
             else filter(None, [self._local.services.get(name)])
         )
-        now = next(service_stage.of_kinds(prepared, self._around.serves), None)
+        now = next(service_stage.of_kinds(prepared, self._around.kinds), None)
         entry = self._book.entries.get(name)
         if now != (entry and entry.service):
             yield now
@@ -239,4 +248,4 @@ def _differing(
 
 def _shape(around: Surroundings) -> tuple[object, ...]:
     """What decides which frontends a service has here."""
-    return around.addresses, around.serves, around.proxy
+    return around.addresses, around.kinds, around.proxy

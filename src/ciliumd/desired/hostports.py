@@ -3,13 +3,13 @@
 Host ports: containers that are to be reached at a port of their node, as services of one backend each.
 
 A host port belongs to addresses of the node and to nothing else: ``hostIP`` cannot take an address that is
-somebody else's.  At 127.0.0.1 it is there for the node's own sockets.  Of two pods that want the same port
-the one that stays has it.
+somebody else's.  At 127.0.0.1 and ::1 it is there for the node's own sockets.  Of two pods that want the same
+port the one that stays has it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from ciliumd.desired.services import ServiceProblem
 from ciliumd.model.endpoint import EndpointSpec
@@ -17,6 +17,7 @@ from ciliumd.model.net import Addr
 from ciliumd.model.objects import EndpointSliceRow, HostPort, NamespacedName, PodRow
 from ciliumd.model.service import (
     EXTERNAL,
+    L4,
     NODE,
     Backend,
     BackendState,
@@ -27,7 +28,7 @@ from ciliumd.model.service import (
     ServicePort,
 )
 
-LOOPBACK: tuple[Addr, ...] = (IPv4Address("127.0.0.1"),)
+LOOPBACK: tuple[Addr, ...] = (IPv4Address("127.0.0.1"), IPv6Address("::1"))
 MARK = "/host-port/"
 """In the name of each such service, behind the pod's; no object's name has a slash."""
 
@@ -50,8 +51,9 @@ def host_ports(
 ) -> HostPorts:
     """Those of all pods that have an endpoint here, on a node that is reached at *addresses*."""
     reached = tuple(addresses)
-    # At 127.0.0.1 too, but not at that alone: without addresses host ports are not ours to serve.
-    own = (*reached, *LOOPBACK) if reached else ()
+    # At 127.0.0.1 too, but not at that alone: host ports of a family without addresses are not ours to serve.
+    families = {addr.version for addr in reached}
+    own = (*reached, *(addr for addr in LOOPBACK if addr.version in families))
     found = HostPorts()
     taken: dict[FrontendKey, NamespacedName] = {}
     local = [(pods[one.pod_key], one) for one in endpoints if one.pod_key in pods]
@@ -77,8 +79,9 @@ def _add(
     own: tuple[Addr, ...],
     node: str | None,
 ) -> None:
-    where = wanted.port if wanted.addr is None else f"{wanted.addr}:{wanted.port}"
-    name = f"{pod.name}{MARK}{where}/{wanted.protocol}"
+    place = None if wanted.addr is None else FrontendKey(wanted.addr, wanted.port, wanted.protocol)
+    where = L4(wanted.protocol, wanted.port) if place is None else place
+    name = f"{pod.name}{MARK}{where}"
     families = {addr.version: addr for addr in endpoint.addresses}
     frontends = []
 

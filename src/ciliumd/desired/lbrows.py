@@ -153,13 +153,11 @@ def backends_in_rows(
     for slot in range(1, abi.LbService.unpack(head).target + 1):
         packed = services.get(_service_key(key, slot))
         if packed is None:
-            raise DanglingRowError(f"{key.addr}:{key.port}/{key.protocol} has no slot {slot}")
+            raise DanglingRowError(f"{key} has no slot {slot}")
         backend_id = abi.LbService.unpack(packed).target
         row = backends.get(_U32.pack(backend_id))
         if row is None:
-            raise DanglingRowError(
-                f"{key.addr}:{key.port}/{key.protocol} slot {slot}: no backend {backend_id}"
-            )
+            raise DanglingRowError(f"{key} slot {slot}: no backend {backend_id}")
         backend = abi.LbBackend.unpack(row)
         protocol = _PROTOCOL_NAMES[backend.protocol]
         found.append(BackendKey(addr_from16(backend.addr), backend.port, protocol))

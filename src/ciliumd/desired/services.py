@@ -227,10 +227,14 @@ def with_node_ports(services: Iterable[Service], addresses: Iterable[Addr]) -> I
         yield replace(service, frontends=(*service.frontends, *frontends)) if frontends else service
 
 
-def of_kinds(services: Iterable[Service], kinds: Collection[ServiceKind]) -> Iterator[Service]:
-    """The *services* without their frontends of other kinds, which a kube-proxy beside serves."""
+def of_kinds(services: Iterable[Service], kinds: Mapping[int, Collection[ServiceKind]]) -> Iterator[Service]:
+    """
+    The *services* with those frontends alone that are served here: the *kinds* of each family.
+
+    Others are served by a kube-proxy beside, or by nobody where pods have no addresses of the family.
+    """
     for service in services:
-        ours = tuple(one for one in service.frontends if one.kind in kinds)
+        ours = tuple(one for one in service.frontends if one.kind in kinds[one.addr.version])
         yield service if len(ours) == len(service.frontends) else replace(service, frontends=ours)
 
 

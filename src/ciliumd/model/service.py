@@ -91,7 +91,8 @@ class FrontendKey(NamedTuple):
     scope: int = 0
 
     def __str__(self) -> str:
-        return f"{self.addr}:{self.port}/{self.protocol}"
+        host = f"[{self.addr}]" if self.addr.version == 6 else str(self.addr)
+        return f"{host}:{self.port}/{self.protocol}"
 
 
 class BackendKey(NamedTuple):

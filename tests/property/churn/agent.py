@@ -33,6 +33,7 @@ from ciliumd.kubernetes.read import read_event
 from ciliumd.kubernetes.source import KubernetesSource
 from ciliumd.model.labels import Labels, labels_text
 from ciliumd.model.policy import Enforcement
+from ciliumd.model.service import EVERY_KIND
 from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.target import Stage
@@ -123,6 +124,7 @@ class Agent:
                 (ip_address(HOST),),
                 (ip_address(HOST),),
                 tunnel=True,
+                serves6=EVERY_KIND,
                 allocates=False,
                 enforcement=Enforcement(enforcement),
             ),

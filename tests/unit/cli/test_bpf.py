@@ -154,6 +154,31 @@ def test_lb_list(run, option, text):
     assert run.out == text
 
 
+def test_lb_list_of_ipv6(run, agent):
+    """Addresses in brackets; a frontend behind which nobody is, too."""
+    key = {"addr": "fd00:96::10", "port": 80, "protocol": "TCP", "scope": "external"}
+    value = {"rev_nat": 3, "flags": ["cluster-ip"], "affinity_timeout": 0}
+    backend = {"id": 5, "port": 8080, "protocol": "TCP", "state": "active", "addr": "fd00:1::2"}
+    agent.maps(
+        cilium_lb_services_v1=[
+            ({**key, "slot": 0}, {**value, "target": 1}),
+            ({**key, "slot": 1}, {**value, "target": 5}),
+        ],
+        cilium_lb_backends_v1=[({"id": 5}, backend)],
+        cilium_lb_revnat_v1=[({"id": 3}, {"id": 3, "port": 80, "addr": "fd00:96::10"})],
+    )
+    assert run.cilium("bpf", "lb", "list") == 0
+    assert run.out == (
+        "SERVICE ADDRESS        BACKEND ADDRESS (REVNAT_ID) (SLOT)\n"
+        "[fd00:96::10]:80/TCP   [::]:0 (3) (0) [ClusterIP]\n"
+        "                       [fd00:1::2]:8080/TCP (3) (1)\n"
+    )
+    assert run.cilium("bpf", "lb", "list", "--backends") == 0
+    assert run.out.splitlines()[1:] == ["5    [fd00:1::2]:8080/TCP (active)"]
+    assert run.cilium("bpf", "lb", "list", "--revnat") == 0
+    assert run.out.splitlines()[1:] == ["3    [fd00:96::10]:80"]
+
+
 CT_KEY = {
     "local": "10.0.0.2",
     "remote": "10.0.0.1",

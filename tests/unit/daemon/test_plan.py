@@ -11,7 +11,7 @@ from ciliumd.bpf.policy_maps import CLASSES, flat_key
 from ciliumd.daemon.plan import ZONE_LABEL
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.model.labels import Label
-from ciliumd.model.objects import INTERNAL_IP, NodeRow
+from ciliumd.model.objects import INTERNAL_IP, HostPort, NodeRow
 from ciliumd.model.service import EVERY_KIND, Backend, Frontend, Hints, Service, ServiceKind, ServicePort
 from ciliumd.tables import EndpointSliceRow, Problem
 from unit.daemon import nodes
@@ -332,6 +332,32 @@ def test_a_service_is_served_by_the_proxy_that_it_names():
 
     assert [served(""), served("mesh"), served(""), served("mesh")] == [1, 0, 1, 0]
     assert [served("mesh", name="mesh"), served("", name="mesh"), served("other", name="mesh")] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("six", [frozenset(), frozenset({ServiceKind.CLUSTER_IP}), EVERY_KIND])
+def test_ipv6_is_served_as_far_as_the_node_says(six):
+    """Host ports, too: one of two pods that want the same address has it, where it is served at all."""
+    node = two_pods()
+    own = (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
+    node.plan.node = replace(node.plan.node, serves6=six, node_port_addresses=own)
+    port = ServicePort("", "TCP", 80, 80, node_port=30080)
+    cluster = [Frontend(ip_address(ip), 80, "TCP", ServiceKind.CLUSTER_IP) for ip in ("10.96.0.1", "fd00::1")]
+    node.tables.services.set(("shop", "web"), Service("shop", "web", "NodePort", tuple(cluster), (port,)))
+    one, two = (node.tables.endpoints.get(number) for number in (1, 2))
+    for each in (one, two):
+        node.tables.endpoints.set(each.id, replace(each, ipv6=ip_address(f"fd00:1::{each.id}")))
+        pod = node.tables.pods.get(each.pod_key)
+        ports = (HostPort(ip_address("2001:db8::1"), 80, "TCP", 8080),)
+        node.tables.pods.set(each.pod_key, replace(pod, host_ports=ports))
+    node.refresh()
+
+    shown = {str(each.frontend.key) for each in node.plan.services.served}
+    outside = {"[2001:db8::1]:30080/TCP", "[2001:db8::1]:80/TCP"}
+    expected = {"10.96.0.1:80/TCP", "192.0.2.1:30080/TCP"}
+    expected |= {"[fd00::1]:80/TCP"} if six else set()
+    assert shown == expected | (outside if six == EVERY_KIND else set())
+    told = {key for key, _ in node.tables.problems.items()}
+    assert told == {("Pod", *each.pod_key) for each in ((two,) if six else (one, two))}
 
 
 def test_who_takes_an_address_that_is_a_nodes_takes_nothing():

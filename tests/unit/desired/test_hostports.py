@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host ports become services of one backend, at addresses of the node only."""
 
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 
 import pytest
 
@@ -23,7 +23,7 @@ def pod(name: str, *ports: HostPort, terminating: bool = False) -> PodRow:
     return PodRow("shop", name, {}, "default", None, False, "n1", {}, True, terminating, ports)
 
 
-def endpoint(name: str, number: int = 1, ipv4: str = str(POD)) -> EndpointSpec:
+def endpoint(name: str, number: int = 1, ipv4: str = str(POD), ipv6: str = "") -> EndpointSpec:
     """Its endpoint."""
     return EndpointSpec(
         id=number,
@@ -38,7 +38,7 @@ def endpoint(name: str, number: int = 1, ipv4: str = str(POD)) -> EndpointSpec:
         mac="02:00:00:00:00:01",
         node_mac="02:00:00:00:00:02",
         ipv4=ip_address(ipv4),
-        ipv6=None,
+        ipv6=IPv6Address(ipv6) if ipv6 else None,
     )
 
 
@@ -89,6 +89,29 @@ def test_loopback_address_is_the_nodes_too() -> None:
     assert {one.frontend.addr: one.chosen[0].port for one in served} == {LOOPBACK: 8080, ONE: 8081}
     assert {one.frontend.addr: one.frontend.scope for one in served} == {LOOPBACK: NODE, ONE: EXTERNAL}
     assert of([pod("web", *ports)], [endpoint("web")], ()).services == []
+
+
+def test_each_family_leads_to_the_pods_address_of_that_family() -> None:
+    """At ::1 only on a node that is reached by IPv6; a pod without IPv6 is not reached there."""
+    six, pod6 = ip_address("2001:db8::1"), ip_address("fd00::7")
+    both = pod("web", HostPort(None, 80, "TCP", 8080), HostPort(six, 53, "UDP", 5353))
+    found = of([both], [endpoint("web", ipv6=str(pod6))], (ONE, six))
+    served, refused = served_frontends(found.services, found.slices)
+
+    assert {(str(one.frontend.key), one.frontend.scope): one.chosen[0].addr for one in served} == {
+        ("127.0.0.1:80/TCP", NODE): POD,
+        ("192.0.2.1:80/TCP", EXTERNAL): POD,
+        ("[::1]:80/TCP", NODE): pod6,
+        ("[2001:db8::1]:80/TCP", EXTERNAL): pod6,
+        ("[2001:db8::1]:53/UDP", EXTERNAL): pod6,
+    }
+    assert [service.name for service in found.services] == [
+        "web/host-port/80/TCP",
+        "web/host-port/[2001:db8::1]:53/UDP",
+    ]
+    assert refused == found.problems == []
+    alone = of([both], [endpoint("web")], (ONE, six))
+    assert {one.frontend.addr for one in served_frontends(alone.services, alone.slices)[0]} == {LOOPBACK, ONE}
 
 
 def test_address_of_somebody_else_is_refused_by_name() -> None:
