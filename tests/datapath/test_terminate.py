@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.datapath
 
 SO_COOKIE = 57
-HERE = "127.0.0.1"
+HERE, HERE6 = "127.0.0.1", "::1"
 TCP, UDP = socket.IPPROTO_TCP, socket.IPPROTO_UDP
 KINDS = {TCP: socket.SOCK_STREAM, UDP: socket.SOCK_DGRAM}
 
@@ -85,10 +85,10 @@ def client(server: int, protocol: int) -> Iterator[Callable[..., socket.socket]]
         yield connect
 
 
-def row(sock: socket.socket, port: int, protocol: int) -> bytes:
+def row(sock: socket.socket, port: int, protocol: int, peer: str = HERE) -> bytes:
     """The key of the row that socket LB would have written."""
     cookie = int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8), sys.byteorder)
-    return abi.SockRevnatKey(cookie, addr16(ip_address(HERE)), port, protocol).pack()
+    return abi.SockRevnatKey(cookie, addr16(ip_address(peer)), port, protocol).pack()
 
 
 def state(sock: socket.socket) -> int:
@@ -125,6 +125,26 @@ def test_ipv4_in_a_socket_of_ipv6_ends_likewise(
     gone = client(family=socket.AF_INET6)
     assert destroy(protocol, [row(gone, server, protocol)]) == 1
     assert state(gone) == errno.ECONNABORTED
+
+
+def test_socket_of_ipv6_ends_and_its_neighbour_stays(
+    destroy: Callable[[int, list[bytes]], int], protocol: int
+) -> None:
+    """All of its peer's address counts."""
+    with contextlib.ExitStack() as stack:
+        server, gone, stays = (
+            stack.enter_context(socket.socket(socket.AF_INET6, KINDS[protocol])) for _ in range(3)
+        )
+        server.bind((HERE6, 0))
+        if protocol == TCP:
+            server.listen()
+        port = server.getsockname()[1]
+        for one in (gone, stays):
+            one.connect((HERE6, port))
+            one.settimeout(0)
+        assert destroy(protocol, [row(stays, port, protocol, "2001:db8::1")]) == 0
+        assert destroy(protocol, [row(gone, port, protocol, HERE6)]) == 1
+        assert (state(gone), state(stays)) == (errno.ECONNABORTED, 0)
 
 
 def test_socket_that_is_connected_elsewhere_stays(
