@@ -16,6 +16,13 @@ static __always_inline void addr_set_v4(struct cil_addr *addr, __be32 v4)
 	addr->w[3] = v4;
 }
 
+/* Of an option, which is a number: the first eight bytes and the last, in memory order. */
+static __always_inline void addr_set_halves(struct cil_addr *addr, __u64 head, __u64 tail)
+{
+	__builtin_memcpy(&addr->w[0], &head, sizeof(head));
+	__builtin_memcpy(&addr->w[2], &tail, sizeof(tail));
+}
+
 static __always_inline __be32 addr_v4(const struct cil_addr *addr)
 {
 	return addr->w[3];

@@ -28,13 +28,10 @@ enum {
 	AF_INET6_WIRE = 10,
 };
 
-/* The router's IPv6 address, in two halves as options are numbers. */
+/* The router's IPv6 address. */
 static __always_inline void addr_set_router_v6(struct cil_addr *addr)
 {
-	__u64 head = cfg_router_ipv6_head, tail = cfg_router_ipv6_tail;
-
-	__builtin_memcpy(&addr->w[0], &head, sizeof(head));
-	__builtin_memcpy(&addr->w[2], &tail, sizeof(tail));
+	addr_set_halves(addr, cfg_router_ipv6_head, cfg_router_ipv6_tail);
 }
 
 static __always_inline int store_macs(struct __sk_buff *skb, const void *dst, const void *src)

@@ -6,6 +6,7 @@
 #ifndef CILIUMD_REFUSE_H
 #define CILIUMD_REFUSE_H
 
+#include <stddef.h>
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -57,6 +58,61 @@ static __always_inline void refusal_of_v6(struct icmp_wire *icmp, __u8 type, __u
 	}
 }
 
+/* The frame goes back to whom it came from. */
+static __always_inline int store_returned(struct __sk_buff *skb, const struct packet *p,
+					  const struct ipv6_wire *ip)
+{
+	struct ethhdr eth = { .h_proto = bpf_htons(ETH_P_IPV6) };
+
+	__builtin_memcpy(eth.h_dest, p->smac, ETH_ALEN);
+	__builtin_memcpy(eth.h_source, p->dmac, ETH_ALEN);
+	return bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
+	       bpf_skb_store_bytes(skb, L3_OFF, ip, sizeof(*ip), 0);
+}
+
+/*
+ * A pod's SYN is answered at once, while its process still holds the socket: an ICMPv6 error then
+ * counts only when the SYN is sent again, a second later; a reset does when the socket is let go.
+ */
+static __always_inline int resets_v6(const struct packet *p, __u8 type, __u8 code)
+{
+	return p->hook == HOOK_FROM_CONTAINER && p->protocol == IPPROTO_TCP &&
+	       (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN && type == ICMP_V4_UNREACHABLE &&
+	       code == ICMP_V4_PORT_UNREACHABLE;
+}
+
+/* As refuse() below. */
+static __always_inline int reset_v6(struct __sk_buff *skb, struct packet *p)
+{
+	struct ipv6_wire ip = {
+		.version_class = 0x60,
+		.payload_length = bpf_htons(sizeof(struct tcp_wire)),
+		.next_header = IPPROTO_TCP,
+		.hop_limit = 64,
+		.src = p->dst,
+		.dst = p->src,
+	};
+	struct tcp_wire tcp = {
+		.sport = p->dport,
+		.dport = p->sport,
+		.data_offset = sizeof(tcp) / 4 << 4,
+		.flags = TCP_RST | TCP_ACK,
+	};
+	__be32 seq;
+
+	if (p->flags & PKT_LATER_FRAGMENT || p->ihl != sizeof(ip) ||
+	    bpf_skb_load_bytes(skb, p->l4_off + offsetof(struct tcp_wire, seq), &seq, sizeof(seq)))
+		return -1;
+	tcp.ack = bpf_htonl(bpf_ntohl(seq) + 1);
+	tcp.checksum = fold_checksum(
+		pseudo_sum(&ip, bpf_csum_diff(NULL, 0, (__be32 *)&tcp, sizeof(tcp), 0)));
+	if (bpf_skb_change_tail(skb, L3_OFF + sizeof(ip) + sizeof(tcp), 0) ||
+	    store_returned(skb, p, &ip) ||
+	    bpf_skb_store_bytes(skb, L3_OFF + sizeof(ip), &tcp, sizeof(tcp), 0))
+		return -1;
+	return 0;
+}
+
 /* As refuse() below.  The MTU lies in the last 4 bytes of the header, where it is alone (RFC 4443). */
 static __always_inline int refuse_v6(struct __sk_buff *skb, struct packet *p, __u8 type, __u8 code)
 {
@@ -69,14 +125,19 @@ static __always_inline int refuse_v6(struct __sk_buff *skb, struct packet *p, __
 		.dst = p->src,
 	};
 	struct icmp_wire icmp = { .sequence = bpf_htons(p->refuse_mtu) };
-	struct ethhdr eth = { .h_proto = bpf_htons(ETH_P_IPV6) };
 	long sum;
+
+	if (resets_v6(p, type, code))
+		return reset_v6(skb, p);
 
 	/* Nor about what went to a group (RFC 4443 2.4). */
 	if (p->flags & (PKT_ICMP_ERROR | PKT_LATER_FRAGMENT) || p->ihl != sizeof(ip) ||
 	    addr_is_multicast_v6(&p->dst))
 		return -1;
-	addr_set_router_v6(&ip.src);
+	if (p->hook == HOOK_FROM_NETDEV)
+		ip.src = p->dst;
+	else
+		addr_set_router_v6(&ip.src);
 	refusal_of_v6(&icmp, type, code);
 	if (bpf_skb_change_tail(skb, L3_OFF + size, 0))
 		return -1;
@@ -86,10 +147,7 @@ static __always_inline int refuse_v6(struct __sk_buff *skb, struct packet *p, __
 		return -1;
 	sum = bpf_csum_diff(NULL, 0, (__be32 *)&icmp, sizeof(icmp), sum);
 	icmp.checksum = fold_checksum(pseudo_sum(&ip, sum));
-	__builtin_memcpy(eth.h_dest, p->smac, ETH_ALEN);
-	__builtin_memcpy(eth.h_source, p->dmac, ETH_ALEN);
-	if (bpf_skb_store_bytes(skb, 0, &eth, sizeof(eth), 0) ||
-	    bpf_skb_store_bytes(skb, L3_OFF, &ip, sizeof(ip), 0) ||
+	if (store_returned(skb, p, &ip) ||
 	    bpf_skb_store_bytes(skb, L3_OFF + sizeof(ip), &icmp, sizeof(icmp), 0))
 		return -1;
 	return 0;

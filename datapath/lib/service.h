@@ -10,7 +10,7 @@
 #include "lib/ct.h"
 #include "lib/lb.h"
 #include "lib/packet.h"
-#include "lib/rewrite.h"
+#include "lib/translate.h"
 
 /* Remember, or recall, which backend this flow's frontend was translated to. */
 static __always_inline const struct lb_backend *
@@ -56,21 +56,21 @@ static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p
 					 enum show_mode mode)
 {
 	const struct lb_revnat *frontend = lb_revnat(p->ct.rev_nat);
-	__be32 addr;
+	struct cil_addr addr;
 	__be16 port;
 	int reason;
 
 	/* The service is gone: its connections end with it. */
 	if (!frontend)
 		return DROP_NO_SERVICE;
-	addr = addr_v4(&frontend->addr);
+	addr = frontend->addr;
 	port = frontend->port;
 	if (!(p->flags & PKT_ICMP_ERROR))
-		return rewrite(skb, p, REWRITE_SOURCE, addr, port);
-	reason = rewrite_quoted(skb, p, REWRITE_DESTINATION, addr, port);
+		return translate(skb, p, REWRITE_SOURCE, &addr, port);
+	reason = translate_quoted(skb, p, REWRITE_DESTINATION, &addr, port);
 	if (reason || mode == SHOW_INSIDE)
 		return reason;
-	return rewrite_outer(skb, p, REWRITE_SOURCE, addr);
+	return translate_outer(skb, p, REWRITE_SOURCE, &addr);
 }
 
 #endif /* CILIUMD_SERVICE_H */

@@ -33,11 +33,34 @@
 #include "lib/packet.h"
 #include "lib/parse.h"
 #include "lib/refuse.h"
-#include "lib/rewrite.h"
 #include "lib/service.h"
 #include "lib/track.h"
+#include "lib/translate.h"
 
 CONFIG(__be32, loopback_ipv4, 0, "source a pod sees when it reaches itself through a service");
+CONFIG(__u64, loopback_ipv6_head, 0, "that of IPv6: the first eight bytes in memory order");
+CONFIG(__u64, loopback_ipv6_tail, 0, "and the last eight");
+
+/* The source that a pod sees when it reaches itself; 0: there is none. */
+static __always_inline int loopback_address(const struct packet *p, struct cil_addr *addr)
+{
+	if (!is_ipv6(p)) {
+		addr_set_v4(addr, cfg_loopback_ipv4);
+		return !!cfg_loopback_ipv4;
+	}
+	addr_set_halves(addr, cfg_loopback_ipv6_head, cfg_loopback_ipv6_tail);
+	return !addr_is_zero(addr);
+}
+
+/* Whether what a pod sends is its answer to itself. */
+static __always_inline int is_loopback_answer(const struct packet *p)
+{
+	struct cil_addr addr;
+
+	if (!is_ipv6(p))
+		return cfg_loopback_ipv4 && addr_v4(&p->dst) == cfg_loopback_ipv4;
+	return loopback_address(p, &addr) && addr_equal(&p->dst, &addr);
+}
 
 /* Whether this is one of the endpoint's own addresses; one it has none of is nobody's. */
 static __always_inline int is_address_of(const struct cil_addr *addr, const struct packet *p,
@@ -105,7 +128,7 @@ int hook_from_container(struct __sk_buff *skb)
 		ct_key_of_packet(p, 1);
 		if (ct_lookup(p))
 			p->flags |= PKT_CT_FOUND;
-		else if (!is_ipv6(p))
+		else
 			return tail_call(skb, p, CALL_SERVICE);
 	}
 	return tail_call(skb, p, CALL_EGRESS);
@@ -118,7 +141,7 @@ int call_service(struct __sk_buff *skb)
 	const struct lb_backend *backend;
 	struct lb_service_key key;
 	struct lb_slot service;
-	__be32 addr;
+	struct cil_addr addr;
 	__be16 port;
 	int reason;
 
@@ -138,12 +161,12 @@ int call_service(struct __sk_buff *skb)
 	if (!backend)
 		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_PORT_UNREACHABLE);
-	addr = addr_v4(&backend->addr);
+	addr = backend->addr;
 	port = backend->port;
 	p->rev_nat = service.rev_nat;
-	if (addr == addr_v4(&p->src))
+	if (addr_equal(&addr, &p->src))
 		p->flags |= PKT_LOOPBACK;
-	reason = rewrite(skb, p, REWRITE_DESTINATION, addr, port);
+	reason = translate(skb, p, REWRITE_DESTINATION, &addr, port);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, p->endpoint_id);
 	return tail_call(skb, p, CALL_EGRESS);
@@ -152,18 +175,19 @@ int call_service(struct __sk_buff *skb)
 /* The answer of a pod to itself through a service goes back to it; 0, or a drop reason. */
 static __always_inline int turn_loopback(struct __sk_buff *skb, struct packet *p)
 {
+	struct cil_addr self = p->src;
 	int reason;
 
 	if (!(p->ct.flags & CT_F_LOOPBACK))
 		return DROP_UNROUTABLE;
 	p->flags |= PKT_LOOPBACK;
 	if (p->flags & PKT_ICMP_ERROR) {
-		reason = rewrite_quoted(skb, p, REWRITE_SOURCE, addr_v4(&p->src), p->inner_sport);
+		reason = translate_quoted(skb, p, REWRITE_SOURCE, &self, p->inner_sport);
 		if (reason)
 			return reason;
-		p->inner_src = p->src;
+		p->inner_src = self;
 	}
-	return rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&p->src), p->dport);
+	return translate(skb, p, REWRITE_DESTINATION, &self, p->dport);
 }
 
 /*
@@ -226,7 +250,7 @@ int call_egress(struct __sk_buff *skb)
 	if (!endpoint)
 		return DROP(skb, p, DROP_HOST_NOT_READY, DIR_EGRESS, 0);
 
-	loopback = cfg_loopback_ipv4 && addr_v4(&p->dst) == cfg_loopback_ipv4 && !is_ipv6(p);
+	loopback = is_loopback_answer(p);
 	p->dst_slot = loopback ? p->src_slot : slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_HOST) {
 		p->dst_identity = ID_HOST;
@@ -294,6 +318,7 @@ int call_ingress(struct __sk_buff *skb)
 	struct packet *p = packet_in_hand();
 	struct track_context by = { .direction = DIR_INGRESS };
 	const struct endpoint *endpoint;
+	struct cil_addr loopback;
 	int reason = 0;
 
 	if (!p)
@@ -302,8 +327,10 @@ int call_ingress(struct __sk_buff *skb)
 	if (!endpoint || !is_address_of(&p->dst, p, endpoint))
 		return DROP(skb, p, DROP_NO_LXC, DIR_INGRESS, 0);
 	/* New to itself through a service: from an address that its answer can be known by. */
-	if (p->flags & PKT_LOOPBACK && !(p->flags & PKT_REPLY))
-		reason = rewrite(skb, p, REWRITE_SOURCE, cfg_loopback_ipv4, p->sport);
+	if (p->flags & PKT_LOOPBACK && !(p->flags & PKT_REPLY)) {
+		loopback_address(p, &loopback);
+		reason = translate(skb, p, REWRITE_SOURCE, &loopback, p->sport);
+	}
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, endpoint->id);
 	p->dst_identity = endpoint->identity;
@@ -329,6 +356,7 @@ int call_refuse(struct __sk_buff *skb)
 {
 	struct packet *p = packet_in_hand();
 	const struct lb_revnat *frontend;
+	struct cil_addr addr;
 
 	/* The drop is counted already; what cannot be answered stays a silent drop. */
 	if (!p)
@@ -336,8 +364,10 @@ int call_refuse(struct __sk_buff *skb)
 	if (p->rev_nat) {
 		/* Its sender knows the frontend only: quote what it sent. */
 		frontend = lb_revnat(p->rev_nat);
-		if (!frontend ||
-		    rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&frontend->addr), frontend->port))
+		if (!frontend)
+			return TC_ACT_SHOT;
+		addr = frontend->addr;
+		if (translate(skb, p, REWRITE_DESTINATION, &addr, frontend->port))
 			return TC_ACT_SHOT;
 	}
 	if (is_ipv6(p) ? refuse_v6(skb, p, p->refuse_type, p->refuse_code) :

@@ -1817,6 +1817,10 @@ CONFIG: dict[str, ConfigSpec] = {
     "loopback_ipv4": ConfigSpec(
         "loopback_ipv4", "be32", 4, "source a pod sees when it reaches itself through a service"
     ),
+    "loopback_ipv6_head": ConfigSpec(
+        "loopback_ipv6_head", "u64", 8, "that of IPv6: the first eight bytes in memory order"
+    ),
+    "loopback_ipv6_tail": ConfigSpec("loopback_ipv6_tail", "u64", 8, "and the last eight"),
     "masquerade": ConfigSpec(
         "masquerade", "u8", 1, "give pods the address of the native device they leave by"
     ),

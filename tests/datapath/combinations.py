@@ -31,6 +31,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "masquerade": (0, 1),
     "masquerade_ipv6": (0, 1),
     "loopback_ipv4": (0, 0xA9FE2A01),
+    "loopback_ipv6_head": (0, 1),
     "pod_cidr_ipv4": (0, 0x0A000100),
     "native_cidr_ipv4": (0, 0x0A000000),
     "tunnel": (0, 1),
@@ -47,6 +48,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
     *("cilium_host_ifindex", "cilium_host_mac", "router_ipv4", "router_ipv6_head", "router_ipv6_tail"),
+    "loopback_ipv6_tail",
     *(
         f"{network}_cidr_ipv6{part}_{half}"
         for network in ("pod", "native")

@@ -16,6 +16,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ciliumd.daemon.datapath import halves6
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.namespace import own_cookie
 from fixtures import packets6
@@ -113,9 +114,9 @@ def node_config() -> dict[str, bool | int]:
         "cilium_host_ifindex": socket.if_nametoindex("cilium_host"),
         "cilium_host_mac": int.from_bytes(mac_bytes(router.mac), "little"),
         "router_ipv4": int(router.address),
-        "router_ipv6_head": int.from_bytes(packets6.router.address.packed[:8], "little"),
-        "router_ipv6_tail": int.from_bytes(packets6.router.address.packed[8:], "little"),
+        **halves6("router_ipv6", packets6.router.address),
         "loopback_ipv4": int(loopback.address),
+        **halves6("loopback_ipv6", packets6.loopback.address),
         "pod_cidr_ipv4": int(POD_CIDR.network_address),
         "pod_cidr_mask": int(POD_CIDR.netmask),
         "nat_port_min": NAT_PORTS.start,

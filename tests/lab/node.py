@@ -179,12 +179,12 @@ class Node:
         pod.remove()
 
     def wait_service(self, frontend: str, backends: int) -> dict[str, Any]:
-        """Wait until a service ``ip:port`` has so many backends; its model."""
+        """Wait until a service ``ip:port``, or ``[ip]:port``, has so many backends; its model."""
 
         def found() -> dict[str, Any] | None:
             for service in self.agent.get("service"):
                 address = service["spec"]["frontend-address"]
-                if f"{address['ip']}:{address['port']}" == frontend:
+                if f"{address['ip']}:{address['port']}" == frontend.replace("[", "").replace("]", ""):
                     realized = service["status"].get("realized")
                     if realized and len(realized.get("backend-addresses") or ()) == backends:
                         return dict(service)

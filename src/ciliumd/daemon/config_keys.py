@@ -13,6 +13,7 @@ from typing import Final
 RENAMED: Final[Mapping[str, str]] = {
     "bpf-nat-global-max": "bpf_nat_max",
     "ipv4-service-loopback-address": "loopback_ipv4",
+    "ipv6-service-loopback-address": "loopback_ipv6",
     "k8s-kubeconfig-path": "kubeconfig",
     "native-routing-cidr": "ipv4_native_routing_cidr",
     "prometheus-serve-addr": "metrics_address",

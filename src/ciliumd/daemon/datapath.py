@@ -7,7 +7,7 @@ Blocking; called once at start, in the writer thread.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import structlog
@@ -172,12 +172,11 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         **_network("pod_cidr", wiring.pod_cidr),
     }
     if wiring.router6 is not None:
-        packed = wiring.router6.packed
         values |= {
             "ipv6": 1,
-            "router_ipv6_head": int.from_bytes(packed[:8], "little"),
-            "router_ipv6_tail": int.from_bytes(packed[8:], "little"),
             "masquerade_ipv6": settings.enable_ipv6_masquerade,
+            **halves6("router_ipv6", wiring.router6),
+            **halves6("loopback_ipv6", settings.loopback_ipv6),
         }
         if wiring.pod_cidr6 is not None:
             values |= network6("pod_cidr", wiring.pod_cidr6)
@@ -201,9 +200,14 @@ def _network(name: str, network: IPv4Network) -> dict[str, int]:
 
 def network6(name: str, network: IPv6Network) -> dict[str, int]:
     """The options that say an IPv6 network, eight bytes each in memory order."""
+    address, mask = network.network_address, network.netmask
+    return halves6(f"{name}_ipv6", address) | halves6(f"{name}_ipv6_mask", mask)
+
+
+def halves6(name: str, address: IPv6Address) -> dict[str, int]:
+    """The two options that say an IPv6 address."""
     return {
-        f"{name}_ipv6{part}_{half}": int.from_bytes(value.packed[place], "little")
-        for part, value in (("", network.network_address), ("_mask", network.netmask))
+        f"{name}_{half}": int.from_bytes(address.packed[place], "little")
         for half, place in (("head", slice(8)), ("tail", slice(8, 16)))
     }
 

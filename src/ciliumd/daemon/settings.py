@@ -7,7 +7,7 @@ Validation only; nothing is looked up on the machine here.
 
 import re
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -36,6 +36,8 @@ from ciliumd.daemon.replacement import Replacement
 from ciliumd.model.service import ServiceKind
 
 LOOPBACK = IPv4Address("169.254.42.1")
+LOOPBACK6 = IPv6Address("100::1")
+"""Of the block that nobody routes (RFC 6666); a link-local one would not be answered through the gateway."""
 
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(h|ms|m|s|us|µs|ns)")
@@ -270,6 +272,7 @@ class Settings(BaseSettings):
     log_format: Literal["logfmt", "json"] = Field(default="logfmt", description="how lines are written")
 
     loopback_ipv4: Annotated[IPv4Address, Field(description="source of a pod that reaches itself")] = LOOPBACK
+    loopback_ipv6: Annotated[IPv6Address, Field(description="the same of IPv6")] = LOOPBACK6
 
     @classmethod
     def settings_customise_sources(
@@ -297,6 +300,13 @@ class Settings(BaseSettings):
             example = "127.0.0.1:9962" if info.field_name == "metrics_address" else "0.0.0.0:10256"
             raise ValueError(f"{value!r} is no address; write {example}, or nothing to listen nowhere")
         return f"0.0.0.0:{port}" if value and not host else value
+
+    @field_validator("loopback_ipv6")
+    @classmethod
+    def _answerable(cls, value: IPv6Address) -> IPv6Address:
+        if value.is_link_local or value.is_multicast:
+            raise ValueError(f"{value} is not answered through a pod's gateway; take an address of no link")
+        return value
 
     @field_validator("enable_ipv4")
     @classmethod

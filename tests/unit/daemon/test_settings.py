@@ -2,7 +2,7 @@
 """Options: each from the command line and the environment, each wrong value told by the option's name."""
 
 import resource
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -68,6 +68,7 @@ OPTIONS = {
     "log-level": ("debug", "debug"),
     "log-format": ("json", "json"),
     "loopback-ipv4": ("169.254.1.1", IPv4Address("169.254.1.1")),
+    "loopback-ipv6": ("100::7", IPv6Address("100::7")),
 }
 SWITCHES = {
     "enable-ipv4": True,
@@ -130,6 +131,7 @@ INVALID = {
     "log-level": ["loud"],
     "log-format": ["xml"],
     "loopback-ipv4": ["::1", "300.1.1.1"],
+    "loopback-ipv6": ["169.254.42.1", "fe80::1", "ff02::1"],
     "enable-ipv4-masquerade": ["maybe"],
 }
 

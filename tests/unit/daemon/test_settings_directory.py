@@ -78,6 +78,7 @@ def test_names_of_cilium_for_our_options(mounted):
     values = {
         "bpf_nat_global_max": "4096",
         "ipv4_service_loopback_address": "169.254.1.1",
+        "ipv6_service_loopback_address": "100::7",
         "k8s_kubeconfig_path": "/kubeconfig",
         "native_routing_cidr": "10.0.0.0/8",
         "prometheus_serve_addr": ":9962",
@@ -87,6 +88,7 @@ def test_names_of_cilium_for_our_options(mounted):
     found = read(mounted(**values))
     assert found.bpf_nat_max == 4096
     assert found.loopback_ipv4 == IPv4Address("169.254.1.1")
+    assert str(found.loopback_ipv6) == "100::7"
     assert str(found.kubeconfig) == "/kubeconfig"
     assert str(found.ipv4_native_routing_cidr) == "10.0.0.0/8"
     assert found.metrics_address == "0.0.0.0:9962"

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Changing addresses and ports of a packet of either family: lib/rewrite.h or lib/rewrite6.h.  Addresses
+ * are as keys have them; the new one is of the packet's own family.
+ */
+#ifndef CILIUMD_TRANSLATE_H
+#define CILIUMD_TRANSLATE_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+#include <ciliumd/abi.h>
+#include "lib/addr.h"
+#include "lib/packet.h"
+#include "lib/rewrite.h"
+#include "lib/rewrite6.h"
+
+/* Address and port of one side of the packet, and of *p*.  0, or a drop reason. */
+static __always_inline int translate(struct __sk_buff *skb, struct packet *p,
+				     enum rewrite_side side, const struct cil_addr *addr,
+				     __be16 port)
+{
+	return is_ipv6(p) ? rewrite_v6(skb, p, side, addr, port) :
+			    rewrite(skb, p, side, addr_v4(addr), port);
+}
+
+/* One side of the packet that an ICMP error quotes. */
+static __always_inline int translate_quoted(struct __sk_buff *skb, struct packet *p,
+					    enum rewrite_side side, const struct cil_addr *addr,
+					    __be16 port)
+{
+	return is_ipv6(p) ? rewrite_quoted_v6(skb, p, side, addr, port) :
+			    rewrite_quoted(skb, p, side, addr_v4(addr), port);
+}
+
+/* Address of the header that an ICMP error travels by. */
+static __always_inline int translate_outer(struct __sk_buff *skb, struct packet *p,
+					   enum rewrite_side side, const struct cil_addr *addr)
+{
+	return is_ipv6(p) ? rewrite_outer_v6(skb, p, side, addr) :
+			    rewrite_outer(skb, p, side, addr_v4(addr));
+}
+
+#endif /* CILIUMD_TRANSLATE_H */
