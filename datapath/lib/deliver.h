@@ -34,6 +34,25 @@ static __always_inline void addr_set_router_v6(struct cil_addr *addr)
 	addr_set_halves(addr, cfg_router_ipv6_head, cfg_router_ipv6_tail);
 }
 
+/* That of the packet's family. */
+static __always_inline void addr_set_router(struct cil_addr *addr, const struct packet *p)
+{
+	if (is_ipv6(p))
+		addr_set_router_v6(addr);
+	else
+		addr_set_v4(addr, cfg_router_ipv4);
+}
+
+static __always_inline int is_router(const struct cil_addr *addr, const struct packet *p)
+{
+	struct cil_addr router;
+
+	if (!is_ipv6(p))
+		return addr_v4(addr) == cfg_router_ipv4;
+	addr_set_router_v6(&router);
+	return addr_equal(addr, &router);
+}
+
 static __always_inline int store_macs(struct __sk_buff *skb, const void *dst, const void *src)
 {
 	__u8 macs[2 * ETH_ALEN];
@@ -111,6 +130,9 @@ static __always_inline int route_of(struct __sk_buff *skb, const struct packet *
 		if (!is_routable_v6(&p->dst))
 			return DROP_NO_FIB;
 		fib.family = AF_INET6_WIRE;
+		/* The kernel wants a device through which IPv6 is forwarded: ours is one, others may be. */
+		if (p->hook != HOOK_FROM_CONTAINER)
+			fib.ifindex = cfg_cilium_host_ifindex;
 		__builtin_memcpy(fib.ipv6_src, &p->src, sizeof(p->src));
 		__builtin_memcpy(fib.ipv6_dst, &p->dst, sizeof(p->dst));
 	} else {

@@ -254,6 +254,7 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p, 
 			return reason;
 		p->inner_src = entry.addr;
 		p->inner_sport = entry.port;
+		p->flags |= PKT_TURNED_BACK;
 		return 0;
 	}
 	in.src = p->src;
@@ -264,6 +265,7 @@ static __always_inline int nat_ingress(struct __sk_buff *skb, struct packet *p, 
 		return 0;
 	if (entry.port == p->dport && addr_equal(&entry.addr, &p->dst))
 		return 0;
+	p->flags |= PKT_TURNED_BACK;
 	return nat_rewrite(skb, p, REWRITE_DESTINATION, &entry.addr, entry.port, v6);
 }
 

@@ -23,7 +23,9 @@ enum packet_flags {
 	PKT_REPLY = 128,	  /* of a flow the other side opened */
 	PKT_CT_FOUND = 256,	  /* key and ct are the sender's live row, read for this packet */
 	PKT_CARRIED = 512,	  /* the tunnel told its sender's identity, the address does not */
-	PKT_DONT_FRAGMENT = 1024, /* of IPv6 all: only senders fragment */
+	PKT_DONT_FRAGMENT = 1024, /* of IPv6 every whole packet: only senders fragment */
+	PKT_TURNED_BACK =
+		2048, /* it came for an address of the node, under which another had sent */
 };
 
 enum {

@@ -154,6 +154,9 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct packet
 		p->flags |= PKT_LATER_FRAGMENT;
 	else if (chain.fragment)
 		p->flags |= PKT_FIRST_FRAGMENT;
+	/* Nobody is told of a fragment that it does not fit (lib/refuse.h): a tunnel must take it. */
+	if (chain.fragment)
+		p->flags &= ~PKT_DONT_FRAGMENT;
 	return 0;
 }
 

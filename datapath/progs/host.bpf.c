@@ -38,6 +38,18 @@ static __always_inline __u32 identity_behind_stack(const struct packet *p)
 	return endpoint ? endpoint->identity : ipcache_identity(&p->src);
 }
 
+/* What the node sends under its router's address takes its row among those of node ports' clients. */
+static __always_inline void own_router(struct __sk_buff *skb, struct packet *p)
+{
+	struct cil_addr router;
+
+	addr_set_router(&router, p);
+	if (is_ipv6(p))
+		nat_own_v6(skb, p, &router);
+	else
+		nat_own(skb, p, cfg_router_ipv4);
+}
+
 /* From the node's stack to a pod of another node.  Nobody else's packets are the node's to send. */
 static __always_inline int to_tunnel_from_stack(struct __sk_buff *skb, struct packet *p,
 						__be32 remote)
@@ -46,9 +58,8 @@ static __always_inline int to_tunnel_from_stack(struct __sk_buff *skb, struct pa
 
 	if (slot_of_addr(&p->src) == SLOT_HOST) {
 		p->src_identity = ID_HOST;
-		/* The router's ports are shared with the clients of node ports. */
-		if (cfg_node_port && addr_v4(&p->src) == cfg_router_ipv4 && !is_ipv6(p))
-			nat_own(skb, p, cfg_router_ipv4);
+		if (cfg_node_port && is_router(&p->src, p))
+			own_router(skb, p);
 		reason = encapsulate(skb, remote, tunnel_identity(ID_HOST));
 	}
 	if (reason)
@@ -172,7 +183,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct packet *p)
 	return tail_call(skb, p, error ? CALL_NODE_PORT_ERROR : CALL_NODE_PORT);
 }
 
-/* What arrives for the device's own IPv6 address may be a pod's; 0, or a drop reason. */
+/* What arrives for the device's own IPv6 address may be another's; 0, or a drop reason. */
 static __noinline int unmasquerade_v6(struct __sk_buff *skb, struct packet *p)
 {
 	struct cil_addr own;
@@ -186,24 +197,22 @@ SEC("tc")
 int hook_from_netdev(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_FROM_NETDEV);
-	__be32 asked;
 	int reason;
 
 	if (!p || parse_ethernet(skb, p) || !is_ip(p))
 		return TC_ACT_UNSPEC;
 	reason = parse_ip(skb, p);
-	asked = addr_v4(&p->dst);
 	if (!reason && (cfg_masquerade || cfg_node_port) && !is_ipv6(p) && !is_tunnel_packet(p) &&
-	    asked == native_address(skb->ifindex))
+	    addr_v4(&p->dst) == native_address(skb->ifindex))
 		reason = nat_ingress(skb, p, 0);
-	else if (cfg_masquerade_ipv6 && is_ipv6(p) && !reason)
+	else if ((cfg_masquerade_ipv6 || cfg_node_port) && is_ipv6(p) && !reason)
 		reason = unmasquerade_v6(skb, p);
 	p->dst_slot = slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST) {
 		/* The node's own traffic is not ours to refuse. */
-		if (reason || !cfg_node_port || is_ipv6(p) || is_tunnel_packet(p))
+		if (reason || !cfg_node_port || is_tunnel_packet(p))
 			return TC_ACT_UNSPEC;
-		if (p->dst_slot == SLOT_NONE && addr_v4(&p->dst) != asked)
+		if (p->dst_slot == SLOT_NONE && p->flags & PKT_TURNED_BACK)
 			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
 		return from_outside(skb, p);
 	}
@@ -243,11 +252,17 @@ static __always_inline int to_netdev_v6(struct __sk_buff *skb, struct packet *p)
 		return TC_ACT_UNSPEC;
 	reason = parse_ip(skb, p);
 	if (is_pod_address_v6(&p->src)) {
-		if (!reason && wants_masquerade(p, 1))
+		if (!reason && cfg_masquerade_ipv6 && wants_masquerade(p, 1))
 			reason = nat_egress_v6(skb, p, &address);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
-	if (!reason && addr_equal(&p->src, &address))
+	if (reason)
+		return TC_ACT_UNSPEC;
+	if (cfg_node_port && forward_reply(p)) {
+		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
+	}
+	if (addr_equal(&p->src, &address))
 		nat_own_v6(skb, p, &address);
 	return TC_ACT_UNSPEC;
 }
@@ -271,7 +286,7 @@ int hook_to_netdev(struct __sk_buff *skb)
 	if (!p || parse_ethernet(skb, p))
 		return TC_ACT_UNSPEC;
 	if (p->ethertype != ETH_P_IP) {
-		if (cfg_ipv6 && cfg_masquerade_ipv6 && is_ipv6(p))
+		if (cfg_ipv6 && (cfg_masquerade_ipv6 || cfg_node_port) && is_ipv6(p))
 			return to_netdev_v6(skb, p);
 		return TC_ACT_UNSPEC;
 	}

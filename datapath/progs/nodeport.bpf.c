@@ -32,9 +32,9 @@
 #include "lib/packet.h"
 #include "lib/parse.h"
 #include "lib/refuse.h"
-#include "lib/rewrite.h"
 #include "lib/service.h"
 #include "lib/track.h"
+#include "lib/translate.h"
 
 /* Of the client, under an address of this node: whatever is no node is the world there. */
 static __always_inline __u32 client_identity(const struct packet *p)
@@ -56,19 +56,21 @@ static __always_inline int leave_by_route(struct __sk_buff *skb, struct packet *
 /* To the backend that is now its destination: by the node at *remote*, 0: by route.  The verdict. */
 static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *p, __be32 remote)
 {
-	__be32 address = cfg_router_ipv4;
+	struct cil_addr address;
 	__u32 oif = 0;
 	int reason = 0;
 
 	if (!cfg_tunnel || !remote) {
 		/* Under our address it would be a node's word. */
 		reason = is_tunnel_packet(p) ? DROP_ENCAP_PROHIBITED : route_of(skb, p, &oif);
-		address = native_address(oif);
-		if (!reason && !address)
+		if (!native_address_for(oif, p, &address) && !reason)
 			reason = DROP_NAT_NO_MAPPING;
+	} else {
+		addr_set_router(&address, p);
 	}
 	if (!reason)
-		reason = nat_egress(skb, p, address);
+		reason = is_ipv6(p) ? nat_egress_v6(skb, p, &address) :
+				      nat_egress(skb, p, addr_v4(&address));
 	if (!reason)
 		reason = decrement_ttl(skb, p);
 	if (!reason && cfg_tunnel && remote)
@@ -134,7 +136,7 @@ int call_node_port(struct __sk_buff *skb)
 		}
 	}
 	p->rev_nat = service.rev_nat;
-	reason = rewrite(skb, p, REWRITE_DESTINATION, addr_v4(&addr), port);
+	reason = translate(skb, p, REWRITE_DESTINATION, &addr, port);
 	if (!reason && (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST))
 		reason = forward_track(p);
 	if (reason)
@@ -198,11 +200,11 @@ int call_node_port_error(struct __sk_buff *skb)
 	p->ct_state = CT_STATE_RELATED;
 	reason = p->dst_slot != SLOT_HOST && p->ttl <= 1 ? DROP_TTL_EXCEEDED : 0;
 	if (!reason)
-		reason = rewrite_quoted(skb, p, REWRITE_SOURCE, addr_v4(&addr), port);
+		reason = translate_quoted(skb, p, REWRITE_SOURCE, &addr, port);
 	if (!reason) {
 		p->inner_src = addr;
 		p->inner_sport = port;
-		reason = rewrite_outer(skb, p, REWRITE_DESTINATION, addr_v4(&addr));
+		reason = translate_outer(skb, p, REWRITE_DESTINATION, &addr);
 	}
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);

@@ -100,9 +100,9 @@ static __always_inline int to_node(struct __sk_buff *skb, struct packet *p)
 {
 	int reason = 0;
 
-	if (cfg_node_port && addr_v4(&p->dst) == cfg_router_ipv4 && !is_ipv6(p)) {
-		reason = nat_ingress(skb, p, 0);
-		if (!reason && addr_v4(&p->dst) != cfg_router_ipv4)
+	if (cfg_node_port && is_router(&p->dst, p)) {
+		reason = is_ipv6(p) ? nat_ingress(skb, p, 1) : nat_ingress(skb, p, 0);
+		if (!reason && !is_router(&p->dst, p))
 			return tail_call(skb, p, CALL_NODE_PORT_REPLY);
 	}
 	if (!reason)

@@ -69,7 +69,7 @@ neighbour add 2001:db8:9::fe lladdr ee:00:00:00:00:01 dev net0
 KNOBS6 = (
     "lo/disable_ipv6 0",
     *(f"{name}/{knob}" for name in ("cilium_host", "net0") for knob in ("addr_gen_mode 1", "disable_ipv6 0")),
-    *(f"{name}/forwarding 1" for name in ("lxc1", "lxc2", "lxc3", "net0", "cilium_net")),
+    *(f"{name}/forwarding 1" for name in ("lxc1", "lxc2", "lxc3", "cilium_host", "cilium_net")),
 )
 
 

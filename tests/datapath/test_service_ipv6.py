@@ -7,7 +7,6 @@ from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
-from scapy.layers.inet import TCP as TCPLayer
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6TimeExceeded,
@@ -291,7 +290,7 @@ NOBODY = ICMPv6DestUnreach(code=4)
 
 def reset(layer: Packet, src: str) -> bytes:
     """The service's own answer to a SYN."""
-    answer = TCPLayer(sport=layer.dport, dport=layer.sport, seq=0, ack=layer.seq + 1, flags="RA", window=0)
+    answer = tcp(layer.dport, layer.sport, "RA", b"", seq=0, ack=layer.seq + 1, window=0)
     return frame(pod_one.node_mac, pod_one.mac, src, pod_one.ip, answer, hlim=64)
 
 

@@ -43,7 +43,7 @@ def endpoints(service: str, *found: Object, ports: Ports = (("TCP", 80, 80),)) -
             "namespace": "default",
             "labels": {"kubernetes.io/service-name": service},
         },
-        "addressType": "IPv4",
+        "addressType": "IPv6" if any(":" in one["addresses"][0] for one in found) else "IPv4",
         "ports": [
             {"name": f"{protocol.lower()}-{port}", "protocol": protocol, "port": target}
             for protocol, port, target in ports

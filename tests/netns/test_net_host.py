@@ -2,7 +2,8 @@
 """The node's end of the pod network, and which of its devices and addresses count as the node's."""
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import pytest
 
@@ -130,6 +131,38 @@ def test_native_device_is_that_of_the_default_route(node: Namespace) -> None:
     assert ("uplink", 1480) == (device.name, device.mtu)
     assert (IPv4Address("192.0.2.10"), IPv4Address("192.0.2.11")) == device.ipv4
     assert inside(node, links.default_mtu) == 1480
+
+
+def test_addresses_of_ipv6_that_pass_are_no_native_ones(node: Namespace) -> None:
+    """Temporary and tentative ones: nobody outside may count on them; the node has them all the same."""
+    node.sysctl("net/ipv6/conf/uplink/disable_ipv6", "0")
+    node.ip("addr", "add", "2001:db8::1/64", "dev", "uplink", "nodad")
+    # The far end has it, too, but says nothing: what is being tried out stays so for a while.
+    node.sysctl("net/ipv6/conf/uplink/dad_transmits", "100")
+    node.ip("addr", "add", "2001:db8::2/64", "dev", "uplink")
+    node.sysctl("net/ipv6/conf/uplink/use_tempaddr", "2")
+    node.ip("addr", "add", "2001:db8::3/64", "dev", "uplink", "nodad", "mngtmpaddr")
+    (device,) = inside(node, devices.native_devices)
+
+    flags = {
+        one["local"]: set(one)
+        for link in node.ip_json("address", "show", "dev", "uplink")
+        for one in link["addr_info"]
+    }
+    assert "tentative" in flags["2001:db8::2"]
+    assert any("temporary" in one for one in flags.values())
+    assert {str(one) for one in device.ipv6} == {"2001:db8::1", "2001:db8::3"}
+    assert {"2001:db8::1", "2001:db8::2", "2001:db8::3"} < {
+        str(one) for one in inside(node, devices.node_addresses)
+    }
+
+
+def test_routes_are_looked_up_for_ipv6_of_every_device(node: Namespace) -> None:
+    """Where pods have IPv6: as if it came in by cilium_host, whatever the machine says of its own devices."""
+    six = replace(WIRING, router6=IPv6Address("fd00:99::1"), pod_cidr6=IPv6Network("fd00:99::/112"))
+    inside(node, ensure_host, six)
+    assert node.sysctl("net/ipv6/conf/cilium_host/forwarding") == "1"
+    assert node.sysctl("net/ipv6/conf/all/forwarding") == "0"
 
 
 def test_native_devices_can_be_named(node: Namespace) -> None:

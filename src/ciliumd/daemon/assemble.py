@@ -46,7 +46,6 @@ from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import LabelFilter, parse_label_filter
 from ciliumd.model.policy import Enforcement
-from ciliumd.model.service import ServiceKind
 from ciliumd.net import links, sysctl
 from ciliumd.net.cgroup import CgroupNotFound, find_group_of_all_pods
 from ciliumd.net.devices import node_port_addresses
@@ -229,18 +228,13 @@ async def _node_facts(
         allowed=settings.allow_external_addresses,
         external_cluster_ip=settings.bpf_lb_external_clusterip,
         serves=settings.kinds_served,
-        serves6=_kinds6(settings) if wiring.router6 is not None else frozenset(),
+        serves6=settings.kinds_served if wiring.router6 is not None else frozenset(),
         proxy=settings.k8s_service_proxy_name,
         ipv6=wiring.router6 is not None,
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),
         label_filter=_label_filter(settings),
     )
-
-
-def _kinds6(settings: Settings) -> frozenset[ServiceKind]:
-    """The kinds of IPv6 frontends that are served here: packets from outside are not translated yet."""
-    return settings.kinds_served & {ServiceKind.CLUSTER_IP}
 
 
 async def _attach_node(attachments: Attachments, wiring: NodeWiring) -> None:

@@ -19,11 +19,17 @@ from ciliumd.net.errors import LinkGone, netlink_errors
 from ciliumd.net.links import HOST_LINK, LXC_PREFIX, NET_LINK, OVERLAY_LINK, Link
 
 _UNIVERSE = 0  # scope of addresses that are valid beyond the link
+# Of IPv6 (linux/if_addr.h): temporary, duplicate, tentative.
+_PASSING = 0x01 | 0x08 | 0x40
 
 
 @dataclass(frozen=True, slots=True)
 class NativeDevice:
-    """A device the node reaches the world by, with its addresses in the kernel's order."""
+    """
+    A device the node reaches the world by, with its addresses in the kernel's order.
+
+    Those of IPv6 that come and go, or are not the device's yet, are left out: nobody may count on them.
+    """
 
     ifindex: int
     name: str
@@ -47,7 +53,7 @@ def native_devices(ipr: IPRoute, names: Collection[str] = ()) -> tuple[NativeDev
         chosen = [by_name[name] for name in names]
     else:
         chosen = [present[index] for index in _default_route_links(ipr) if index in present]
-    addresses = _addresses(ipr)
+    addresses = _addresses(ipr, lasting=True)
     return tuple(
         _native(link, addresses.get(link.ifindex, ()))
         for link in sorted(chosen, key=lambda link: link.name)
@@ -88,13 +94,15 @@ def _default_route_links(ipr: IPRoute) -> set[int]:
     return found
 
 
-def _addresses(ipr: IPRoute) -> dict[int, tuple[Addr, ...]]:
-    """Addresses of more than link scope, by device."""
+def _addresses(ipr: IPRoute, *, lasting: bool = False) -> dict[int, tuple[Addr, ...]]:
+    """Addresses of more than link scope, by device; *lasting*: without those of IPv6 that are not."""
     with netlink_errors("list addresses"):
         messages = tuple(ipr.get_addr())
     found: dict[int, tuple[Addr, ...]] = {}
     for message in messages:
         address = _address(message)
+        if lasting and message["family"] == AF_INET6 and message["flags"] & _PASSING:
+            continue
         if message["scope"] == _UNIVERSE and address is not None:
             found[message["index"]] = (*found.get(message["index"], ()), address)
     return found

@@ -50,7 +50,9 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
             links.mark(ipr, link.ifindex, HOST_ALIAS)
         if link.mtu != wiring.mtu:
             links.set_mtu(ipr, link.ifindex, wiring.mtu)
-        sysctl.forward_through(link.name, stack_ipv6=link is host and wiring.router6 is not None)
+        # Programs look up routes for IPv6 that native devices and the tunnel bring as if it came in here.
+        six = link is host and wiring.router6 is not None
+        sysctl.forward_through(link.name, ipv6=six, stack_ipv6=six)
         links.set_up(ipr, link.ifindex, noarp=True)
     ensure_address(ipr, host.ifindex, wiring.router)
     if wiring.router6 is not None:
