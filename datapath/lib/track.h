@@ -122,7 +122,9 @@ static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
 	 */
 	if (!addr_equal(&p->key.local, endpoint) ||
 	    (from_local && !addr_equal(&p->key.remote, &p->dst)) || !ct_lookup(p)) {
+		/* Of the row, or of the packet before, nothing holds for this one. */
 		entry->rev_nat = 0;
+		entry->flags = 0;
 		p->ct_state = CT_STATE_NEW;
 		return judge(skb, p, by, by->direction, by->peer_identity, p->protocol,
 			     bpf_htons(p->icmp_type));

@@ -8,6 +8,7 @@ import pytest
 from ciliumd.abi import CtFlags, DropReason
 from datapath.harness import DROP, REDIRECT, Datapath
 from datapath.rows import (
+    ALLOW_ALL,
     DEFAULT_DENY,
     EGRESS,
     INGRESS,
@@ -76,6 +77,15 @@ def test_error_of_a_pod_to_itself_finds_the_socket(hairpin: Datapath) -> None:
     assert result.action == REDIRECT
     quoted = Ether(result.packet)[ICMP].payload
     assert (quoted.src, quoted.dst, quoted.sport, quoted.dport) == (pod_one.ip, svc_one.ip, 5000, DNS)
+
+
+def test_error_about_another_packet_is_not_turned_round(hairpin: Datapath) -> None:
+    """What the packet before it was must not count: it came on the same CPU."""
+    arrived = to_pod(pod_one, loopback.ip, udp(5000, 9999, b""))
+    hairpin.send(POD_ONE, from_pod(pod_one, svc_one.ip, udp(5000, DNS, b"")))
+    hairpin.add_endpoint(POD_ONE, *ALLOW_ALL)
+    result = hairpin.send(POD_ONE, from_pod(pod_one, loopback.ip, unreachable(arrived)))
+    assert (result.action, result.drop.reason) == (DROP, DropReason.DROP_UNROUTABLE)
 
 
 def test_loopback_address_is_nobody_to_talk_to(two_pods: Datapath) -> None:
