@@ -11,13 +11,28 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
+from ciliumd.abi import LbServiceFlags
 from ciliumd.model.net import mac_bytes
 from datapath.contest import Contest, contests
 from datapath.harness import Datapath
 from datapath.node import NOWHERE6, POD_CIDR6
-from datapath.openworld import NODE, OPTIONS, fill
+from datapath.openworld import NODE, OPTIONS, TCP, UDP, fill
 from datapath.rows import POD_ONE, POD_THREE, POD_TWO
-from fixtures.packets6 import Place6, node_one, pod_away, pod_one, pod_three, pod_two, router, world_one
+from datapath.tunnel import AWAY
+from fixtures.packets6 import (
+    Place6,
+    balancer,
+    loopback,
+    node_one,
+    pod_away,
+    pod_one,
+    pod_three,
+    pod_two,
+    router,
+    svc_one,
+    svc_two,
+    world_one,
+)
 from reference.forwarding import NO_FIB, UNROUTABLE, Forwarding
 from reference.forwarding6 import Forwarding6
 from reference.node import Node
@@ -30,8 +45,6 @@ SIX_THREE = replace(POD_THREE, ip6=pod_three.ip)
 NOWHERE = (
     NOWHERE6,
     *(ip_network(prefix) for prefix in ("ff00::/8", "fe80::/10", "::/96")),
-    # The anycast address of the network's routers (RFC 4291 2.6.1): this node is one.
-    ip_network("2001:db8:9::/128"),
     *(ip_network(f"{own.ip}/128") for own in (router, node_one)),
 )
 
@@ -55,18 +68,37 @@ NODE6 = Node(
     is_pod_address=lambda address: ip_address(address) in POD_CIDR6,
     leads_to=_leads_to,
     sender=PODS[pod_one.address.packed],
-    loopback=bytes(16),
+    loopback=loopback.address.packed,
+    cluster_ips=frozenset({svc_one.address.packed, svc_two.address.packed}),
+    services={
+        (svc_one.address.packed, 80, TCP): (pod_two.address.packed, 8080),
+        (svc_one.address.packed, 53, UDP): (pod_two.address.packed, 5353),
+        (svc_two.address.packed, 80, TCP): None,
+    },
+    node_ports={
+        (node_one.address.packed, 80, TCP): (pod_one.address.packed, 8080),
+        (node_one.address.packed, 53, UDP): (pod_one.address.packed, 5353),
+        (balancer.address.packed, 80, TCP): (pod_away.address.packed, 8080),
+        (balancer.address.packed, 53, UDP): (pod_away.address.packed, 53),
+    },
 )
 
 Way6 = tuple[Place6, Place6]
 WAYS6: dict[str, list[Way6]] = {
     "from_container": [
-        (pod_one, to) for to in (pod_two, node_one, router, world_one, pod_away, pod_three, pod_one)
+        (pod_one, to)
+        for to in (
+            *(pod_two, svc_one, svc_two, node_one, router, world_one, pod_away),
+            *(pod_three, pod_one, loopback, balancer),
+        )
     ],
     "to_container": [(router, pod_one), (node_one, pod_two), (router, pod_three)],
     "from_host": [(router, pod_one), (pod_two, pod_one), (router, world_one)],
-    "from_netdev": [(world_one, pod_one), (world_one, node_one), (pod_two, pod_one), (node_one, pod_one)],
-    "to_netdev": [(pod_one, world_one), (node_one, world_one)],
+    "from_netdev": [
+        *((world_one, node_one), (world_one, balancer), (world_one, pod_one), (world_one, svc_one)),
+        *((world_one, svc_two), (pod_two, pod_one), (node_one, pod_one), (pod_two, balancer)),
+    ],
+    "to_netdev": [(node_one, world_one), (pod_one, world_one)],
 }
 
 
@@ -82,6 +114,18 @@ def fill6(datapath: Datapath) -> None:
     datapath.add_endpoint(SIX_TWO)
     for address in (node_one.ip, router.ip):
         datapath.host_address(address)
+    datapath.native_device("net0", node_one.place.ip, ip6=node_one.ip)
+    datapath.ipcache(f"{pod_away.ip}/128", AWAY)
+    datapath.add_service(11, svc_one.ip, 80, TCP, {111: (pod_two.ip, 8080)})
+    datapath.add_service(12, svc_one.ip, 53, UDP, {112: (pod_two.ip, 5353)})
+    datapath.add_service(13, svc_two.ip, 80, TCP, {})
+    for address in (svc_one.ip, svc_two.ip):
+        datapath.cluster_ip(address)
+    port, far = LbServiceFlags.LB_F_NODE_PORT, LbServiceFlags.LB_F_LOAD_BALANCER
+    datapath.add_service(14, node_one.ip, 80, TCP, {114: (pod_one.ip, 8080)}, flags=port)
+    datapath.add_service(15, node_one.ip, 53, UDP, {115: (pod_one.ip, 5353)}, flags=port)
+    datapath.add_service(16, balancer.ip, 80, TCP, {116: (pod_away.ip, 8080)}, flags=far)
+    datapath.add_service(17, balancer.ip, 53, UDP, {117: (pod_away.ip, 53)}, flags=far)
 
 
 @contextlib.contextmanager
