@@ -415,13 +415,14 @@ def test_source_ranges_hold_for_every_packet(outside: Datapath) -> None:
     """Revoking ends what is under way."""
     flags = LOAD_BALANCER | LbServiceFlags.LB_F_SOURCES_ALLOW
     outside.add_service(7, BALANCER, 443, TCP, {101: (pod_one.ip, 80)}, flags=flags)
-    listed = abi.LbSourceKey(abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + 48, 7, a16("2001:db8:ffff::"))
+    bits, allow = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + 48, LbServiceFlags.LB_F_SOURCES_ALLOW
+    listed = abi.LbSourceKey(bits, 7, allow, a16("2001:db8:ffff::"))
     packet = asks(world_one.ip, tcp(CLIENT, 443), dst=BALANCER)
     assert arrive(outside, packet).drop.reason == DropReason.DROP_NOT_IN_SRC_RANGE
-    outside.map("lb_source_ranges").update(listed.pack(), u32(1))
+    outside.map("lb_source_range").update(listed.pack(), u32(1))
     assert arrive(outside, packet).action == REDIRECT
     assert arrive(outside, asks(FAR, tcp(CLIENT, 443), dst=BALANCER)).action == DROP
-    outside.map("lb_source_ranges").delete(listed.pack())
+    outside.map("lb_source_range").delete(listed.pack())
     assert arrive(outside, asks(world_one.ip, tcp(CLIENT, 443, "A"), dst=BALANCER)).action == DROP
 
 

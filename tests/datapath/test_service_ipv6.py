@@ -347,12 +347,12 @@ def test_source_ranges_judge_the_whole_address(service: Datapath) -> None:
     """Of pods; two networks that differ behind the 64th bit are two."""
     flags = LbServiceFlags.LB_F_LOAD_BALANCER | LbServiceFlags.LB_F_SOURCES_ALLOW
     service.add_service(7, BALANCER, WEB, TCP, {101: (pod_two.ip, 8080)}, flags=flags)
-    ranges = service.map("lb_source_ranges")
+    ranges = service.map("lb_source_range")
 
     def listed(network: str) -> bytes:
         prefix = IPv6Network(network)
         bits = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + prefix.prefixlen
-        return abi.LbSourceKey(bits, 7, prefix.network_address.packed).pack()
+        return abi.LbSourceKey(bits, 7, LbServiceFlags.LB_F_SOURCES_ALLOW, prefix.network_address.packed).pack()
 
     for network, admitted in (("fd00:1::/127", False), ("fd00:1::a/127", True), ("fd00::/16", True)):
         ranges.update(listed(network), u32(1))

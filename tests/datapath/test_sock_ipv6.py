@@ -114,8 +114,9 @@ def test_source_ranges_judge_a_pod_by_its_ipv6_address(outside: Datapath, group:
     if not own_cookie():
         return
     assert connect(group, BALANCER, DNS) == refused()
-    source = abi.LbSourceKey(abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + 64, 21, a16("fd00:1::"))
-    outside.map("lb_source_ranges").update(source.pack(), u32(1))
+    bits, allow = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + 64, LbServiceFlags.LB_F_SOURCES_ALLOW
+    source = abi.LbSourceKey(bits, 21, allow, a16("fd00:1::"))
+    outside.map("lb_source_range").update(source.pack(), u32(1))
     assert connect(group, BALANCER, DNS) == [0, [BALANCER, DNS], list(ONE)]
 
 

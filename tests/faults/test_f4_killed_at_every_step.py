@@ -110,7 +110,7 @@ LB_MAPS = {
     "cilium_lb_services_v1",
     "cilium_lb_backends_v1",
     "cilium_lb_revnat_v1",
-    "cilium_lb_source_ranges_v1",
+    "cilium_lb_source_range_v1",
     "cilium_lb_affinity_match_v1",
     "cilium_lb_bind_v1",
 }

@@ -32,7 +32,7 @@ OF_POLICIES = ("cilium_policy_classes_v1", "cilium_policy_rules_v1")
 # What a service depends on for its meaning, and the frontend of it that waits.
 OF_KINDS = {
     "cilium_lb_affinity_match_v1": (f"{VIP}:80/TCP", 80),
-    "cilium_lb_source_ranges_v1": (f"{BALANCER}:80/TCP", 80),
+    "cilium_lb_source_range_v1": (f"{BALANCER}:80/TCP", 80),
     "cilium_lb_bind_v1": ("NODE:30080/TCP", 30080),
 }
 OF_PACKETS = ("cilium_lb_affinity_v1", "cilium_snat_v1", "cilium_lb_sock_v1", "cilium_frags_v1")
@@ -154,7 +154,7 @@ def of_kind(name: str, client: str) -> manifests.Object:
     """A service of pods that are there, with what takes a row of a map, which *client* may ask."""
     timeout = 60 if name == "cilium_lb_affinity_match_v1" else 0
     made = manifests.service("kind", VIP, {"app": "receiver"}, affinity_seconds=timeout)
-    if name == "cilium_lb_source_ranges_v1":
+    if name == "cilium_lb_source_range_v1":
         made["spec"] |= {"type": "LoadBalancer", "loadBalancerSourceRanges": [f"{client}/32"]}
         made["status"] = {"loadBalancer": {"ingress": [{"ip": BALANCER}]}}
     if name == "cilium_lb_bind_v1":

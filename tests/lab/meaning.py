@@ -110,7 +110,7 @@ class _Needs:
     def __init__(self, dump: Dump, found: Meaning) -> None:
         self._found = found
         self._sources: dict[tuple[int, int], set[str]] = {}
-        for packed, _ in _rows(dump, "cilium_lb_source_ranges_v1"):
+        for packed, _ in _rows(dump, "cilium_lb_source_range_v1"):
             key = abi.LbSourceKey.unpack(packed)
             self._sources.setdefault((key.rev_nat, key.policy), set()).add(_range(key))
         self._matches = {

@@ -120,7 +120,7 @@ def test_services_of_every_kind_keep_their_numbers(
     for frontend in ("198.51.100.7:80", "198.51.100.8:80", f"{node.address}:30081", f"{node.address}:8088"):
         node.wait_service(frontend, 1)
     before_rows, before = settled(node), numbers(node)
-    for name in ("lb_source_ranges_v1", "lb_affinity_match_v1", "lb_bind_v1"):
+    for name in ("lb_source_range_v1", "lb_affinity_match_v1", "lb_bind_v1"):
         assert before_rows[f"cilium_{name}"], name
     node.agent.restart(number)
 
