@@ -352,7 +352,9 @@ def test_source_ranges_judge_the_whole_address(service: Datapath) -> None:
     def listed(network: str) -> bytes:
         prefix = IPv6Network(network)
         bits = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + prefix.prefixlen
-        return abi.LbSourceKey(bits, 7, LbServiceFlags.LB_F_SOURCES_ALLOW, prefix.network_address.packed).pack()
+        return abi.LbSourceKey(
+            bits, 7, LbServiceFlags.LB_F_SOURCES_ALLOW, prefix.network_address.packed
+        ).pack()
 
     for network, admitted in (("fd00:1::/127", False), ("fd00:1::a/127", True), ("fd00::/16", True)):
         ranges.update(listed(network), u32(1))

@@ -36,6 +36,7 @@ ORDER = [
     "test_uninstall",
     "test_beside_kube_proxy",
     "test_dual_stack",
+    "test_dual_services",
     "test_dual_upstream",
 ]
 ONLY_LONG = ("test_upstream_groups", "test_dual_upstream")

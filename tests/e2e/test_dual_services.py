@@ -7,7 +7,7 @@ from lab.k8s.ciliumd import Ciliumd
 from lab.k8s.people import HOST_PORT_POD, NAMESPACE, SERVER, People, serve_host_port
 from lab.waiting import eventually
 
-PORT = 8000
+PORT = 8100
 NODE_PORT, HOST_PORT = 30082, 8090
 TRIES = 20
 SERVERS = {"server1", "server2"}
