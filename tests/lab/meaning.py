@@ -91,7 +91,7 @@ def _services(dump: Dump, found: Meaning) -> None:
             if row is None or target not in backends:
                 found.broken.append(f"{name}: slot {slot} of {head.target} leads to {row}, which is missing")
                 continue
-            needs.backend(name, head, row.target)
+            needs.backend(name, row)
             backend = abi.LbBackend.unpack(backends[target])
             if backend.id != row.target:
                 found.broken.append(f"{name}: backend {row.target} says that it is {backend.id}")
@@ -134,13 +134,13 @@ class _Needs:
             if bound not in self._bound:
                 self._found.broken.append(f"{name}: any socket of the node may bind its port")
 
-    def backend(self, name: str, head: abi.LbService, number: int) -> None:
+    def backend(self, name: str, slot: abi.LbService) -> None:
         """Note that a frontend leads to a backend."""
-        if head.flags & abi.LbServiceFlags.LB_F_AFFINITY:
-            match = abi.LbAffinityMatch(number, head.rev_nat)
+        if slot.flags & abi.LbServiceFlags.LB_F_AFFINITY:
+            match = abi.LbAffinityMatch(slot.target, slot.rev_nat)
             self._used.add(match)
             if match not in self._matches:
-                self._found.broken.append(f"{name}: no client may keep backend {number}")
+                self._found.broken.append(f"{name}: no client may keep backend {slot.target}")
 
     def finish(self) -> None:
         """Name the rows that nobody needs."""

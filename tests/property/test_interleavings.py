@@ -25,9 +25,11 @@ from ciliumd.daemon import stages as names
 from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.kubernetes.store import KindStore, Sweep
 from ciliumd.reconcile.target import Stage
+from property.churn import services
 from property.churn.agent import HOST, Agent, Watched, complete, quiet_loop
 from property.churn.cluster import (
     ADDRESSES,
+    BALANCERS,
     FAR_ADDRESSES,
     OTHER_NODES,
     OUTSIDE,
@@ -61,14 +63,17 @@ class Outcome:
     rows_written: int = 0
     looked_up: int = 0
     passed: int = 0
+    let_in: int = 0
+    lost: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     wrongly_allowed: list[str] = field(default_factory=list)
 
     def add(self, other: "Outcome") -> None:
         """Both together."""
-        for name in ("interleavings", "rows_written", "looked_up", "passed"):
+        for name in ("interleavings", "rows_written", "looked_up", "passed", "let_in"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.events += other.events
+        self.lost += other.lost
         self.differences += other.differences
         self.wrongly_allowed += other.wrongly_allowed
 
@@ -259,6 +264,8 @@ class Interleaving:
         self.outcome.rows_written += 1
         if name in JUDGING:
             self._look(f"one of {name}")
+        if name in services.OF_SERVICES and self.flows:
+            self._look_at_services(f"one of {name}")
 
     def _look(self, row: str) -> None:
         """Look up every flow of the step after a *row* was written."""
@@ -267,6 +274,16 @@ class Interleaving:
             if self.rows.allow(flow):
                 self.outcome.passed += 1
                 self._must_be_allowed(flow, row)
+
+    def _look_at_services(self, row: str) -> None:
+        """Follow every service after a *row* of one was written."""
+        maps = self.rows.maps
+        nowhere = services.lead_nowhere(maps)
+        self.outcome.lost += [f"seed {self.seed}: {one} after row {row}" for one in nowhere]
+        for asked in services.let_in(maps):
+            self.outcome.let_in += 1
+            if not any(services.may_ask(known, *asked) for known in self._mixtures):
+                self.outcome.wrongly_allowed.append(f"seed {self.seed}: {asked} after row {row}")
 
     def _must_be_allowed(self, flow: Flow, row: str) -> None:
         if flow not in self._verdicts:
@@ -344,6 +361,7 @@ def test_news_in_any_order_ends_in_the_maps_of_a_fresh_agent(
         f"A3: {outcome.interleavings} interleavings, {events} events "
         f"({', '.join(f'{name} {many}' for name, many in sorted(outcome.events.items()))}), "
         f"{outcome.rows_written} rows written, {outcome.looked_up} flows looked up, {outcome.passed} passed; "
+        f"{outcome.let_in} clients of balancers let in, {len(outcome.lost)} rows of services led nowhere; "
         f"{len(outcome.differences)} differences, {len(outcome.wrongly_allowed)} wrongly allowed",
     )
     record_property(
@@ -361,6 +379,8 @@ def test_news_in_any_order_ends_in_the_maps_of_a_fresh_agent(
     )
     assert outcome.differences[:20] == []
     assert outcome.wrongly_allowed[:20] == []
+    assert outcome.lost[:20] == []
+    assert outcome.let_in > 0
     assert 0.1 < outcome.passed / outcome.looked_up < 0.9, "flows that say nothing"
     assert min(outcome.events[how] for how in ("told", "repeated", "lost", "listed", "wired")) > 0
 
@@ -391,6 +411,17 @@ class Clinging(Agent):
         return super().stages()
 
 
+class Hasty(Agent):
+    """Writes frontends before all that they need."""
+
+    def stages(self) -> list[Stage]:
+        """With frontends behind the first, which plans."""
+        first, *others = super().stages()
+        (frontends,) = (one for one in others if one.name == names.SERVICES)
+        others.remove(frontends)
+        return [first, replace(frontends, needs=(), refers=None, reads=None), *others]
+
+
 @pytest.fixture(scope="module")
 def few_policies() -> list[Document]:
     """Policies for the controls."""
@@ -400,6 +431,13 @@ def few_policies() -> list[Document]:
 def test_a_pod_that_keeps_its_policy_is_noticed(few_policies: list[Document]) -> None:
     """The negative control of what is allowed on the way."""
     assert interleave(0, 30, few_policies, agent=Clinging).wrongly_allowed
+
+
+def test_a_frontend_that_comes_too_early_is_noticed(few_policies: list[Document]) -> None:
+    """The negative control of services: packets are lost, and clients let in whom nobody allows."""
+    outcome = interleave(0, 60, few_policies, agent=Hasty)
+    assert outcome.lost
+    assert any(one in wrong for one in BALANCERS for wrong in outcome.wrongly_allowed)
 
 
 def test_an_object_that_stays_is_noticed(

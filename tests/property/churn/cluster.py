@@ -16,6 +16,7 @@ from typing import Any
 from ciliumd.kubernetes import kinds
 from ciliumd.kubernetes.kinds import Kind
 from ciliumd.model.labels import Labels
+from lab.kinds import SOURCES_POLICY
 
 Document = dict[str, Any]
 Key = tuple[Kind, str, str]
@@ -36,6 +37,8 @@ POLICY_KINDS = (
 )
 SERVICES = ("web", "db", "kubernetes")
 CLUSTER_ADDRESSES = ("10.96.0.1", "10.96.0.2")
+EXTERNAL_ADDRESSES, BALANCERS = ("198.51.100.90", "198.51.100.91"), ("198.51.100.80", "198.51.100.81")
+RANGES = ("203.0.113.0/24", "203.0.113.128/25", "198.51.100.0/24")
 NAMESPACE_KEY = "k8s:io.kubernetes.pod.namespace"
 
 
@@ -314,11 +317,21 @@ class Cluster:
         spec = {
             "clusterIP": self.chance.choice(CLUSTER_ADDRESSES),
             "ports": ports[: self.chance.randint(1, 2)],
-            "type": self.chance.choice(("ClusterIP", "NodePort")),
+            "type": self.chance.choice(("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer")),
         }
-        if spec["type"] == "NodePort":
+        if spec["type"] != "ClusterIP":
             spec["ports"][0]["nodePort"] = self.chance.choice((30080, 30081))
-        return [self.put(kinds.SERVICE, self._document("default", name, spec=spec))]
+            spec["externalTrafficPolicy"] = self.chance.choice(("Cluster", "Local"))
+        if self.chance.random() < 0.5:
+            spec["sessionAffinity"] = "ClientIP"
+        spec["internalTrafficPolicy"] = self.chance.choice(("Cluster", "Cluster", "Local"))
+        spec["externalIPs"] = self.chance.sample(EXTERNAL_ADDRESSES, self.chance.randint(0, 1))
+        document = self._document("default", name, spec=spec)
+        if spec["type"] == "LoadBalancer":
+            spec["loadBalancerSourceRanges"] = self.chance.sample(RANGES, self.chance.randint(0, 2))
+            document["metadata"]["annotations"] = {SOURCES_POLICY: self.chance.choice(("allow", "deny"))}
+            document["status"] = {"loadBalancer": {"ingress": [{"ip": self.chance.choice(BALANCERS)}]}}
+        return [self.put(kinds.SERVICE, document)]
 
     def _slice(self) -> list[Told | Wired]:
         service = self.chance.choice(SERVICES)
