@@ -163,10 +163,10 @@ def runs(serving: CiliumdSide, way: Way, cores: Cores) -> Table:
 
 def rules(netns: Namespace) -> str:
     """How much netfilter has to look through there."""
-    saved = netns.run(["/usr/sbin/iptables-save", "-t", "nat"]).stdout.splitlines()
+    saved = netns.run(["/usr/sbin/iptables-legacy-save", "-t", "nat"]).stdout.splitlines()
     first = sum(line.startswith("-A KUBE-SERVICES ") for line in saved)
     listed = netns.run(["/usr/sbin/nft", "list", "ruleset"], seconds=300.0).stdout
-    return f"{first} rules in KUBE-SERVICES, {listed.count(chr(10))} lines of nft"
+    return f"{first} of {len(saved)} lines in KUBE-SERVICES; {listed.count(chr(10))} lines of nft"
 
 
 def latency_goals(services: int, *, crowded: bool) -> dict[str, Goal | None]:
@@ -235,7 +235,7 @@ def measure(*, pairs: int, services: int) -> Iterator[Section]:
                 counts.table = runs(sides.ciliumd, sides.ways[named(CILIUMD, number)], cores)
         counts.add(
             Figure.of("kube-proxy", run([programs() / "kube-proxy", "--version"]).stdout.strip()),
-            Figure.of("its iptables", run(["/usr/sbin/iptables", "--version"]).stdout.strip()),
+            Figure.of("its iptables", run(["/usr/sbin/iptables-legacy", "--version"]).stdout.strip()),
         )
         yield counts
         take = {name: (lambda way=way: way.sample(cores)) for name, way in found.items()}

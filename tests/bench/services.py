@@ -22,7 +22,7 @@ class Effort:
     programmed: Amount
 
 
-TOOLS: Final = ("ip", "nft", "iptables-save", "ss", "taskset", "nsenter", "setpriv", "openssl")
+TOOLS: Final = ("ip", "nft", "iptables-legacy-save", "ss", "taskset", "nsenter", "setpriv", "openssl")
 FULL: Final = Effort(
     services=10_000,
     pairs=40,

@@ -9,7 +9,9 @@ world, which answers at all of them.  kube-proxy's nodes route between their pod
 """
 
 import contextlib
+import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +35,8 @@ from lab.world import World
 
 IPTABLES, NFTABLES = "kube-proxy iptables", "kube-proxy nftables"
 MODES: Final = {IPTABLES: "iptables", NFTABLES: "nftables"}
+# The iptables that writes its own tables of the kernel's: the other takes many minutes for 100,000 backends.
+LEGACY: Final = "/usr/sbin/xtables-legacy-multi"
 POD_CIDR: Final = "10.11.0.0/24"
 POD_GATEWAY: Final = "169.254.1.1"
 # Addresses of services in the world's hands: what nobody translated is refused at once, not waited for.
@@ -185,8 +189,13 @@ class ProxySide:
         config = self._folder / "config.json"
         config.write_text(json.dumps(self._configuration()))
         command = [*self._cluster.wrapper, programs() / "kube-proxy", f"--config={config}"]
+        tools = self._folder / "tools"
+        tools.mkdir()
+        for tool, family in itertools.product(("", "-save", "-restore"), ("ip", "ip6")):
+            (tools / f"{family}tables{tool}").symlink_to(LEGACY)
+        path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
         with (self._folder / "log").open("ab") as log:
-            self._process = self.netns.start(command, output=log)
+            self._process = self.netns.start(command, output=log, env=path)
 
     def _configuration(self) -> dict[str, object]:
         return {
