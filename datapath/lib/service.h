@@ -63,10 +63,10 @@ static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p
 	/* The service is gone: its connections end with it. */
 	if (!frontend)
 		return DROP_NO_SERVICE;
+	if (!(p->flags & PKT_ICMP_ERROR))
+		return translate(skb, p, REWRITE_SOURCE, &frontend->addr, frontend->port);
 	addr = frontend->addr;
 	port = frontend->port;
-	if (!(p->flags & PKT_ICMP_ERROR))
-		return translate(skb, p, REWRITE_SOURCE, &addr, port);
 	reason = translate_quoted(skb, p, REWRITE_DESTINATION, &addr, port);
 	if (reason || mode == SHOW_INSIDE)
 		return reason;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Changing addresses and ports of a packet of either family: lib/rewrite.h or lib/rewrite6.h.  Addresses
- * are as keys have them; the new one is of the packet's own family.
+ * are as keys have them; the new one is of the packet's own family, and may lie in a row: it is read once.
  */
 #ifndef CILIUMD_TRANSLATE_H
 #define CILIUMD_TRANSLATE_H
@@ -19,8 +19,12 @@ static __always_inline int translate(struct __sk_buff *skb, struct packet *p,
 				     enum rewrite_side side, const struct cil_addr *addr,
 				     __be16 port)
 {
-	return is_ipv6(p) ? rewrite_v6(skb, p, side, addr, port) :
-			    rewrite(skb, p, side, addr_v4(addr), port);
+	struct cil_addr once;
+
+	if (!is_ipv6(p))
+		return rewrite(skb, p, side, addr_v4(addr), port);
+	once = *addr;
+	return rewrite_v6(skb, p, side, &once, port);
 }
 
 /* One side of the packet that an ICMP error quotes. */
@@ -28,16 +32,24 @@ static __always_inline int translate_quoted(struct __sk_buff *skb, struct packet
 					    enum rewrite_side side, const struct cil_addr *addr,
 					    __be16 port)
 {
-	return is_ipv6(p) ? rewrite_quoted_v6(skb, p, side, addr, port) :
-			    rewrite_quoted(skb, p, side, addr_v4(addr), port);
+	struct cil_addr once;
+
+	if (!is_ipv6(p))
+		return rewrite_quoted(skb, p, side, addr_v4(addr), port);
+	once = *addr;
+	return rewrite_quoted_v6(skb, p, side, &once, port);
 }
 
 /* Address of the header that an ICMP error travels by. */
 static __always_inline int translate_outer(struct __sk_buff *skb, struct packet *p,
 					   enum rewrite_side side, const struct cil_addr *addr)
 {
-	return is_ipv6(p) ? rewrite_outer_v6(skb, p, side, addr) :
-			    rewrite_outer(skb, p, side, addr_v4(addr));
+	struct cil_addr once;
+
+	if (!is_ipv6(p))
+		return rewrite_outer(skb, p, side, addr_v4(addr));
+	once = *addr;
+	return rewrite_outer_v6(skb, p, side, &once);
 }
 
 #endif /* CILIUMD_TRANSLATE_H */

@@ -141,8 +141,6 @@ int call_service(struct __sk_buff *skb)
 	const struct lb_backend *backend;
 	struct lb_service_key key;
 	struct lb_slot service;
-	struct cil_addr addr;
-	__be16 port;
 	int reason;
 
 	if (!p)
@@ -161,12 +159,10 @@ int call_service(struct __sk_buff *skb)
 	if (!backend)
 		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_PORT_UNREACHABLE);
-	addr = backend->addr;
-	port = backend->port;
 	p->rev_nat = service.rev_nat;
-	if (addr_equal(&addr, &p->src))
+	reason = translate(skb, p, REWRITE_DESTINATION, &backend->addr, backend->port);
+	if (addr_equal(&p->dst, &p->src))
 		p->flags |= PKT_LOOPBACK;
-	reason = translate(skb, p, REWRITE_DESTINATION, &addr, port);
 	if (reason)
 		return DROP(skb, p, reason, DIR_EGRESS, p->endpoint_id);
 	return tail_call(skb, p, CALL_EGRESS);
@@ -250,8 +246,10 @@ int call_egress(struct __sk_buff *skb)
 	if (!endpoint)
 		return DROP(skb, p, DROP_HOST_NOT_READY, DIR_EGRESS, 0);
 
-	loopback = is_loopback_answer(p);
-	p->dst_slot = loopback ? p->src_slot : slot_of_addr(&p->dst);
+	p->dst_slot = slot_of_addr(&p->dst);
+	loopback = p->dst_slot == SLOT_NONE && is_loopback_answer(p);
+	if (loopback)
+		p->dst_slot = p->src_slot;
 	if (p->dst_slot == SLOT_HOST) {
 		p->dst_identity = ID_HOST;
 	} else {
@@ -356,7 +354,6 @@ int call_refuse(struct __sk_buff *skb)
 {
 	struct packet *p = packet_in_hand();
 	const struct lb_revnat *frontend;
-	struct cil_addr addr;
 
 	/* The drop is counted already; what cannot be answered stays a silent drop. */
 	if (!p)
@@ -366,8 +363,7 @@ int call_refuse(struct __sk_buff *skb)
 		frontend = lb_revnat(p->rev_nat);
 		if (!frontend)
 			return TC_ACT_SHOT;
-		addr = frontend->addr;
-		if (translate(skb, p, REWRITE_DESTINATION, &addr, frontend->port))
+		if (translate(skb, p, REWRITE_DESTINATION, &frontend->addr, frontend->port))
 			return TC_ACT_SHOT;
 	}
 	if (is_ipv6(p) ? refuse_v6(skb, p, p->refuse_type, p->refuse_code) :
