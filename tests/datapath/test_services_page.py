@@ -11,22 +11,26 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from ciliumd.cli.bpf_rows import host_port
 from ciliumd.daemon.plan import NodeFacts, NodePlan
 from ciliumd.flows.reasons import reason_text
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.service import EVERY_KIND
 from ciliumd.net.namespace import own_cookie
 from ciliumd.resources import parse
-from datapath.harness import DROP, PASS
-from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO, Pod
+from datapath.harness import DROP, PASS, Datapath
+from datapath.openworld6 import SIX_ONE, SIX_TWO
+from datapath.rows import ALLOW_ALL, Pod
 from datapath.sockets import connect
-from datapath.wire import asks, expose
-from fixtures.packets import IP, Ether, from_pod, node_one, router, tcp, udp
+from datapath.wire import AWAY_IDENTITY, GATEWAY, asks, expose
+from fixtures import packets6
+from fixtures.packets import Ether, from_pod, node_one, router, tcp, udp
 from lab.process import REPOSITORY
 from stories.script import changes, map_lines
 from unit.daemon import nodes
@@ -34,17 +38,21 @@ from unit.daemon import nodes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from scapy.packet import Packet
+
     from ciliumd.desired.lbrows import LbRows
-    from datapath.harness import Datapath, Result
+    from datapath.harness import Result
     from lab.cgroup import Cgroup
 
 pytestmark = pytest.mark.datapath
 
 PAGE = REPOSITORY / "docs/services.md"
-PODS = {"pod one": POD_ONE, "pod two": POD_TWO}
+PODS = {"pod one": (SIX_ONE, packets6.pod_one), "pod two": (SIX_TWO, packets6.pod_two)}
 SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINE = re.compile(r"(?P<who>.+) asks (?P<address>[\d.]+):(?P<port>\d+)/(?P<protocol>TCP|UDP): .+")
+LINE = re.compile(
+    r"(?P<who>.+) asks \[?(?P<address>[\d.]+|[\da-f:]+)\]?:(?P<port>\d+)/(?P<protocol>TCP|UDP): .+"
+)
 EXECUTED = {"yaml", "rows", "packets", "problems"}
 
 
@@ -71,15 +79,17 @@ class Walk:
             NodeFacts(
                 "here",
                 "default",
-                (ip_address(node_one.ip), ip_address(router.ip)),
-                node_port_addresses=(ip_address(node_one.ip),),
+                tuple(ip_address(one.ip) for one in (node_one, router, packets6.node_one, packets6.router)),
+                node_port_addresses=(ip_address(node_one.ip), ip_address(packets6.node_one.ip)),
                 pod_cidr=ip_network("10.0.1.0/24"),
+                serves6=EVERY_KIND,
+                ipv6=True,
             ),
             reserve_version=lambda _: None,
             next_version=1,
             clock=lambda: 0.0,
         )
-        for name, pod in (("one", POD_ONE), ("two", POD_TWO)):
+        for name, pod in (("one", SIX_ONE), ("two", SIX_TWO)):
             self.tables.endpoints.set(pod.id, wired(name, pod))
         self.apply("")
 
@@ -96,7 +106,11 @@ class Walk:
             live.delete_batch(list(live.keys()))
             for key, value in by_map(self.plan.services.rows)[f"cilium_lb_{rows}_v1"].items():
                 live.update(key, value)
-        self.datapath.add_endpoint(POD_TWO, *ALLOW_ALL)
+        self.datapath.native_device("net0", node_one.ip, ip6=packets6.node_one.ip)
+        self.datapath.host_address(packets6.node_one.ip)
+        self.datapath.ipcache(f"{packets6.pod_away.ip}/128", AWAY_IDENTITY)
+        for pod in (SIX_ONE, SIX_TWO):
+            self.datapath.add_endpoint(pod, *ALLOW_ALL)
 
     def rows(self) -> str:
         """What changed in the maps since the rows before."""
@@ -123,16 +137,27 @@ class Walk:
         if who == "process":
             assert protocol == "UDP"
             refused, _, remote = connect(self.group, address, int(port))
-            outcome = "refused" if refused else f"connected to {remote[0]}:{remote[1]}"  # type: ignore[index]
+            outcome = "refused" if refused else f"connected to {host_port(*remote)}"  # type: ignore[misc]
         else:
             layer = (tcp if protocol == "TCP" else udp)(next(self.ports), int(port))
-            pod = PODS.get(who)
-            if pod is None:
-                result = self.datapath.run("from_netdev", asks(who, layer, dst=address), "net0")
-            else:
-                result = self.datapath.send(pod, from_pod(pod.place, address, layer))
-            outcome = outcome_of(result)
-        return f"{who} asks {address}:{port}/{protocol}: {outcome}"
+            outcome = outcome_of(self._sent(who, address, layer))
+        return f"{who} asks {host_port(address, int(port))}/{protocol}: {outcome}"
+
+    def _sent(self, who: str, address: str, layer: Packet) -> Result:
+        if who in PODS:
+            pod, six = PODS[who]
+            packet = (
+                packets6.from_pod(six, address, layer)
+                if ":" in address
+                else from_pod(pod.place, address, layer)
+            )
+            return self.datapath.send(pod, packet)
+        packet = (
+            packets6.frame(GATEWAY.mac, node_one.mac, who, address, layer)
+            if ":" in address
+            else asks(who, layer, dst=address)
+        )
+        return self.datapath.run("from_netdev", packet, "net0")
 
 
 def by_map(rows: LbRows) -> dict[str, dict[bytes, bytes]]:
@@ -161,7 +186,7 @@ def wired(name: str, pod: Pod) -> EndpointSpec:
         mac=pod.place.mac,
         node_mac=pod.place.node_mac,
         ipv4=pod.place.address,
-        ipv6=None,
+        ipv6=IPv6Address(pod.ip6),
     )
 
 
@@ -173,8 +198,22 @@ def outcome_of(result: Result) -> str:
     if drops:
         said = "dropped" if result.action == DROP else "refused"
         return f"{said}, {reason_text(drops[0].reason)} ({int(drops[0].reason)})"
-    ip = Ether(result.packet)[IP]
-    return f"{ip.src} -> {ip.dst}:{ip.payload.dport}"
+    ip = Ether(result.packet).payload
+    return f"{ip.src} -> {host_port(ip.dst, ip.payload.dport)}"
+
+
+@pytest.fixture(scope="module")
+def loaded(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs of a node that serves both families."""
+    with Datapath.loaded(tmp_path_factory.mktemp("services-page"), node_port=1, ipv6=1) as datapath:
+        yield datapath
+
+
+@pytest.fixture
+def outside(loaded: Datapath) -> Datapath:
+    """Those over empty maps."""
+    loaded.reset()
+    return loaded
 
 
 @pytest.mark.parametrize("title", [title for title, blocks in sections().items() if blocks])
