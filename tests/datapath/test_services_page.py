@@ -101,7 +101,7 @@ class Walk:
         self.plan.refresh()
         self.datapath.reset()
         expose(self.datapath)
-        for rows in ("backends", "revnat", "affinity_match", "source_ranges", "services"):
+        for rows in ("backends", "revnat", "affinity_match", "source_range", "services"):
             live = self.datapath.map(f"lb_{rows}")
             live.delete_batch(list(live.keys()))
             for key, value in by_map(self.plan.services.rows)[f"cilium_lb_{rows}_v1"].items():
