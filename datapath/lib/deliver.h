@@ -34,10 +34,10 @@ static __always_inline void addr_set_router_v6(struct cil_addr *addr)
 	addr_set_halves(addr, cfg_router_ipv6_head, cfg_router_ipv6_tail);
 }
 
-/* That of the packet's family. */
-static __always_inline void addr_set_router(struct cil_addr *addr, const struct packet *p)
+/* That of either family. */
+static __always_inline void addr_set_router(struct cil_addr *addr, int v6)
 {
-	if (is_ipv6(p))
+	if (v6)
 		addr_set_router_v6(addr);
 	else
 		addr_set_v4(addr, cfg_router_ipv4);
@@ -121,12 +121,13 @@ static __always_inline int is_routable_v6(const struct cil_addr *addr)
 }
 
 /* The device towards *p->dst*; 0 and *ifindex*, or a drop reason. */
-static __always_inline int route_of(struct __sk_buff *skb, const struct packet *p, __u32 *ifindex)
+static __always_inline int route_of(struct __sk_buff *skb, const struct packet *p, __u32 *ifindex,
+				    int v6)
 {
 	struct bpf_fib_lookup fib = { .ifindex = skb->ifindex };
 	long result;
 
-	if (is_ipv6(p)) {
+	if (v6) {
 		if (!is_routable_v6(&p->dst))
 			return DROP_NO_FIB;
 		fib.family = AF_INET6_WIRE;

@@ -8,7 +8,6 @@
 #include <ciliumd/abi.h>
 #include <ciliumd/config.h>
 #include "lib/addr.h"
-#include "lib/packet.h"
 
 CONFIG(__be32, pod_cidr_ipv4, 0, "network of this node's pods");
 CONFIG(__be32, pod_cidr_mask, 0xffffffff, "netmask of this node's pods");
@@ -55,13 +54,12 @@ static __always_inline int native_address_v6(__u32 ifindex, struct cil_addr *add
 	return read_row_word(device) >> 32 == ifindex && !addr_is_zero(address);
 }
 
-/* 1 and *address when the device is native and has one of the packet's family. */
-static __always_inline int native_address_for(__u32 ifindex, const struct packet *p,
-					      struct cil_addr *address)
+/* 1 and *address when the device is native and has one of that family. */
+static __always_inline int native_address_for(__u32 ifindex, struct cil_addr *address, int v6)
 {
 	__be32 v4;
 
-	if (is_ipv6(p))
+	if (v6)
 		return native_address_v6(ifindex, address);
 	v4 = native_address(ifindex);
 	addr_set_v4(address, v4);

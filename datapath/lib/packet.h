@@ -95,6 +95,18 @@ static __always_inline int is_ipv6(const struct packet *p)
 	return p->ethertype == ETH_P_IPV6;
 }
 
+/*
+ * The same as a 0 or 1 that the verifier remembers: who asks once and hands the answer on is walked once
+ * for each family, and not for every family at every question.
+ */
+static __always_inline int family_of(const struct packet *p)
+{
+	int v6 = is_ipv6(p);
+
+	barrier_var(v6);
+	return v6;
+}
+
 /* Of one generation of programs: its layout may change with every build. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -53,7 +53,7 @@ enum show_mode {
 
 /* Replies of a translated flow (p->ct) show the frontend again; 0, or a drop reason. */
 static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p,
-					 enum show_mode mode)
+					 enum show_mode mode, int v6)
 {
 	const struct lb_revnat *frontend = lb_revnat(p->ct.rev_nat);
 	struct cil_addr addr;
@@ -64,13 +64,13 @@ static __always_inline int show_frontend(struct __sk_buff *skb, struct packet *p
 	if (!frontend)
 		return DROP_NO_SERVICE;
 	if (!(p->flags & PKT_ICMP_ERROR))
-		return translate(skb, p, REWRITE_SOURCE, &frontend->addr, frontend->port);
+		return translate(skb, p, REWRITE_SOURCE, &frontend->addr, frontend->port, v6);
 	addr = frontend->addr;
 	port = frontend->port;
-	reason = translate_quoted(skb, p, REWRITE_DESTINATION, &addr, port);
+	reason = translate_quoted(skb, p, REWRITE_DESTINATION, &addr, port, v6);
 	if (reason || mode == SHOW_INSIDE)
 		return reason;
-	return translate_outer(skb, p, REWRITE_SOURCE, &addr);
+	return translate_outer(skb, p, REWRITE_SOURCE, &addr, v6);
 }
 
 #endif /* CILIUMD_SERVICE_H */

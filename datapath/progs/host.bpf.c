@@ -43,7 +43,7 @@ static __always_inline void own_router(struct __sk_buff *skb, struct packet *p)
 {
 	struct cil_addr router;
 
-	addr_set_router(&router, p);
+	addr_set_router(&router, is_ipv6(p));
 	if (is_ipv6(p))
 		nat_own_v6(skb, p, &router);
 	else
@@ -259,7 +259,7 @@ static __always_inline int to_netdev_v6(struct __sk_buff *skb, struct packet *p)
 	if (reason)
 		return TC_ACT_UNSPEC;
 	if (cfg_node_port && forward_reply(p)) {
-		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		reason = show_frontend(skb, p, SHOW_OUTSIDE, 1);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
 	if (addr_equal(&p->src, &address))
@@ -302,7 +302,7 @@ int hook_to_netdev(struct __sk_buff *skb)
 		return TC_ACT_UNSPEC;
 	/* The node itself may be the backend of a service that was asked from outside. */
 	if (cfg_node_port && forward_reply(p)) {
-		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		reason = show_frontend(skb, p, SHOW_OUTSIDE, 0);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
 	/* The node's own: it takes its row, and no failure of ours stops it. */

@@ -160,7 +160,7 @@ int call_service(struct __sk_buff *skb)
 		return DROP_AND_REFUSE(skb, p, DROP_NO_SERVICE, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_PORT_UNREACHABLE);
 	p->rev_nat = service.rev_nat;
-	reason = translate(skb, p, REWRITE_DESTINATION, &backend->addr, backend->port);
+	reason = translate(skb, p, REWRITE_DESTINATION, &backend->addr, backend->port, is_ipv6(p));
 	if (addr_equal(&p->dst, &p->src))
 		p->flags |= PKT_LOOPBACK;
 	if (reason)
@@ -178,12 +178,13 @@ static __always_inline int turn_loopback(struct __sk_buff *skb, struct packet *p
 		return DROP_UNROUTABLE;
 	p->flags |= PKT_LOOPBACK;
 	if (p->flags & PKT_ICMP_ERROR) {
-		reason = translate_quoted(skb, p, REWRITE_SOURCE, &self, p->inner_sport);
+		reason =
+			translate_quoted(skb, p, REWRITE_SOURCE, &self, p->inner_sport, is_ipv6(p));
 		if (reason)
 			return reason;
 		p->inner_src = self;
 	}
-	return translate(skb, p, REWRITE_DESTINATION, &self, p->dport);
+	return translate(skb, p, REWRITE_DESTINATION, &self, p->dport, is_ipv6(p));
 }
 
 /*
@@ -269,7 +270,7 @@ int call_egress(struct __sk_buff *skb)
 	reason = track(skb, p, &by);
 	/* Who came in by a node port knows this pod by that alone. */
 	if (!reason && p->ct.rev_nat && p->flags & PKT_REPLY)
-		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		reason = show_frontend(skb, p, SHOW_OUTSIDE, is_ipv6(p));
 	if (!reason && loopback)
 		reason = turn_loopback(skb, p);
 	if (reason)
@@ -295,7 +296,7 @@ int call_egress(struct __sk_buff *skb)
 		return leave_by_tunnel(skb, p, remote);
 	/* The stack takes nothing from a pod that has an address of the node, as a frontend may be. */
 	by_stack = cfg_host_legacy_routing && !(p->ct.rev_nat && p->flags & PKT_REPLY);
-	reason = route_of(skb, p, &oif);
+	reason = route_of(skb, p, &oif, is_ipv6(p));
 	if (!reason)
 		reason = by_stack ? store_host_macs(skb) : decrement_ttl(skb, p);
 	if (reason)
@@ -327,7 +328,7 @@ int call_ingress(struct __sk_buff *skb)
 	/* New to itself through a service: from an address that its answer can be known by. */
 	if (p->flags & PKT_LOOPBACK && !(p->flags & PKT_REPLY)) {
 		loopback_address(p, &loopback);
-		reason = translate(skb, p, REWRITE_SOURCE, &loopback, p->sport);
+		reason = translate(skb, p, REWRITE_SOURCE, &loopback, p->sport, is_ipv6(p));
 	}
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, endpoint->id);
@@ -337,7 +338,7 @@ int call_ingress(struct __sk_buff *skb)
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);
 	if (!reason && p->ct.rev_nat && p->flags & PKT_REPLY)
-		reason = show_frontend(skb, p, SHOW_INSIDE);
+		reason = show_frontend(skb, p, SHOW_INSIDE, is_ipv6(p));
 	if (!reason && !(p->flags & PKT_NO_TTL))
 		reason = decrement_ttl(skb, p);
 	if (!reason && !(p->flags & PKT_PASS))
@@ -363,7 +364,8 @@ int call_refuse(struct __sk_buff *skb)
 		frontend = lb_revnat(p->rev_nat);
 		if (!frontend)
 			return TC_ACT_SHOT;
-		if (translate(skb, p, REWRITE_DESTINATION, &frontend->addr, frontend->port))
+		if (translate(skb, p, REWRITE_DESTINATION, &frontend->addr, frontend->port,
+			      is_ipv6(p)))
 			return TC_ACT_SHOT;
 	}
 	if (is_ipv6(p) ? refuse_v6(skb, p, p->refuse_type, p->refuse_code) :

@@ -54,7 +54,8 @@ static __always_inline int leave_by_route(struct __sk_buff *skb, struct packet *
 }
 
 /* To the backend that is now its destination: by the node at *remote*, 0: by route.  The verdict. */
-static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *p, __be32 remote)
+static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *p, __be32 remote,
+					  int v6)
 {
 	struct cil_addr address;
 	__u32 oif = 0;
@@ -62,15 +63,15 @@ static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *
 
 	if (!cfg_tunnel || !remote) {
 		/* Under our address it would be a node's word. */
-		reason = is_tunnel_packet(p) ? DROP_ENCAP_PROHIBITED : route_of(skb, p, &oif);
-		if (!native_address_for(oif, p, &address) && !reason)
+		reason = is_tunnel_packet(p) ? DROP_ENCAP_PROHIBITED : route_of(skb, p, &oif, v6);
+		if (!native_address_for(oif, &address, v6) && !reason)
 			reason = DROP_NAT_NO_MAPPING;
 	} else {
-		addr_set_router(&address, p);
+		addr_set_router(&address, v6);
 	}
 	if (!reason)
-		reason = is_ipv6(p) ? nat_egress_v6(skb, p, &address) :
-				      nat_egress(skb, p, addr_v4(&address));
+		reason = v6 ? nat_egress_v6(skb, p, &address) :
+			      nat_egress(skb, p, addr_v4(&address));
 	if (!reason)
 		reason = decrement_ttl(skb, p);
 	if (!reason && cfg_tunnel && remote)
@@ -104,10 +105,11 @@ int call_node_port(struct __sk_buff *skb)
 	struct lb_service_key key;
 	struct cil_addr addr;
 	__be16 port;
-	int reason;
+	int reason, v6;
 
 	if (!p)
 		return TC_ACT_SHOT;
+	v6 = family_of(p);
 	ct_key_of_packet(p, 1);
 	if (lb_find(&p->dst, p->dport, p->protocol, LB_SCOPE_EXTERNAL, &key, &service)) {
 		if (!lb_admits(&service, &p->src))
@@ -136,13 +138,13 @@ int call_node_port(struct __sk_buff *skb)
 		}
 	}
 	p->rev_nat = service.rev_nat;
-	reason = translate(skb, p, REWRITE_DESTINATION, &addr, port);
+	reason = translate(skb, p, REWRITE_DESTINATION, &addr, port, v6);
 	if (!reason && (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST))
 		reason = forward_track(p);
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
 	if (p->dst_slot == SLOT_NONE)
-		return send_elsewhere(skb, p, info.tunnel);
+		return send_elsewhere(skb, p, info.tunnel, v6);
 	if (p->dst_slot == SLOT_HOST)
 		return send_to_stack(skb, p);
 	return tail_call(skb, p, CALL_INGRESS);
@@ -153,20 +155,21 @@ SEC("tc")
 int call_node_port_reply(struct __sk_buff *skb)
 {
 	struct packet *p = packet_in_hand();
-	int reason = 0;
+	int reason = 0, v6;
 	__u32 oif;
 
 	if (!p)
 		return TC_ACT_SHOT;
+	v6 = family_of(p);
 	if (p->ttl <= 1)
 		reason = DROP_TTL_EXCEEDED;
 	/* The pod or the flow that this was for is gone. */
 	else if (!forward_reply(p))
 		reason = DROP_UNROUTABLE;
 	else
-		reason = show_frontend(skb, p, SHOW_OUTSIDE);
+		reason = show_frontend(skb, p, SHOW_OUTSIDE, v6);
 	if (!reason)
-		reason = route_of(skb, p, &oif);
+		reason = route_of(skb, p, &oif, v6);
 	if (!reason)
 		reason = decrement_ttl(skb, p);
 	if (reason)
@@ -183,10 +186,11 @@ int call_node_port_error(struct __sk_buff *skb)
 	struct ipcache_info info = {};
 	struct cil_addr addr;
 	__be16 port;
-	int reason;
+	int reason, v6;
 
 	if (!p)
 		return TC_ACT_SHOT;
+	v6 = family_of(p);
 	ct_key_of_quoted(p, 1);
 	p->key.kind = CT_KIND_SERVICE;
 	if (ct_lookup(p))
@@ -200,11 +204,11 @@ int call_node_port_error(struct __sk_buff *skb)
 	p->ct_state = CT_STATE_RELATED;
 	reason = p->dst_slot != SLOT_HOST && p->ttl <= 1 ? DROP_TTL_EXCEEDED : 0;
 	if (!reason)
-		reason = translate_quoted(skb, p, REWRITE_SOURCE, &addr, port);
+		reason = translate_quoted(skb, p, REWRITE_SOURCE, &addr, port, v6);
 	if (!reason) {
 		p->inner_src = addr;
 		p->inner_sport = port;
-		reason = translate_outer(skb, p, REWRITE_DESTINATION, &addr);
+		reason = translate_outer(skb, p, REWRITE_DESTINATION, &addr, v6);
 	}
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
@@ -214,7 +218,7 @@ int call_node_port_error(struct __sk_buff *skb)
 		return tail_call(skb, p, CALL_INGRESS);
 	ipcache_lookup(&addr, &info);
 	p->dst_identity = info.identity;
-	return send_elsewhere(skb, p, info.tunnel);
+	return send_elsewhere(skb, p, info.tunnel, v6);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";
