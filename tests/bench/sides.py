@@ -193,9 +193,13 @@ class ProxySide:
         tools.mkdir()
         for tool, family in itertools.product(("", "-save", "-restore"), ("ip", "ip6")):
             (tools / f"{family}tables{tool}").symlink_to(LEGACY)
-        path = {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+        # The lock is the machine's, though tables are of a namespace: one side would wait for another.
+        own = {
+            "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
+            "XTABLES_LOCKFILE": str(self._folder / "xtables.lock"),
+        }
         with (self._folder / "log").open("ab") as log:
-            self._process = self.netns.start(command, output=log, env=path)
+            self._process = self.netns.start(command, output=log, env=own)
 
     def _configuration(self) -> dict[str, object]:
         return {
