@@ -272,6 +272,7 @@ def _label_filter(settings: Settings) -> LabelFilter:
 def _restore_versions(agent: Agent) -> None:
     """Policy versions of an earlier agent, who is under which, and the prefixes they tell apart."""
     agent.plan.prefixes.identity_at = stages.prefixes_written(agent.reconciler)
+    agent.plan.services.slot_row = stages.slots_made(agent.reconciler)
     tracker = agent.reconciler.tracker
     live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
     agent.plan.restore_versions(

@@ -13,7 +13,7 @@ from ciliumd.desired import services as service_stage
 from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.desired.hostports import host_ports
 from ciliumd.desired.lbbook import LbBook
-from ciliumd.desired.lbrows import LbRows
+from ciliumd.desired.lbrows import LbRows, SlotRow
 from ciliumd.desired.servicebook import ServiceBook
 from ciliumd.desired.services import NOWHERE, ServedFrontend, ServiceProblem
 from ciliumd.desired.slices import derived_slices
@@ -66,10 +66,15 @@ class ServicePlan:
 
     def __init__(self, tables: Tables, *, external_cluster_ip: bool) -> None:
         self.revision = 0
+        # The row that a slot has in the maps, or is to have: asked before others are made.
+        self.slot_row: SlotRow = lambda _: None
         self._tables = tables
         self._book = ServiceBook(self._slices_of)
         self._rows = LbBook(
-            tables.service_ids.view, tables.backend_ids.view, external_cluster_ip=external_cluster_ip
+            tables.service_ids.view,
+            tables.backend_ids.view,
+            external_cluster_ip=external_cluster_ip,
+            slot_row=lambda key: self.slot_row(key),
         )
         self._around = Surroundings()
         self._read = {"services": 0, "slices": 0}

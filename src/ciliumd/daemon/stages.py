@@ -192,6 +192,12 @@ def stages(
     ]
 
 
+def slots_made(reconciler: Reconciler) -> Callable[[bytes], bytes | None]:
+    """What answers the row of a slot as it is wanted, or as it was found where nothing is wanted yet."""
+    tracker = reconciler.tracker(SERVICE_SLOTS)
+    return lambda key: tracker.desired.get(key) or tracker.held(key)
+
+
 def prefixes_written(reconciler: Reconciler) -> Callable[[Prefix], NumericIdentity | None]:
     """What answers the identity that a prefix has in the ipcache as it was written."""
     addresses, prefixes = reconciler.tracker(IPCACHE), reconciler.tracker(IPCACHE_LPM)

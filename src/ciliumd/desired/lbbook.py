@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ciliumd.desired.bindports import bind_rows
-from ciliumd.desired.lbrows import LbRows, backend_row, is_whole_address, lb_rows
+from ciliumd.desired.lbrows import LbRows, SlotRow, backend_row, is_whole_address, lb_rows
 from ciliumd.desired.services import ServedFrontend, ServiceProblem
 from ciliumd.model.objects import NamespacedName
 from ciliumd.model.service import BackendKey, BackendState, FrontendKey
@@ -60,7 +60,11 @@ _NOTHING = ServiceRows({}, {}, {}, ())
 
 
 class LbBook:
-    """Rows by service, from :meth:`update`; *service_ids* and *backend_ids* answer the numbers there are."""
+    """
+    Rows by service, from :meth:`update`.
+
+    *service_ids* and *backend_ids* answer the numbers there are, *slot_row* the row that a slot has.
+    """
 
     def __init__(
         self,
@@ -68,10 +72,12 @@ class LbBook:
         backend_ids: Callable[[], Mapping[BackendKey, int]],
         *,
         external_cluster_ip: bool = False,
+        slot_row: SlotRow,
     ) -> None:
         self._service_ids = service_ids
         self._backend_ids = backend_ids
         self._external_cluster_ip = external_cluster_ip
+        self._slot_row = slot_row
         self._served: dict[NamespacedName, Frontends] = {}
         self._problems: dict[NamespacedName, tuple[ServiceProblem, ...]] = {}
         self._sharing: dict[tuple[str, bytes], int] = {}
@@ -110,14 +116,27 @@ class LbBook:
 
     def _rows_of(self, frontends: Frontends) -> ServiceRows:
         return service_rows(
-            frontends, self._service_ids(), self._backend_ids(), external_cluster_ip=self._external_cluster_ip
+            frontends,
+            self._service_ids(),
+            self._backend_ids(),
+            external_cluster_ip=self._external_cluster_ip,
+            slot_row=self._slot_now,
         )
+
+    def _slot_now(self, key: bytes) -> bytes | None:
+        """The row of a slot as it was made last, whether that is written or not."""
+        made = self._pending["slots"].updates.get(key)
+        return self._slot_row(key) if made is None else made
 
     def all(self) -> LbRows:
         """Every row, put together; for views and tests."""
         each = [one for served in self._served.values() for one in served]
         return lb_rows(
-            each, self._service_ids(), self._backend_ids(), external_cluster_ip=self._external_cluster_ip
+            each,
+            self._service_ids(),
+            self._backend_ids(),
+            external_cluster_ip=self._external_cluster_ip,
+            slot_row=self._slot_now,
         )
 
     def _drop(self, old: ServiceRows, new: ServiceRows) -> None:
@@ -173,9 +192,12 @@ def service_rows(
     backend_ids: Mapping[BackendKey, int],
     *,
     external_cluster_ip: bool,
+    slot_row: SlotRow,
 ) -> ServiceRows:
     """The rows of one service, but those of its backends, which depend on others."""
-    rows = lb_rows(served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip)
+    rows = lb_rows(
+        served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip, slot_row=slot_row
+    )
     whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
     own = {
         "revnat": rows.revnat,

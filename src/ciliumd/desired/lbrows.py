@@ -11,7 +11,7 @@ nothing: whoever tries again may be sent to one of those.
 Of the three maps, backends and revNAT are to be written before services, and slots before slot 0.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from struct import Struct
 from typing import Any
@@ -54,6 +54,15 @@ _SOURCES = {
 }
 
 
+SlotRow = Callable[[bytes], bytes | None]
+"""The row of a slot by its packed key."""
+
+
+def _no_row(_: bytes) -> bytes | None:
+    """Of maps that hold nothing yet."""
+    return None
+
+
 class DanglingRowError(ValueError):
     """A service's row leads to nothing."""
 
@@ -89,12 +98,14 @@ def lb_rows(
     backend_ids: Mapping[BackendKey, int],
     *,
     external_cluster_ip: bool = False,
+    slot_row: SlotRow = _no_row,
 ) -> LbRows:
     """
     Every load-balancer row of the *served* frontends.
 
     With *external_cluster_ip* cluster addresses are reached from outside, too.  A frontend without an id is
-    left out and reported; so is a backend without one.
+    left out and reported; so is a backend without one.  *slot_row* answers the row that a slot has by now:
+    a backend stays in its slot, so that one that goes moves one other and not all behind it.
     """
     rows, with_id = LbRows(), []
     for one in served:
@@ -111,7 +122,7 @@ def lb_rows(
             chosen = chosen[:_SLOT_MAX]
         flags = abi.LbServiceFlags.LB_F_OPEN if external_cluster_ip and _is_cluster_ip(one) else 0
         rows.sources.update(dict.fromkeys(_source_keys(one, service_id), _LISTED))
-        slots, head = _service_rows(one, service_id, chosen, flags)
+        slots, head = _service_rows(one, service_id, chosen, flags, slot_row)
         rows.slots.update(slots)
         rows.frontends[_service_key(one.frontend.key, 0)] = head
         if _is_cluster_ip(one):
@@ -254,7 +265,7 @@ _FRONTEND = _NO_PORT = bytes(2)
 
 
 def _service_rows(
-    one: ServedFrontend, service_id: int, chosen: list[int], head_flags: int
+    one: ServedFrontend, service_id: int, chosen: list[int], head_flags: int, slot_row: SlotRow
 ) -> tuple[dict[bytes, bytes], bytes]:
     """The slots of a frontend, and the value of its slot 0, which has some flags for itself."""
     timeout = one.service.affinity_timeout
@@ -268,8 +279,27 @@ def _service_rows(
     def value(target: int, more: int = 0) -> bytes:
         return abi.LbService(target, rev_nat=service_id, flags=flags | more, affinity_timeout=timeout).pack()
 
-    slots = {_service_key(one.frontend.key, slot): value(backend) for slot, backend in enumerate(chosen, 1)}
-    return slots, value(len(chosen), head_flags)
+    keys = [_service_key(one.frontend.key, slot) for slot in range(1, len(chosen) + 1)]
+    now = [abi.LbService.unpack(row).target if (row := slot_row(key)) else 0 for key in keys]
+    placed = zip(keys, settled(chosen, now), strict=True)
+    return {key: value(backend) for key, backend in placed}, value(len(chosen), head_flags)
+
+
+def settled(wanted: Sequence[int], now: Sequence[int]) -> list[int]:
+    """
+    The *wanted* numbers, those that are there *now* in their places, the others in those that are free.
+
+    Both are as long, and nothing is wanted twice.
+    """
+    coming = dict.fromkeys(wanted)
+    places: list[int | None] = []
+    for number in now:
+        stays = number in coming
+        places.append(number if stays else None)
+        if stays:
+            del coming[number]
+    rest = iter(coming)
+    return [next(rest) if number is None else number for number in places]
 
 
 def _cluster_ip_row(key: FrontendKey) -> tuple[bytes, bytes]:

@@ -6,14 +6,16 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
+import pytest
+
 from ciliumd import abi
 from ciliumd.daemon import stages
 from ciliumd.desired.ipcache import address_row
 from ciliumd.model.net import addr16
-from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
+from ciliumd.model.service import Backend, Frontend, Service, ServiceKind, ServicePort
 from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
-from ciliumd.tables import NamespaceRow
+from ciliumd.tables import EndpointSliceRow, NamespaceRow
 from unit.daemon import nodes
 from unit.reconcile.rounds import Inline
 
@@ -204,6 +206,36 @@ def test_a_round_touches_the_rows_of_the_services_that_changed():
     assert not set().union(*asked) - {there, gone}
     assert there in {key[12:16] for key in kernel.maps[stages.SERVICES].rows}
     assert gone not in {key[12:16] for key in kernel.maps[stages.SERVICES].rows}
+
+
+@pytest.mark.parametrize("gone", [0, 4, 9])
+def test_one_endpoint_touches_three_entries(gone):
+    """Whoever goes or comes: the others stay in their slots, but one that takes an empty place."""
+    kernel = Kernel()
+    kernel.node.plan.services.slot_row = stages.slots_made(kernel.reconciler)
+    kernel.tables.services.set(("shop", "web"), service())
+    backends = [("", Backend(ip_address(f"10.0.0.{number}"), 8080, "TCP", "far")) for number in range(1, 11)]
+
+    def entries(listed):
+        before = {name: dict(kernel.maps[name].rows) for name in stages_of_services}
+        kernel.tables.slices.set(("shop", "web-1"), EndpointSliceRow("shop", "web-1", "web", tuple(listed)))
+        kernel.round()
+        written = [
+            (name, key)
+            for name in stages_of_services
+            for key, value in kernel.maps[name].rows.items()
+            if before[name].get(key) != value
+        ]
+        return len(written), sum(
+            len(before[name].keys() - kernel.maps[name].rows) for name in stages_of_services
+        )
+
+    stages_of_services = (stages.BACKENDS, stages.SERVICE_SLOTS, stages.SERVICES)
+    entries(backends)
+    fewer = [one for number, one in enumerate(backends) if number != gone]
+    written, deleted = entries(fewer)
+    assert (written, deleted) == (1 if gone == 9 else 2, 2)
+    assert entries(backends) == (3, 0)
 
 
 def test_a_frontend_is_there_after_all_its_ranges():
