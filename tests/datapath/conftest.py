@@ -4,19 +4,22 @@
 from __future__ import annotations
 
 import contextlib
+from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
 from ciliumd.bpf.features import tcx_supported
+from ciliumd.daemon.datapath import network6
 from datapath.contest import Contest, all_contests
 from datapath.harness import Datapath
-from datapath.node import private_node
+from datapath.node import POD_CIDR6, private_node
 from datapath.openworld6 import SIX_ONE, SIX_TWO, all_contests6
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tally import Tally
 from datapath.tunnel import Tunnel, tunnel_node
 from datapath.wire import expose
+from datapath.wire6 import expose6
 from fixtures.packets import node_one, pod_two, svc_one
 from lab.cgroup import Cgroup
 
@@ -80,6 +83,22 @@ def outside(loaded_node_port: Datapath) -> Datapath:
     loaded_node_port.reset()
     expose(loaded_node_port)
     return loaded_node_port
+
+
+@pytest.fixture(scope="session")
+def loaded_exposed6(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The same of a node that has both families; pods are not masqueraded."""
+    options = {"node_port": 1, "ipv6": 1, **network6("pod_cidr", IPv6Network(str(POD_CIDR6)))}
+    with Datapath.loaded(tmp_path_factory.mktemp("node-port-6"), **options) as datapath:
+        yield datapath
+
+
+@pytest.fixture
+def exposed6(loaded_exposed6: Datapath) -> Datapath:
+    """Such a node with pod one and a pod of another node as backends of its node ports (wire6.py)."""
+    loaded_exposed6.reset()
+    expose6(loaded_exposed6)
+    return loaded_exposed6
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Services of IPv6 asked from outside: a backend here, on the node itself, or elsewhere by route."""
+"""Services of IPv6 asked from outside whose backend is here, and who may ask."""
 
 from __future__ import annotations
 
-from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,19 +11,16 @@ from scapy.layers.inet6 import (
     ICMPv6PacketTooBig,
     ICMPv6TimeExceeded,
     IPv6ExtHdrDestOpt,
-    IPv6ExtHdrFragment,
 )
 
 from ciliumd import abi
-from ciliumd.abi import CtFlags, CtKind, DropReason, LbServiceFlags, Mark, NatDir, NatKey
-from ciliumd.daemon.datapath import network6
-from ciliumd.reconcile.gc import flow_of_nat
-from datapath.harness import DROP, PASS, REDIRECT, Datapath, Result, forwarded
-from datapath.node import NAT_PORTS, POD_CIDR6
+from ciliumd.abi import CtKind, DropReason, LbServiceFlags
+from datapath.harness import DROP, PASS, REDIRECT, Datapath, forwarded
 from datapath.openworld6 import SIX_ONE, SIX_TWO
-from datapath.rows import ALLOW_ALL, EGRESS, INGRESS, a16, u32
-from datapath.wire import AWAY, AWAY_DNS, AWAY_IDENTITY, DNS, GATEWAY, NODE_PORT, WEB
-from fixtures.packets import Raw, assert_frame, sctp, tcp, udp
+from datapath.rows import ALLOW_ALL, INGRESS, a16, u32
+from datapath.wire import AWAY, AWAY_DNS, DNS, GATEWAY, NODE_PORT, WEB
+from datapath.wire6 import TCP, UDP, answers, arrive, asks, forward, hidden, pieces
+from fixtures.packets import Raw, assert_frame, tcp, udp
 from fixtures.packets6 import (
     Ether,
     IPv6,
@@ -41,13 +37,10 @@ from fixtures.packets6 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from scapy.packet import Packet
 
 pytestmark = pytest.mark.datapath
 
-TCP, UDP = 6, 17
 CLIENT = 40010  # within the range of masquerading: it is kept
 WORLD_TWO, FAR = "2001:db8:ffff::8", "2001:db8:77::1"
 SERVICE, BALANCER = "fd00:96::10", "2001:db8:42::8"
@@ -55,75 +48,10 @@ ELSEWHERE, TWO_SCOPES = LbServiceFlags.LB_F_ELSEWHERE, LbServiceFlags.LB_F_TWO_S
 LOAD_BALANCER, CLUSTER_IP = LbServiceFlags.LB_F_LOAD_BALANCER, LbServiceFlags.LB_F_CLUSTER_IP
 
 
-@pytest.fixture(scope="module")
-def loaded(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    """A node of both families that takes in what comes from outside; pods are not masqueraded."""
-    options = {"node_port": 1, "ipv6": 1, **network6("pod_cidr", IPv6Network(str(POD_CIDR6)))}
-    with Datapath.loaded(tmp_path_factory.mktemp("node-port-6"), **options) as datapath:
-        yield datapath
-
-
 @pytest.fixture
-def outside(loaded: Datapath) -> Datapath:
-    """80/TCP and 53/UDP of pod one, and of a pod elsewhere, as node ports."""
-    loaded.reset()
-    loaded.native_device("net0", node_one.place.ip, ip6=node_one.ip)
-    loaded.host_address(node_one.ip)
-    loaded.add_endpoint(SIX_ONE, *ALLOW_ALL)
-    loaded.ipcache(f"{pod_away.ip}/128", AWAY_IDENTITY)
-    loaded.add_service(1, node_one.ip, WEB, TCP, {101: (pod_one.ip, 80)}, flags=NODE_PORT)
-    loaded.add_service(2, node_one.ip, DNS, UDP, {102: (pod_one.ip, 53)}, flags=NODE_PORT)
-    loaded.add_service(3, node_one.ip, AWAY, TCP, {103: (pod_away.ip, 80)}, flags=NODE_PORT)
-    loaded.add_service(4, node_one.ip, AWAY_DNS, UDP, {104: (pod_away.ip, 53)}, flags=NODE_PORT)
-    return loaded
-
-
-def asks(client: str, *layers: Packet, dst: str = node_one.ip, **ip: object) -> bytes:
-    """What comes from outside, seen by the node."""
-    return frame(GATEWAY.mac, node_one.mac, client, dst, *layers, **ip)
-
-
-def arrive(outside: Datapath, packet: bytes) -> Result:
-    """From the network."""
-    return outside.run("from_netdev", packet, "net0")
-
-
-def forward(outside: Datapath, packet: bytes) -> bytes:
-    """A client's packet, or an answer to one, as it is on the wire again: nobody behind us changes it."""
-    result = arrive(outside, packet)
-    seen = (result.action, result.mark, result.counted)
-    assert seen == (REDIRECT, Mark.MARK_SKIP_SNAT, forwarded(EGRESS)), result.events
-    wired = outside.run("to_netdev", result.packet, "net0", mark=result.mark)
-    assert (wired.action, wired.packet, wired.mark) == (PASS, result.packet, 0)
-    return wired.packet
-
-
-def answers(outside: Datapath, *layers: Packet, dst: str = world_one.ip) -> bytes:
-    """What pod one answers, as the world gets it: past masquerading, with the MACs of the pod's veth."""
-    sent = outside.send(SIX_ONE, from_pod(pod_one, dst, *layers))
-    assert (sent.action, sent.mark) == (REDIRECT, Mark.MARK_SKIP_SNAT)
-    wired = outside.run("to_netdev", sent.packet, "net0", mark=sent.mark)
-    assert (wired.action, wired.mark, wired.packet) == (PASS, 0, sent.packet)
-    return wired.packet
-
-
-def hidden(src: str, dst: str, *layers: Packet, **ip: object) -> bytes:
-    """What the node sends on, as it must be on the wire."""
-    return frame(GATEWAY.mac, node_one.mac, src, dst, *layers, **({"hlim": 63} | ip))
-
-
-def seen_port(wired: bytes) -> int:
-    """The port the backend is asked from."""
-    return int(Ether(wired)[IPv6].payload.sport)
-
-
-def pieces(src: str, dst: str, layer: Packet) -> list[tuple[Packet, Packet]]:
-    """A datagram in two fragments."""
-    whole = frame(GATEWAY.mac, node_one.mac, src, dst, layer)
-    return [
-        (IPv6ExtHdrFragment(nh=whole[20], offset=0, m=1, id=77), Raw(whole[54:102])),
-        (IPv6ExtHdrFragment(nh=whole[20], offset=6, m=0, id=77), Raw(whole[102:])),
-    ]
+def outside(exposed6: Datapath) -> Datapath:
+    """Whose node ports the world asks at."""
+    return exposed6
 
 
 # ---- a pod here --------------------------------------------------------------------------------
@@ -216,113 +144,6 @@ def test_fragments_follow_their_first(outside: Datapath) -> None:
     shown = pieces(node_one.ip, world_one.ip, udp(AWAY_DNS, CLIENT) / text)
     for sent, seen in zip(answer, shown, strict=True):
         assert_frame(hidden(node_one.ip, world_one.ip, *seen), forward(outside, asks(pod_away.ip, *sent)))
-
-
-# ---- a backend elsewhere -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("port", [CLIENT, 1234])
-@pytest.mark.parametrize(
-    ("asked", "target", "answer"),
-    [
-        pytest.param(lambda port: tcp(port, AWAY), 80, lambda a, b: tcp(a, b, "SA"), id="tcp"),
-        pytest.param(lambda port: udp(port, AWAY_DNS), 53, udp, id="udp"),
-    ],
-)
-def test_client_reaches_a_backend_elsewhere_and_is_answered(
-    outside: Datapath, asked: object, target: int, answer: object, port: int
-) -> None:
-    """The backend sees the node, the client sees the node port; one hop each way; rows fit together."""
-    question = asked(port)  # type: ignore[operator]
-    wired = forward(outside, asks(world_one.ip, question))
-    given = seen_port(wired)
-    assert given in NAT_PORTS
-    assert (given == port) == (port in NAT_PORTS)
-    seen = question.copy()
-    seen.sport, seen.dport = given, target
-    assert_frame(hidden(node_one.ip, pod_away.ip, seen), wired)
-    back = forward(outside, asks(pod_away.ip, answer(target, given), hlim=50))  # type: ignore[operator]
-    expected = answer(question.dport, port)  # type: ignore[operator]
-    assert_frame(hidden(node_one.ip, world_one.ip, expected, hlim=49), back)
-
-    ((flow, row),) = outside.ct().items()
-    assert (flow.local, flow.remote, flow.remote_port) == (a16(world_one.ip), a16(pod_away.ip), target)
-    assert row.flags & CtFlags.CT_F_SEEN_REPLY
-    assert {flow_of_nat(key, entry) for key, entry in outside.snat().items()} == {flow}
-
-
-def test_two_clients_with_one_port_do_not_meet(outside: Datapath) -> None:
-    """The second is given another port, and each gets its own answers."""
-    ports = [
-        seen_port(forward(outside, asks(one, udp(CLIENT, AWAY_DNS)))) for one in (world_one.ip, WORLD_TWO)
-    ]
-    assert ports[0] == CLIENT
-    assert ports[1] in NAT_PORTS
-    assert ports[1] != CLIENT
-    for port, client in zip(ports, (world_one.ip, WORLD_TWO), strict=True):
-        told = forward(outside, asks(pod_away.ip, udp(53, port)))
-        assert_frame(hidden(node_one.ip, client, udp(AWAY_DNS, CLIENT)), told)
-
-
-def test_node_and_client_share_the_nodes_ports(outside: Datapath) -> None:
-    """The node's own flow to the backend keeps its port and its answers, whoever comes second."""
-    own = frame(node_one.mac, GATEWAY.mac, node_one.ip, pod_away.ip, udp(CLIENT, 53))
-    assert outside.run("to_netdev", own, "net0").packet == own
-    assert seen_port(forward(outside, asks(world_one.ip, udp(CLIENT, AWAY_DNS)))) != CLIENT
-    answer = asks(pod_away.ip, udp(53, CLIENT))
-    result = arrive(outside, answer)
-    assert (result.action, result.packet) == (PASS, answer)
-
-
-def test_errors_pass_both_ways(outside: Datapath) -> None:
-    """The backend's refusal to the client, and what the network says about an answer to the backend."""
-    asked = forward(outside, asks(world_one.ip, udp(1234, AWAY_DNS)))
-    told = forward(outside, asks(pod_away.ip, unreachable(asked)))
-    quoted = asks(world_one.ip, udp(1234, AWAY_DNS), hlim=63)
-    quoted = quoted[:60] + asked[60:62] + quoted[62:]
-    assert_frame(hidden(node_one.ip, world_one.ip, unreachable(quoted)), told)
-
-    port = seen_port(asked)
-    answer = forward(outside, asks(pod_away.ip, udp(53, port)))
-    error = forward(outside, asks(FAR, ICMPv6PacketTooBig(mtu=1400) / Raw(answer[14:])))
-    sent = asks(pod_away.ip, udp(53, port), hlim=63)
-    sent = sent[:60] + answer[60:62] + sent[62:]
-    assert_frame(hidden(node_one.ip, pod_away.ip, ICMPv6PacketTooBig(mtu=1400) / Raw(sent[14:])), error)
-
-
-def test_what_cannot_be_sent_on_is_refused(outside: Datapath) -> None:
-    """SCTP, a last hop, no route, no port, no address, and an answer whose flow or service is gone."""
-    outside.add_service(9, node_one.ip, 30099, 132, {109: (pod_away.ip, 30099)}, flags=NODE_PORT)
-    outside.add_service(10, node_one.ip, 31900, TCP, {110: ("2001:db8:dead::9", 80)}, flags=NODE_PORT)
-    reason = {
-        DropReason.DROP_NAT_UNSUPP_PROTO: asks(world_one.ip, sctp(CLIENT, 30099)),
-        DropReason.DROP_NO_FIB: asks(world_one.ip, tcp(CLIENT, 31900)),
-        DropReason.DROP_INVALID_SIP: asks(pod_one.ip, tcp(CLIENT, AWAY)),
-    }
-    for expected, packet in reason.items():
-        assert arrive(outside, packet).drop.reason == expected
-    forward(outside, asks(world_one.ip, tcp(CLIENT, AWAY)))
-    last = asks(pod_away.ip, tcp(80, CLIENT), hlim=1)
-    assert arrive(outside, last).drop.reason == DropReason.DROP_TTL_EXCEEDED
-    answer = asks(pod_away.ip, tcp(80, CLIENT, "SA"))
-    frontend = outside.map("lb_revnat").lookup(u32(3))
-    outside.map("lb_revnat").delete(u32(3))
-    assert arrive(outside, answer).drop.reason == DropReason.DROP_NO_SERVICE
-    assert frontend is not None
-    outside.map("lb_revnat").update(u32(3), frontend)
-    for key in outside.ct():
-        outside.map("ct").delete(key.pack())
-    assert arrive(outside, answer).drop.reason == DropReason.DROP_UNROUTABLE
-    for port in NAT_PORTS:
-        key = NatKey(a16(pod_away.ip), a16(node_one.ip), 53, port, UDP, NatDir.NAT_IN, 0)
-        outside.add_snat(key, WORLD_TWO, 1)
-    assert (
-        arrive(outside, asks(world_one.ip, udp(CLIENT, AWAY_DNS))).drop.reason
-        == DropReason.DROP_NAT_NO_MAPPING
-    )
-    outside.map("devices").delete(outside.native_device("net0", node_one.place.ip).to_bytes(4, "little"))
-    result = arrive(outside, asks(WORLD_TWO, tcp(CLIENT, AWAY)))
-    assert result.drop.reason == DropReason.DROP_NAT_NO_MAPPING
 
 
 # ---- the node itself ---------------------------------------------------------------------------
