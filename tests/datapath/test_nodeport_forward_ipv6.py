@@ -6,9 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from scapy.layers.inet6 import (
-    ICMPv6PacketTooBig,
-)
+from scapy.layers.inet6 import ICMPv6PacketTooBig
 
 from ciliumd.abi import CtFlags, DropReason, NatDir, NatKey
 from ciliumd.reconcile.gc import flow_of_nat
@@ -18,17 +16,12 @@ from datapath.rows import a16, u32
 from datapath.wire import AWAY, AWAY_DNS, GATEWAY, NODE_PORT
 from datapath.wire6 import TCP, UDP, arrive, asks, forward, hidden, seen_port
 from fixtures.packets import Raw, assert_frame, sctp, tcp, udp
-from fixtures.packets6 import (
-    frame,
-    node_one,
-    pod_away,
-    pod_one,
-    unreachable,
-    world_one,
-)
+from fixtures.packets6 import frame, node_one, pod_away, pod_one, unreachable, world_one
 
 if TYPE_CHECKING:
-    pass
+    from collections.abc import Callable
+
+    from scapy.packet import Packet
 
 pytestmark = pytest.mark.datapath
 
@@ -51,10 +44,14 @@ def outside(exposed6: Datapath) -> Datapath:
     ],
 )
 def test_client_reaches_a_backend_elsewhere_and_is_answered(
-    outside: Datapath, asked: object, target: int, answer: object, port: int
+    outside: Datapath,
+    asked: Callable[[int], Packet],
+    target: int,
+    answer: Callable[[int, int], Packet],
+    port: int,
 ) -> None:
     """The backend sees the node, the client sees the node port; one hop each way; rows fit together."""
-    question = asked(port)  # type: ignore[operator]
+    question = asked(port)
     wired = forward(outside, asks(world_one.ip, question))
     given = seen_port(wired)
     assert given in NAT_PORTS
@@ -62,8 +59,8 @@ def test_client_reaches_a_backend_elsewhere_and_is_answered(
     seen = question.copy()
     seen.sport, seen.dport = given, target
     assert_frame(hidden(node_one.ip, pod_away.ip, seen), wired)
-    back = forward(outside, asks(pod_away.ip, answer(target, given), hlim=50))  # type: ignore[operator]
-    expected = answer(question.dport, port)  # type: ignore[operator]
+    back = forward(outside, asks(pod_away.ip, answer(target, given), hlim=50))
+    expected = answer(question.dport, port)
     assert_frame(hidden(node_one.ip, world_one.ip, expected, hlim=49), back)
 
     ((flow, row),) = outside.ct().items()
