@@ -65,10 +65,10 @@ class Objects:
     around: Surroundings = field(default_factory=lambda: Surroundings(here=Place(NODE)))
 
     def __post_init__(self) -> None:
+        self.read: dict[str, dict[bytes, bytes]] = {part: {} for part in PARTS}
         self.plan = ServicePlan(self.tables, external_cluster_ip=self.chance.random() < 0.2)
         self.plan.slot_row = self.read["slots"].get
         self.external = self.plan._rows._external_cluster_ip
-        self.read: dict[str, dict[bytes, bytes]] = {part: {} for part in PARTS}
 
     def step(self) -> str:
         """One change; its name."""

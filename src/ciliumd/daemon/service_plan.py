@@ -74,7 +74,7 @@ class ServicePlan:
             tables.service_ids.view,
             tables.backend_ids.view,
             external_cluster_ip=external_cluster_ip,
-            slot_row=lambda key: self.slot_row(key),
+            slot_row=self._slot_row,
         )
         self._around = Surroundings()
         self._read = {"services": 0, "slices": 0}
@@ -214,6 +214,9 @@ class ServicePlan:
         local = self._local.slices.get(name)
         if local is not None:
             yield local
+
+    def _slot_row(self, key: bytes) -> bytes | None:
+        return self.slot_row(key)
 
     def _write(self) -> None:
         """Rows, and the numbers in them."""
