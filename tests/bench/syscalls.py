@@ -100,11 +100,11 @@ class SyscallTrace:
         finally:
             self._write("tracing_on", "0")
         text = (self._directory / "trace").read_text()
-        family = {pid()}
+        # Any thread may start a program, those that were there before all this too.
+        family = {int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()}
         for parent, child in FORK_LINE.findall(text):
             if int(parent) in family:
                 family.add(int(child))
-        family |= {int(task.name) for task in Path(f"/proc/{pid()}/task").iterdir()}
         bpf = Counter(
             COMMANDS.get(int(command, 16), f"command {int(command, 16)}")
             for thread, command in BPF_LINE.findall(text)
