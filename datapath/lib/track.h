@@ -198,7 +198,8 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 		entry->rev_nat = p->rev_nat;
 		write = 1;
 	}
-	if (write && !(entry->flags & CT_F_LOOPBACK)) {
+	/* Who comes from elsewhere under the loopback address is not the endpoint itself. */
+	if (write && !(entry->flags & CT_F_LOOPBACK && (reply || p->flags & PKT_LOOPBACK))) {
 		int reason = judge_flow(skb, p, by, reply ? opposite(by->direction) : by->direction,
 					peer);
 

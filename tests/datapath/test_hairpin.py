@@ -21,12 +21,15 @@ from fixtures.packets import (
     assert_frame,
     from_pod,
     loopback,
+    node_one,
+    on_wire,
     pod_one,
     svc_one,
     tcp,
     to_pod,
     udp,
     unreachable,
+    world_one,
 )
 
 pytestmark = pytest.mark.datapath
@@ -92,3 +95,16 @@ def test_loopback_address_is_nobody_to_talk_to(two_pods: Datapath) -> None:
     """Without such a flow, a packet to it goes nowhere."""
     result = two_pods.send(POD_ONE, from_pod(pod_one, loopback.ip, tcp(8080, 30000)))
     assert (result.action, result.drop.reason) == (DROP, DropReason.DROP_UNROUTABLE)
+
+
+@pytest.mark.parametrize("flags", ["S", "A", "SA"])
+def test_who_pretends_to_be_the_loopback_address_is_judged(hairpin: Datapath, flags: str) -> None:
+    """From outside, with the ports of an open flow: the pod's policy stands in between, and the flow goes on."""
+    hairpin.native_device("net0", node_one.ip)
+    hairpin.send(POD_ONE, TO_WEB)
+    packet = on_wire(world_one.mac, node_one.mac, loopback.ip, pod_one.ip, tcp(30000, 8080, flags))
+    result = hairpin.run("from_netdev", packet, "net0")
+    assert (result.action, result.drop.reason) == (DROP, DropReason.DROP_POLICY)
+
+    back = hairpin.send(POD_ONE, from_pod(pod_one, loopback.ip, tcp(8080, 30000, "SA")))
+    assert_frame(to_pod(pod_one, svc_one.ip, tcp(WEB, 30000, "SA")), back.packet)

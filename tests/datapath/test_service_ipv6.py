@@ -252,6 +252,15 @@ def test_error_of_a_pod_to_itself_finds_the_socket(hairpin: Datapath) -> None:
     assert_frame(to_pod(pod_one, pod_one.ip, unreachable(quoted)), result.packet)
 
 
+def test_who_pretends_to_be_the_loopback_address_is_judged(hairpin: Datapath) -> None:
+    """From outside, with the ports of an open flow: the pod's policy stands in between."""
+    hairpin.native_device("net0", packets.node_one.ip, ip6=node_one.ip)
+    hairpin.send(SIX_ONE, TO_WEB)
+    packet = frame(GATEWAY.mac, node_one.mac, loopback.ip, pod_one.ip, tcp(30000, 8080, "A"))
+    result = hairpin.run("from_netdev", packet, "net0")
+    assert (result.action, result.drop.reason) == (DROP, DropReason.DROP_POLICY)
+
+
 def test_loopback_address_is_nobody_to_talk_to(two_sixes: Datapath) -> None:
     """Without such a flow, a packet to it goes nowhere."""
     result = ask(two_sixes, tcp(8080, 30000), dst=loopback.ip)

@@ -20,7 +20,7 @@ from ciliumd.bpf.features import Features
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.ringbuf import RingBuffer
 from ciliumd.cni.server import CniServer
-from ciliumd.daemon import stages, views
+from ciliumd.daemon import memory, stages, views
 from ciliumd.daemon.attachments import Attachments
 from ciliumd.daemon.cni import endpoint_keys
 from ciliumd.daemon.controllers import Controllers
@@ -280,6 +280,7 @@ class Agent:
         while self.plan.policy.waiting:
             await self.reconciler.flush()
         self.synced = True
+        memory.settle()
 
     async def pod_known(self, namespace: str, pod: str) -> None:
         """Wait until the labels of a pod can be told; without a cluster nobody may ever tell them."""
