@@ -99,7 +99,7 @@ def test_loopback_address_is_nobody_to_talk_to(two_pods: Datapath) -> None:
 
 @pytest.mark.parametrize("flags", ["S", "A", "SA"])
 def test_who_pretends_to_be_the_loopback_address_is_judged(hairpin: Datapath, flags: str) -> None:
-    """From outside, with the ports of an open flow: the pod's policy stands in between, and the flow goes on."""
+    """From outside, with the ports of an open flow: policy stands in between, and the flow goes on."""
     hairpin.native_device("net0", node_one.ip)
     hairpin.send(POD_ONE, TO_WEB)
     packet = on_wire(world_one.mac, node_one.mac, loopback.ip, pod_one.ip, tcp(30000, 8080, flags))

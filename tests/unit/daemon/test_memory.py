@@ -7,14 +7,10 @@ from ciliumd.daemon import memory
 
 
 def test_what_there_is_by_now_is_left_alone_by_the_collector() -> None:
-    """And garbage of before is gone, cycles too."""
+    """All of it, however old."""
     before = gc.get_freeze_count()
-    cycle: list[object] = []
-    cycle.append(cycle)
-    del cycle
     try:
         memory.settle()
         assert gc.get_freeze_count() > before
-        assert gc.collect() == 0
     finally:
         gc.unfreeze()
