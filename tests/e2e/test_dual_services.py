@@ -22,8 +22,7 @@ def people(dual: Ciliumd) -> People:
     people = People.settle(dual.cluster)
     for name in SERVERS:
         for verb in ("serve_tcp", "serve_udp"):
-            for any_address in ("0.0.0.0", "::"):
-                people.actor(name).call(verb, name=name, port=PORT, address=any_address)
+            people.actor(name).call(verb, name=name, port=PORT, address="::")
     ports = [
         {"name": each, "protocol": each.upper(), "port": 80, "targetPort": PORT, "nodePort": NODE_PORT}
         for each in ("tcp", "udp")
@@ -98,7 +97,7 @@ def test_dns(people: People, dual: Ciliumd, client: str, kind: str) -> None:
 def test_host_port(people: People, dual: Ciliumd, family: int, verb: str) -> None:
     """A container's port on its node, from outside and from the other node."""
     if not dual.kubectl.exists("pod", HOST_PORT_POD, NAMESPACE):
-        serve_host_port(people, HOST_PORT, addresses=("0.0.0.0", "::"))
+        serve_host_port(people, HOST_PORT, address="::")
     node = people.cluster.node("node1")
     for who in ("world", "node2", "client2"):
         reply = people.actor(who).call(

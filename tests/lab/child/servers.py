@@ -18,8 +18,7 @@ from lab.child.verbs import ANY, family_of, verb
 
 Server = TypeVar("Server", bound=socketserver.TCPServer)
 
-# By kind and port: one of each family may listen there.
-_running: dict[tuple[str, int], list[socketserver.BaseServer]] = {}
+_running: dict[tuple[str, int], socketserver.BaseServer] = {}
 
 
 class _Tcp(socketserver.ThreadingTCPServer):
@@ -39,21 +38,12 @@ class _Http(http.server.ThreadingHTTPServer):
 
 
 def _of(server: type[Server], address: str) -> type[Server]:
-    """That kind of server, of the address's family and of no other."""
-
-    class OfFamily(server):  # type: ignore[misc, valid-type]
-        address_family = family_of(address)
-
-        def server_bind(self) -> None:
-            if self.address_family == socket.AF_INET6:
-                self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            super().server_bind()
-
-    return OfFamily
+    """That kind of server, of the address's family."""
+    return type(server.__name__, (server,), {"address_family": family_of(address)})
 
 
 def _start(kind: str, port: int, server: socketserver.BaseServer) -> None:
-    _running.setdefault((kind, port), []).append(server)
+    _running[kind, port] = server
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
 
@@ -116,6 +106,6 @@ def serve_http(name: str, port: int, body: str, address: str = ANY) -> None:
 @verb
 def stop_server(kind: str, port: int) -> None:
     """Stop listening; open connections stay."""
-    for server in _running.pop((kind, port)):
-        server.shutdown()
-        server.server_close()
+    server = _running.pop((kind, port))
+    server.shutdown()
+    server.server_close()

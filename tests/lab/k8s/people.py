@@ -29,8 +29,8 @@ def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
     }
 
 
-def serve_host_port(people: "People", port: int, *, addresses: tuple[str, ...] = ("0.0.0.0",)) -> None:
-    """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers at *addresses*."""
+def serve_host_port(people: "People", port: int, *, address: str = "0.0.0.0") -> None:
+    """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers at *address*."""
     ports = [
         {"containerPort": HOST_PORT_TARGET, "hostPort": port, "protocol": protocol}
         for protocol in ("TCP", "UDP")
@@ -42,8 +42,7 @@ def serve_host_port(people: "People", port: int, *, addresses: tuple[str, ...] =
     kubectl.wait("--for=condition=Ready", f"pod/{HOST_PORT_POD}", namespace=NAMESPACE)
     actor = people.cluster.pod(HOST_PORT_POD, NAMESPACE).actor
     for verb in ("serve_tcp", "serve_udp"):
-        for address in addresses:
-            actor.call(verb, name=HOST_PORT_POD, port=HOST_PORT_TARGET, address=address)
+        actor.call(verb, name=HOST_PORT_POD, port=HOST_PORT_TARGET, address=address)
 
 
 @dataclass
