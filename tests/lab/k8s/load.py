@@ -19,7 +19,6 @@ from typing import Any, Final, Self
 from lab.actor import Actor
 from lab.k8s.kubectl import Kubectl, Object
 from lab.k8s.people import pod
-from lab.k8s.plan import POD_CIDR
 from lab.k8s.pod import ClusterPod
 from lab.manifests import network_policy
 from lab.traffic import Fate, Flood, Flow
@@ -41,6 +40,8 @@ CLUSTER_IP, NODE_PORT, OUTSIDE, KEPT, NEAR = (
 )
 SERVICES: Final = (CLUSTER_IP, NODE_PORT, OUTSIDE, KEPT, NEAR)
 EXTERNAL, BALANCER = "198.51.100.70", "198.51.100.71"
+# Where the chart has pods take their addresses from, unless it is told otherwise.
+POOL: Final = "10.0.0.0/8"
 HOSTED: Final = "load-hosted"
 DENIED: Final = "denied"
 # Said over an open connection all the time: several segments at once, echoed whole.
@@ -199,7 +200,7 @@ def objects(server: dict[str, str], client: dict[str, str], namespace: str) -> l
             by_service,
             externalIPs=[EXTERNAL],
             externalTrafficPolicy="Local",
-            loadBalancerSourceRanges=[POD_CIDR],
+            loadBalancerSourceRanges=[POOL],
         ),
         service(KEPT, "ClusterIP", by_service, sessionAffinity="ClientIP"),
         service(NEAR, "ClusterIP", by_service, where=NEAR_LABEL, internalTrafficPolicy="Local"),
