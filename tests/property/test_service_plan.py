@@ -107,6 +107,7 @@ class Objects:
                 affinity_timeout=pick((0, 0, 30)),
                 source_ranges=pick(((), (ip_network("203.0.113.0/24"),))),
                 denies_sources=pick((False, True)),
+                proxy=pick(("", "", "", "mesh")),
                 created=pick(("", "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")),
             ),
         )
@@ -155,6 +156,7 @@ class Objects:
             serves=pick(KINDS),
             serves6=pick((frozenset(), *KINDS)),
             here=Place(NODE, pick(("", "a"))),
+            proxy=pick(("", "", "mesh")),
             guard=guard((), protected=[(addr, "somebody's") for addr in taken]),
         )
 
@@ -196,6 +198,11 @@ class Objects:
             here=around.here,
             guard=around.guard,
         )
+        served = [
+            one
+            for one in served
+            if one.service.proxy == around.proxy or one.frontend.kind is ServiceKind.HOST_PORT
+        ]
         rows = lb_rows(
             served, tables.service_ids.view(), tables.backend_ids.view(), external_cluster_ip=self.external
         )

@@ -142,7 +142,9 @@ class ServicePlan:
         self._around = around
         self._look_at_pods()
         changed = {name: service for name in self._changed for service in self._prepared(name)}
-        touched = self._book.update(changed, self._stale, guard=around.guard, here=around.here)
+        touched = self._book.update(
+            changed, self._stale, guard=around.guard, here=around.here, proxy=around.proxy
+        )
         self._changed, self._stale = set(), set()
         self._unwritten |= touched
         self._write()
@@ -194,8 +196,6 @@ class ServicePlan:
     def _prepared(self, name: NamespacedName) -> Iterator[Service | None]:
         """A service with the frontends it has on this node; nothing if it is in the book as it is."""
         service = self._tables.services.get(name)
-        if service is not None and service.proxy != self._around.proxy:
-            service = None
         prepared: Iterable[Service] = (
             service_stage.with_node_ports([service], self._around.addresses)
             if service
@@ -256,4 +256,4 @@ def _differing(
 
 def _shape(around: Surroundings) -> tuple[object, ...]:
     """What decides which frontends a service has here."""
-    return around.addresses, around.kinds, around.proxy
+    return around.addresses, around.kinds

@@ -13,7 +13,7 @@ from ciliumd.desired.claims import Claims
 from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.desired.services import NOWHERE, ServedFrontend, ServiceProblem, judged_claims, served_of
 from ciliumd.model.objects import EndpointSliceRow, NamespacedName
-from ciliumd.model.service import Place, Service
+from ciliumd.model.service import Place, Service, ServiceKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class ServiceBook:
         self._entries: dict[NamespacedName, Entry] = {}
         self._stale: set[NamespacedName] = set()
         self._here = NOWHERE
+        self._proxy = ""
 
     @property
     def entries(self) -> Mapping[NamespacedName, Entry]:
@@ -53,9 +54,12 @@ class ServiceBook:
         *,
         guard: Guard = NO_GUARD,
         here: Place = NOWHERE,
+        proxy: str = "",
     ) -> set[NamespacedName]:
         """
         Take *changed* services for what they are now, None for one that is gone; *stale* have other slices.
+
+        Those of another *proxy* are not served, but what they have nobody else takes.
 
         Answers the services whose entries were made anew or are gone.  When one fails the others are made
         all the same, the failure is raised, and all are answered next time.
@@ -67,8 +71,8 @@ class ServiceBook:
                 self._services.pop(name, None)
             else:
                 self._services[name] = service
-        if here != self._here:
-            self._here = here
+        if (here, proxy) != (self._here, self._proxy):
+            self._here, self._proxy = here, proxy
             self._stale.update(self._services)
         failure: Exception | None = None
         for name in self._stale:
@@ -87,5 +91,11 @@ class ServiceBook:
             self._entries.pop(name, None)
             return
         owned, problems = judged_claims(self._claims, name)
-        served = tuple(served_of(service, owned, self._slices_of(name), self._here))
+        # What is wrong with a claim is the author's business, whoever serves the service.
+        ours = owned if self._is_ours(service) else ()
+        served = tuple(served_of(service, ours, self._slices_of(name), self._here))
         self._entries[name] = Entry(service, served, tuple(problems))
+
+    def _is_ours(self, service: Service) -> bool:
+        """Host ports are pods', which name no proxy."""
+        return service.proxy == self._proxy or service.type == ServiceKind.HOST_PORT.value

@@ -49,7 +49,7 @@ PROXY_NAME = "service.kubernetes.io/service-proxy-name"
 """Label: who serves the service; every other proxy leaves it alone (Kubernetes, well-known labels)."""
 
 HEADLESS = "service.kubernetes.io/headless"
-"""Label: nobody serves the service."""
+"""Label: nobody serves the service.  No proxy can have this name, for labels' values have no slash."""
 
 SOURCES_POLICY = "service.cilium.io/src-ranges-policy"
 """Annotation: whether source ranges are those who may ask (``allow``) or may not (``deny``)."""
@@ -167,13 +167,9 @@ class ServiceMeta(ObjectMeta):
 
     @property
     def proxy(self) -> str:
-        """Who serves it instead of everybody's proxy; empty for that."""
-        return (self.labels or {}).get(PROXY_NAME, "")
-
-    @property
-    def is_headless(self) -> bool:
-        """Whether no proxy serves it, whatever addresses it has."""
-        return HEADLESS in (self.labels or {})
+        """Who serves it instead of everybody's proxy, :data:`HEADLESS` for nobody; empty for that."""
+        labels = self.labels or {}
+        return HEADLESS if HEADLESS in labels else labels.get(PROXY_NAME, "")
 
     def denies_sources(self) -> bool:
         """Whether source ranges say who may not ask."""
@@ -262,8 +258,6 @@ class ServiceResource(Lenient):
         count.
         """
         cluster = self.spec.cluster_addresses()
-        if self.metadata.is_headless:
-            return ()
         balancer = self.status.addresses() if self.status and self.spec.type == "LoadBalancer" else ()
         external = self.spec.external_addresses()
         families = {addr.version for addr in cluster}

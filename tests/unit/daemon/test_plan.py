@@ -360,6 +360,23 @@ def test_ipv6_is_served_as_far_as_the_node_says(six):
     assert told == {("Pod", *each.pod_key) for each in ((two,) if six else (one, two))}
 
 
+def test_what_another_proxy_serves_is_not_for_the_taking():
+    """Its cluster address is somebody's, though not ours to serve."""
+    node = two_pods()
+    port = ServicePort("", "TCP", 80, 80)
+    front = Frontend(ip_address("10.96.0.1"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    theirs = Service("shop", "mesh", "ClusterIP", (front,), (port,), proxy="mesh")
+    own = Frontend(ip_address("10.96.0.2"), 80, "TCP", ServiceKind.CLUSTER_IP)
+    thief = Frontend(front.addr, 80, "TCP", ServiceKind.EXTERNAL_IP)
+    node.tables.services.set(theirs.key, theirs)
+    node.tables.services.set(("shop", "thief"), Service("shop", "thief", "ClusterIP", (own, thief), (port,)))
+    node.refresh()
+
+    assert {one.frontend for one in node.plan.services.served} == {own}
+    problem = node.tables.problems.get(("Service", "shop", "thief"))
+    assert problem == Problem("spec.externalIPs", "10.96.0.1 is the cluster address of service shop/mesh")
+
+
 def test_who_takes_an_address_that_is_a_nodes_takes_nothing():
     """Whoever is first; without the node the address is free, without the service all is as before."""
     node = two_pods()

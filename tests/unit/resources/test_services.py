@@ -422,7 +422,7 @@ def test_slice_that_cannot_be_is_refused_by_field(body: str, field: str) -> None
 
 
 def test_labels_say_who_serves_a_service() -> None:
-    """Nobody a headless one, whatever addresses it has; else the proxy that is named."""
+    """Nobody a headless one, whatever it says else; otherwise the proxy that is named."""
     spec = "{clusterIP: 10.96.0.7, externalIPs: [192.0.2.7], ports: [{port: 80}]}"
 
     def labelled(label: str) -> Service:
@@ -432,5 +432,6 @@ def test_labels_say_who_serves_a_service() -> None:
         return row
 
     assert (len(labelled("").frontends), labelled("").proxy) == (2, "")
-    assert labelled("service.kubernetes.io/headless: ''").frontends == ()
+    headless = "service.kubernetes.io/headless: '', service.kubernetes.io/service-proxy-name: mesh"
+    assert labelled(headless).proxy == "service.kubernetes.io/headless"
     assert labelled("service.kubernetes.io/service-proxy-name: mesh").proxy == "mesh"
