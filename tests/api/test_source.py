@@ -23,7 +23,7 @@ from lab.gate import Gate
 from lab.waiting import eventually
 
 # What other parts of an agent write: its publishers are in the same audit log.
-WRITTEN = frozenset({"ciliumendpoints", "ciliumidentities", "ciliumnodes"})
+WRITTEN = frozenset({"ciliumendpoints", "ciliumidentities", "ciliumnodes", "events"})
 
 
 @pytest.fixture
