@@ -227,12 +227,13 @@ def _addresses(kubectl: Kubectl, namespace: str) -> dict[str, str]:
 
 
 def paths(
-    kubectl: Kubectl, client: Actor, near: ClusterPod, far: ClusterPod, on_host: ClusterPod
+    kubectl: Kubectl, client: Actor, near: ClusterPod, far: ClusterPod, on_host: ClusterPod | None = None
 ) -> list[Path]:
     """
     From a client on *near*'s node: same node, other node, and every kind of service.
 
-    *on_host* is the :func:`hosted` pod of that node.  The policy is in force.
+    *on_host* is the :func:`hosted` pod of that node; without it only pods, ClusterIP and NodePort.
+    The policy is in force.
     """
     address = _addresses(kubectl, far.namespace)
     service, node = address[CLUSTER_IP], near.node.address
@@ -245,29 +246,33 @@ def paths(
         Path("other node", far, (far.address, TCP_PORT), (far.address, DIRECT), DIRECT),
         Path("ClusterIP", far, (service, TCP_PORT), (service, DIRECT), BY_SERVICE),
         Path("NodePort", far, (node, NODE_PORT_TCP), (node, NODE_PORT_UDP), BY_NODE_PORT),
-        of_kind("external address", far, EXTERNAL),
-        of_kind("load balancer with source ranges", far, BALANCER),
-        of_kind("ClusterIP with affinity", far, address[KEPT]),
-        of_kind("ClusterIP with a local policy", near, address[NEAR]),
-        Path("host port", on_host, (node, HOST_PORT_TCP), (node, HOST_PORT_UDP), BY_SERVICE, KIND_RATE),
     ]
+    if on_host is not None:
+        found += [
+            of_kind("external address", far, EXTERNAL),
+            of_kind("load balancer with source ranges", far, BALANCER),
+            of_kind("ClusterIP with affinity", far, address[KEPT]),
+            of_kind("ClusterIP with a local policy", near, address[NEAR]),
+            Path("host port", on_host, (node, HOST_PORT_TCP), (node, HOST_PORT_UDP), BY_SERVICE, KIND_RATE),
+        ]
+    servers = [near, far, *([on_host] if on_host else [])]
 
     def outcome(address: str, port: int) -> str:
         return str(client.call("tcp_connect", address=address, port=port, timeout=0.5)["outcome"])
 
-    for server in (near, far, on_host):
+    for server in servers:
         for port in (TCP_PORT, DENIED_PORT):
             server.actor.call("serve_tcp", name=server.name, port=port)
     for path in found:
         eventually(partial(_equal, outcome, path.tcp, ANSWERED), f"{path.name} is open", seconds=30.0)
-    for server in (near, far, on_host):
+    for server in servers:
         denied = server.address, DENIED_PORT
         eventually(
             partial(_equal, outcome, denied, "timeout"), f"the policy holds at {server.name}", seconds=30.0
         )
         for port in (TCP_PORT, DENIED_PORT):
             server.actor.call("stop_server", kind="tcp", port=port)
-    assert {path.server.name for path in found} == {near.name, far.name, on_host.name}
+    assert {path.server.name for path in found} == {server.name for server in servers}
     return found
 
 
