@@ -96,6 +96,13 @@ class Agent:
             return False
         return str(status["cilium"]["state"]).lower() == "ok"
 
+    def has_regenerated(self) -> bool:
+        """Whether every endpoint is under the rules that its policies are now."""
+        try:
+            return all(one["status"]["state"] == "ready" for one in self.get("endpoint"))
+        except CommandError:
+            return False
+
     def status_or_error(self) -> str:
         """What it says of itself, or why it says nothing."""
         try:

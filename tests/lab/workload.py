@@ -158,15 +158,20 @@ class Workload:
 
 
 def settled(node: Node) -> Meaning:
-    """What the maps mean once they do not change any more and no row of them is unused."""
+    """
+    What the maps mean once they do not change any more and no row of them is unused.
+
+    Quiet alone is not enough: rules that name a new prefix come a round after its row, however long that is.
+    """
     last = [meaning(dump(node.bpf_root))]
 
-    def quiet() -> bool:
+    def through() -> bool:
+        regenerated = node.agent.has_regenerated()
         previous, last[0] = last[0], meaning(dump(node.bpf_root))
-        return previous == last[0] and not last[0].broken and not last[0].unused
+        return regenerated and previous == last[0] and not last[0].broken and not last[0].unused
 
     try:
-        eventually(quiet, "maps settle", seconds=STEP_SECONDS, every=0.3)
+        eventually(through, "maps settle", seconds=STEP_SECONDS, every=0.3)
     except NotInTime as late:
         raise NotInTime(f"{late}\n{last[0].broken}\n{last[0].unused}\n{node.agent.log_tail()}") from None
     return last[0]
