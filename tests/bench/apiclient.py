@@ -1,51 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The API server of the laboratory over one connection that is kept, and objects by the thousand."""
+"""The API server of the laboratory as its administrator has it, and objects by the thousand."""
 
-import json
 import time
 from http.client import HTTPSConnection
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from bench import many
+from bench.requests import Requests
 from lab.apiserver import ADMIN, ApiServer
 from lab.manifests import Object
 
 SERVICES: Final = "/api/v1/namespaces/default/services"
 SLICES: Final = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-MISSING: Final = 404
 # The server hangs up on who says nothing for a minute and a half.
 IDLE_SECONDS: Final = 30.0
 
 
-class ApiClient:
-    """The administrator.  A context manager."""
+class ApiClient(Requests):
+    """The administrator."""
 
     def __init__(self, server: ApiServer) -> None:
+        connection = HTTPSConnection(server.address, server.port, context=server.context, timeout=60)
+        super().__init__(connection, {"Authorization": f"Bearer {server.token(ADMIN)}"})
         self._server = server
-        self._connection = HTTPSConnection(server.address, server.port, context=server.context, timeout=60)
         self._used = float("-inf")
 
-    def __call__(self, method: str, path: str, body: Object | None = None) -> dict[str, Any]:
-        """One request, over when it is acknowledged.  Raises AssertionError with what the server says."""
-        headers = {
-            "Authorization": f"Bearer {self._server.token(ADMIN)}",
-            "Content-Type": "application/json",
-        }
+    def __call__(
+        self, method: str, path: str, body: Object | None = None, *, may_miss: bool = False
+    ) -> dict[str, Any]:
+        """See :class:`Requests`; the connection is made anew after a rest."""
         if time.monotonic() - self._used > IDLE_SECONDS:
-            self._connect()
+            self.connection.close()
+            with self._server.there():
+                self.connection.connect()
         self._used = time.monotonic()
-        self._connection.request(method, path, json.dumps(body).encode() if body else None, headers)
-        response = self._connection.getresponse()
-        answer = response.read()
-        if method == "DELETE" and response.status == MISSING:
-            return {}
-        assert response.status < 300, f"{method} {path}: {response.status} {answer.decode()}"
-        document: dict[str, Any] = json.loads(answer)
-        return document
+        return super().__call__(method, path, body, may_miss=may_miss)
+
+    def remove(self, path: str) -> None:
+        """Delete an object that may be gone already."""
+        self("DELETE", path, may_miss=True)
 
     def put(self, path: str, body: Object) -> None:
         """Make an object, whatever was there by its name."""
-        self("DELETE", f"{path}/{body['metadata']['name']}")
+        self.remove(f"{path}/{body['metadata']['name']}")
         self("POST", path, body)
 
     def serve(self, service: Object, *slices: Object) -> None:
@@ -58,14 +55,3 @@ class ApiClient:
         """Services of ten backends each, as :mod:`bench.many` numbers them."""
         for number in range(first, end):
             self.serve(many.service(number), many.slice_of(number))
-
-    def _connect(self) -> None:
-        self._connection.close()
-        with self._server.there():
-            self._connection.connect()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()

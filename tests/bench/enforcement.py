@@ -7,7 +7,6 @@ policies.  A prober in the client sends a new connection every millisecond; a fl
 allowed must lose nothing.
 """
 
-import json
 import os
 import random
 import ssl
@@ -19,10 +18,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from bench.machine import process_seconds
 from bench.prober import CONTROL, PROBED, Record
+from bench.requests import Requests
 from bench.result import Figure, Goal, Section
 from bench.samples import percentile
 from lab import manifests
@@ -67,31 +67,15 @@ class Prober(NamedTuple):
     sides: tuple[Process, Process]
 
 
-class Api:
-    """The API server over one connection that is kept, as the admin.  A context manager."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        tls = ssl.create_default_context(cafile=str(cluster.pki.ca))
-        tls.load_cert_chain(cluster.pki.certificate(ADMIN), cluster.pki.key(ADMIN))
-        self._connection = HTTPSConnection(str(cluster.plan.node(1)), 6443, context=tls, timeout=30)
-
-    def __call__(self, method: str, path: str, body: Object | None = None) -> None:
-        """One request, over when it is acknowledged.  Raises AssertionError with what the server says."""
-        headers = {"Content-Type": "application/json"}
-        self._connection.request(method, path, json.dumps(body).encode() if body else None, headers)
-        response = self._connection.getresponse()
-        answer = response.read()
-        assert response.status < 300, f"{method} {path}: {response.status} {answer.decode()}"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
+def as_admin(cluster: Cluster) -> Requests:
+    """The API server of a cluster."""
+    tls = ssl.create_default_context(cafile=str(cluster.pki.ca))
+    tls.load_cert_chain(cluster.pki.certificate(ADMIN), cluster.pki.key(ADMIN))
+    return Requests(HTTPSConnection(str(cluster.plan.node(1)), 6443, context=tls, timeout=30))
 
 
 @contextmanager
-def crowd(cluster: Cluster, *, pods: int, policies: int) -> Iterator[Api]:
+def crowd(cluster: Cluster, *, pods: int, policies: int) -> Iterator[Requests]:
     """A client, a server and that many other pods on node1, and policies about the others; then none."""
     kubectl = cluster.kubectl
     names = [CLIENT, SERVER, *(f"{BYSTANDER}{number}" for number in range(pods))]
@@ -102,7 +86,7 @@ def crowd(cluster: Cluster, *, pods: int, policies: int) -> Iterator[Api]:
         kubectl.apply(*(people.pod(name, cluster.nodes[0].name, {"app": name}) for name in names))
         running = [f"pod/{name}" for name in names]
         kubectl.wait("--for=condition=Ready", *running, namespace=NAMESPACE, seconds=READY_SECONDS)
-        with Api(cluster) as api:
+        with as_admin(cluster) as api:
             api("POST", POLICIES, _allows("control", SERVER, CLIENT, CONTROL))
             for number in range(policies):
                 subject = f"{BYSTANDER}{number % pods}"
@@ -112,7 +96,7 @@ def crowd(cluster: Cluster, *, pods: int, policies: int) -> Iterator[Api]:
         kubectl.delete("namespace", NAMESPACE, wait=False)
 
 
-def measure(cluster: Cluster, api: Api, *, agent: int, changes: int, crowd_size: str) -> Section:
+def measure(cluster: Cluster, api: Requests, *, agent: int, changes: int, crowd_size: str) -> Section:
     """That many times allowed and as often taken back; *agent* is the process that has to enforce it."""
     section = Section("enforcement", f"P8  policy acknowledged to enforced, {crowd_size} on the node")
     chance = random.Random(SEED)
@@ -169,7 +153,7 @@ def waiting_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks.iterdir()) / 1e9
 
 
-def _change(api: Api, prober: Prober, *, allowed: bool) -> Enforced:
+def _change(api: Requests, prober: Prober, *, allowed: bool) -> Enforced:
     """Make the policy or delete it, and wait until that is seen."""
     began = time.monotonic_ns()
     if allowed:

@@ -192,8 +192,8 @@ def turn(
         for number in range(amount.changes):
             changed(one, side, trace, number, measured)
     for number in added:
-        one.api("DELETE", f"{SLICES}/s{number}-1")
-        one.api("DELETE", f"{SERVICES}/s{number}")
+        one.api.remove(f"{SLICES}/s{number}-1")
+        one.api.remove(f"{SERVICES}/s{number}")
 
 
 def measure(amount: Amount) -> Iterator[Section]:

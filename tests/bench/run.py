@@ -53,7 +53,11 @@ SUITES: Final = {
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="build/dev bench", description=__doc__.splitlines()[1])
+    parser = argparse.ArgumentParser(
+        prog="build/dev bench",
+        description=__doc__.splitlines()[1],
+        epilog="; ".join(f"parts of {name}: {' '.join(suite.parts)}" for name, suite in SUITES.items()),
+    )
     parser.add_argument("suite", choices=list(SUITES), help="what to measure")
     parser.add_argument(
         "--quick", action="store_true", help="less of everything: minutes less, intervals wider"

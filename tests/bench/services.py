@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from bench import connecting, crowded, sockets
+from bench import connecting, crowded, planning, sockets
 from bench.programming import Amount
 from bench.programming import measure as programmed
 from bench.result import Section
@@ -45,6 +45,11 @@ def counts(effort: Effort) -> Iterator[Section]:
     yield sockets.measure(services=effort.services)
 
 
+def plan(effort: Effort) -> Iterator[Section]:
+    """The part of P9 that is the agent's own processor time."""
+    yield planning.measure(services=effort.services)
+
+
 def connections(effort: Effort) -> Iterator[Section]:
     """P3 and P4."""
     yield from connecting.measure(pairs=effort.pairs, services=effort.services)
@@ -62,6 +67,7 @@ def programming(effort: Effort) -> Iterator[Section]:
 
 PARTS: Final[dict[str, Part]] = {
     "counts": counts,
+    "plan": plan,
     "conntrack": conntrack,
     "connections": connections,
     "programming": programming,

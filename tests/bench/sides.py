@@ -26,6 +26,7 @@ from bench.paths import CILIUMD
 from ciliumd.resources.crd.kinds import definitions
 from lab import manifests
 from lab.apiserver import ADMIN, ApiServer, programs
+from lab.k8s.baseline import proxy_configuration
 from lab.netns import Namespace, veth
 from lab.node import Node
 from lab.pod import Pod
@@ -164,7 +165,7 @@ class CiliumdSide:
         """Take all of it down."""
         self.node.remove()
         for name in (CLIENT, SERVER):
-            self._cluster.api("DELETE", f"{PODS}/{name}?gracePeriodSeconds=0")
+            self._cluster.api.remove(f"{PODS}/{name}?gracePeriodSeconds=0")
 
 
 class ProxySide:
@@ -187,7 +188,8 @@ class ProxySide:
     def launch(self) -> None:
         """Start kube-proxy; its log goes with the node."""
         config = self._folder / "config.json"
-        config.write_text(json.dumps(self._configuration()))
+        kubeconfig = self._cluster.server.kubeconfig(ADMIN)
+        config.write_text(json.dumps(proxy_configuration(self._mode, self._mode, kubeconfig, POD_CIDR)))
         command = [*self._cluster.wrapper, programs() / "kube-proxy", f"--config={config}"]
         tools = self._folder / "tools"
         tools.mkdir()
@@ -200,23 +202,6 @@ class ProxySide:
         }
         with (self._folder / "log").open("ab") as log:
             self._process = self.netns.start(command, output=log, env=own)
-
-    def _configuration(self) -> dict[str, object]:
-        return {
-            "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
-            "kind": "KubeProxyConfiguration",
-            "mode": self._mode,
-            "clusterCIDR": POD_CIDR,
-            "hostnameOverride": self._mode,
-            "clientConnection": {"kubeconfig": str(self._cluster.server.kubeconfig(ADMIN))},
-            # Limits of connection tracking belong to the machine: a namespace cannot write them.
-            "conntrack": {
-                "maxPerCore": 0,
-                "min": 0,
-                "tcpEstablishedTimeout": "0s",
-                "tcpCloseWaitTimeout": "0s",
-            },
-        }
 
     @property
     def pid(self) -> int:

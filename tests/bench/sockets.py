@@ -20,6 +20,9 @@ from datapath.node import node_config, private_node
 from fixtures.packets import pod_two
 
 TCP: Final = 6
+MAPS: Final = ("cilium_lb_services_v1", "cilium_lb_backends_v1", "cilium_lb_revnat_v1")
+# Of a service: its address, the frontend, a slot; and as many to spare.
+ROWS: Final = 6
 LOOKUPS, UPDATES = Goal(at_most=3), Goal(at_most=1)
 ELSEWHERE: Final = "192.0.2.1"
 
@@ -43,7 +46,7 @@ def measure(*, services: int) -> Section:
     with (
         private_node(),
         tempfile.TemporaryDirectory() as directory,
-        Datapath.loaded(Path(directory)) as datapath,
+        Datapath.loaded(Path(directory), sizes=dict.fromkeys(MAPS, ROWS * services)) as datapath,
     ):
         datapath.reset()
         interpreter = Interpreter(datapath.generation, config=node_config(), route=0)

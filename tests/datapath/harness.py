@@ -119,14 +119,20 @@ class Datapath:
 
     @classmethod
     @contextlib.contextmanager
-    def loaded(cls, state_dir: Path, **config: bool | int) -> Iterator[Datapath]:
-        """Load the objects with these options beside the tests' usual ones; the node exists already."""
+    def loaded(
+        cls, state_dir: Path, *, sizes: Mapping[str, int] | None = None, **config: bool | int
+    ) -> Iterator[Datapath]:
+        """
+        Load the objects with these options beside the tests' usual ones; the node exists already.
+
+        Maps have the tests' small sizes but for those in *sizes*.
+        """
         root = Path(f"/sys/fs/bpf/t-{os.getpid()}-{next(_roots)}")
         options = node_config() | config
         try:
             with (
                 Pins(root, state_dir=state_dir) as pins,
-                Generation.load(pins, config=options, max_entries=SMALL) as generation,
+                Generation.load(pins, config=options, max_entries=SMALL | dict(sizes or {})) as generation,
                 RingBuffer(generation.maps["cilium_events_v1"], record_size=Event.SIZE) as ring,
                 U64Array(generation.maps["cilium_endpoint_state_v1"]) as state,
             ):

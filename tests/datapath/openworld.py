@@ -15,9 +15,10 @@ from datapath.node import POD_CIDR
 from datapath.rows import ALLOW, ALLOW_ALL, DENY_ALL, EGRESS, POD_ONE, POD_TWO, Rule
 from datapath.tunnel import AWAY, CLUSTER, TUNNEL_PORT
 from fixtures.packets import loopback, node_one, pod_away, pod_one, pod_two, router, svc_one, svc_two
-from reference.forwarding import NO_FIB, UNROUTABLE
+from reference.forwarding import UNROUTABLE
 from reference.node import Backend, Frontend, Node
 from reference.parser import Pod
+from reference.translating import NO_FIB
 
 TCP, UDP = 6, 17
 WEB, DNS, FAR_WEB = 30080, 30053, 31080

@@ -33,10 +33,11 @@ from fixtures.packets6 import (
     svc_two,
     world_one,
 )
-from reference.forwarding import NO_FIB, UNROUTABLE, Forwarding
+from reference.forwarding import UNROUTABLE, Forwarding
 from reference.forwarding6 import Forwarding6
 from reference.node import Node
 from reference.parser import Pod
+from reference.translating import NO_FIB
 
 SIX_ONE = replace(POD_ONE, ip6=pod_one.ip)
 SIX_TWO = replace(POD_TWO, ip6=pod_two.ip)

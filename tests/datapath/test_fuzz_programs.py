@@ -19,7 +19,8 @@ from datapath.ways import WAYS
 from fuzz.programs import corpus
 from fuzz.programs.engine import Fuzzer
 from fuzz.programs.seeds import seeds
-from reference.forwarding import NO_FIB, Forwarding
+from reference.forwarding import Forwarding
+from reference.translating import NO_FIB
 
 pytestmark = pytest.mark.datapath
 

@@ -111,7 +111,7 @@ def test_source_ranges_judge_a_pod_by_its_ipv6_address(outside: Datapath, group:
     outside.add_service(21, BALANCER, DNS, UDP, {121: ONE}, flags=flags)
     assert connect(group, BALANCER, DNS) == [0, [BALANCER, DNS], list(ONE)]
     as_pod_one(outside)
-    if not own_cookie():
+    if not own_cookie():  # before Linux 5.14, as above
         return
     assert connect(group, BALANCER, DNS) == refused()
     bits, allow = abi.LbSourcePrefix.LB_SOURCE_PREFIX_FRONTEND + 64, LbServiceFlags.LB_F_SOURCES_ALLOW

@@ -5,7 +5,6 @@ The groups of test_upstream_groups.py and the specs about both families, where t
 specs_dual.txt has what a cluster of one family cannot run.
 """
 
-import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,7 @@ import pytest
 from lab.k8s import upstream
 from lab.k8s.ciliumd import Ciliumd
 
-HERE = Path(__file__).parent
-EXCLUDED = tomllib.loads((HERE / "specs_excluded.toml").read_text())
-LISTED = [*upstream.listed(HERE / "specs_services.txt"), *upstream.listed(HERE / "specs_dual.txt")]
-SPECS = [spec for spec in LISTED if spec not in EXCLUDED["dual"]]
+SPECS = upstream.runnable("dual", "specs_services.txt", "specs_dual.txt")
 SECONDS = 5400
 
 
@@ -32,9 +28,11 @@ def test_the_list_is_complete(dual: Ciliumd, tmp_path: Path) -> None:
     """specs_dual.txt has every spec about both families in this version of Kubernetes."""
     specs = upstream.existing(dual.cluster, upstream.DUAL, tmp_path)
 
-    assert specs - set(upstream.listed(HERE / "specs_services.txt")) == set(
-        upstream.listed(HERE / "specs_dual.txt")
+    services, dual_only = (
+        set(upstream.listed(upstream.LISTS / name)) for name in ("specs_services.txt", "specs_dual.txt")
     )
+
+    assert specs - services == dual_only
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -10,7 +10,7 @@ import pytest
 from lab.k8s import upstream
 from lab.k8s.cluster import Cluster
 
-SPECS = upstream.listed(Path(__file__).with_name("specs.txt"))
+SPECS = upstream.listed(upstream.LISTS / "specs.txt")
 SECONDS = 1200
 CONFORMANCE = r"\[sig-network\].*\[Conformance\]"
 

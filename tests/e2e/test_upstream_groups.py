@@ -5,7 +5,6 @@ Whole groups of Kubernetes' own specs about services, for ``--long``.
 specs_services.txt has the groups, specs_excluded.toml those that this machine cannot run, and why.
 """
 
-import tomllib
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +14,7 @@ import pytest
 from lab.k8s import upstream
 from lab.k8s.cluster import Cluster
 
-HERE = Path(__file__).parent
-EXCLUDED = tomllib.loads((HERE / "specs_excluded.toml").read_text())
-SPECS = [spec for spec in upstream.listed(HERE / "specs_services.txt") if spec not in EXCLUDED["single"]]
+SPECS = upstream.runnable("single", "specs_services.txt")
 SECONDS = 5400
 
 
@@ -31,7 +28,7 @@ def test_the_list_is_complete(cluster: Cluster, tmp_path: Path) -> None:
     """specs_services.txt has every spec of the groups in this version of Kubernetes."""
     specs = upstream.existing(cluster, upstream.GROUPS, tmp_path)
 
-    assert specs == set(upstream.listed(HERE / "specs_services.txt"))
+    assert specs == set(upstream.listed(upstream.LISTS / "specs_services.txt"))
 
 
 @pytest.mark.parametrize("spec", SPECS)

@@ -142,10 +142,7 @@ def test_prefixes(
     eventually(lambda: "cilium_ipcache_lpm_v1" in node.agent.status_or_error(), "status names the map")
     figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
     assert figures.wrongly_allowed == 0
-    node.delete("filler")
-    eventually(lambda: from_world(ALLOWED), "who is allowed gets in once there is room", seconds=40.0)
-    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
-    eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    make_room(node, from_world, figures)
     node.delete("wide")
     node.remove_pod(node.pods["default/open"])
     finish(figures, probers, record_property)
@@ -170,10 +167,7 @@ def test_exceptions(
     assert figures.wrongly_allowed == 0
     assert "cilium_ipcache_lpm_v1" in node.agent.status_or_error()
     assert NARROW in str(node.problems()), "the prefix is named"
-    node.delete("filler")
-    eventually(lambda: from_world(ALLOWED), "who is allowed gets in once there is room", seconds=40.0)
-    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
-    eventually(node.agent.healthy, "all is well again", seconds=40.0)
+    make_room(node, from_world, figures)
     node.delete("whole")
     node.remove_pod(node.pods["default/but"])
     finish(figures, probers, record_property)
@@ -186,6 +180,14 @@ def fill(node: Node, app: str, *, leave: int) -> None:
     fillers = [f"10.{200 + number // 256}.{number % 256}.0/24" for number in range(ROWS - used - leave)]
     node.apply_policy("filler", allow_from("filler", app, *fillers))
     eventually(lambda: len(dump(node.bpf_root)["cilium_ipcache_lpm_v1"]) == ROWS - leave, "few rows are left")
+
+
+def make_room(node: Node, from_world: Callable[[str], bool], figures: Figures) -> None:
+    """The others' prefixes go: who is allowed gets in, and still nobody else."""
+    node.delete("filler")
+    eventually(lambda: from_world(ALLOWED), "who is allowed gets in once there is room", seconds=40.0)
+    figures.wrongly_allowed += sum(from_world(EXCLUDED) for _ in range(5))
+    eventually(node.agent.healthy, "all is well again", seconds=40.0)
 
 
 def answers(node: Node, world: World, server: Pod, address: str) -> bool:

@@ -66,9 +66,9 @@ class Objects:
 
     def __post_init__(self) -> None:
         self.read: dict[str, dict[bytes, bytes]] = {part: {} for part in PARTS}
-        self.plan = ServicePlan(self.tables, external_cluster_ip=self.chance.random() < 0.2)
-        self.plan.slot_row = self.read["slots"].get
-        self.external = self.plan._rows._external_cluster_ip
+        self.external = self.chance.random() < 0.2
+        self.plan = ServicePlan(self.tables, external_cluster_ip=self.external)
+        self.plan.restore_slots(self.read["slots"].get)
 
     def step(self) -> str:
         """One change; its name."""

@@ -9,48 +9,35 @@ Standard library only.
 
 from __future__ import annotations
 
-from reference.forwarding import (
-    CLUSTER_IP,
-    DROP,
-    INVALID_SIP,
-    NO_FIB,
-    NO_LXC,
-    NO_MAPPING,
-    NO_SERVICE,
-    PASS,
-    REDIRECT,
-    UNROUTABLE,
-    UNSUPPORTED,
-    Forwarding,
-)
-from reference.frame import SCTP, Ports, u16
+from reference.forwarding import NO_LXC, NO_SERVICE, UNROUTABLE, Forwarding
+from reference.frame import Ports
 from reference.frame6 import DESTINATION, SOURCE, DatagramKey, Frame6
-from reference.node import Backend, FlowKey, Nat, Node, Verdict
+from reference.node import Backend, Node, Verdict
 from reference.parser import TTL_EXCEEDED, Answered, Flow, Outcome, Passed, Refused
-from reference.parser6 import ECHO_REPLY, ETHERTYPE, ICMP, Parser6, has_header, is_group, is_of_link
+from reference.parser6 import ETHERTYPE, ICMP, Parser6, has_header, is_group, is_of_link
+from reference.translating import CLUSTER_IP, DROP, INVALID_SIP, PASS, REDIRECT, Translating
 
 UNREACHABLE, PORT, EXCEEDED = 1, 4, 3
 
 
-class Forwarding6:
+class Forwarding6(Translating):
     """One node, hook by hook; *node* has addresses of 16 bytes, *four* judges what is not IPv6."""
 
+    source, destination, exceeded, icmp = SOURCE, DESTINATION, EXCEEDED, ICMP
+
     def __init__(self, node: Node, four: Forwarding) -> None:
-        self._node = node
+        super().__init__(node)
         self._four = four
         self._parser = Parser6(node.router)
         self._datagrams: dict[DatagramKey, Ports] = {}
-        self._asked: set[FlowKey] = set()
-        self._nat = Nat(node.nat_ports)
         # Pods are served wherever the world is, too.
         self._frontends = {**node.node_ports, **node.services}
 
     def forget(self) -> None:
         """As with empty maps."""
+        super().forget()
         self._parser.fragments.clear()
         self._datagrams.clear()
-        self._asked.clear()
-        self._nat = Nat(self._node.nat_ports)
         self._four.forget()
 
     def from_container(self, frame: bytes, shown: bytes) -> Verdict:
@@ -132,9 +119,8 @@ class Forwarding6:
         packet = self._read(frame, self._parser.packet(frame))
         if isinstance(packet, Verdict):
             return Verdict(PASS, 0, frame)
-        own = packet.src == self._node.address and packet.sport >= self._node.nat_ports.start
-        if own and not packet.quoted and packet.protocol != SCTP:
-            self._masquerade(packet, shown)
+        if packet.src == self._node.address:
+            self._own_port(packet, shown, self._node.address)
         return Verdict(PASS, 0, bytes(packet.bytes))
 
     # -- steps ---------------------------------------------------------------------------------
@@ -157,98 +143,18 @@ class Forwarding6:
             self._datagrams[packet.datagram] = packet.sport, packet.dport
         return packet
 
-    def _deliver(self, packet: Frame6, *, hops: int = 1) -> Verdict:
-        pod = self._node.pods[packet.dst]
-        if hops:
-            packet.hop()
-        packet.macs(pod.mac, pod.node_mac)
-        return Verdict(REDIRECT, 0, bytes(packet.bytes))
-
-    @staticmethod
-    def _refuse(packet: Frame6, reason: int, speaker: bytes, kind: int, code: int) -> Verdict:
-        answer = packet.error_about(speaker, kind, code)
-        if answer is None:
-            return Verdict(DROP, reason, bytes(packet.bytes))
-        return Verdict(REDIRECT, reason, answer)
-
     def _from_outside(self, frame: bytes, shown: bytes) -> Verdict:
-        """To a frontend, an error about a frontend's answer, or none of ours."""
         packet = self._read(frame, self._parser.packet(frame))
         if isinstance(packet, Verdict):
             return Verdict(PASS, 0, frame)
-        quoted = packet.quoted
-        frontend = (packet.dst, packet.dport, packet.protocol)
-        if quoted:
-            frontend = (quoted.src, quoted.sport, quoted.protocol)
-            if quoted.src != packet.dst:
-                return Verdict(PASS, 0, frame)
-        backend = self._node.node_ports.get(frontend)
-        if backend is None:
-            inside = frontend in self._node.services or packet.dst in self._node.cluster_ips
-            return Verdict(DROP, CLUSTER_IP, frame) if inside else Verdict(PASS, 0, frame)
-        if packet.src in self._node.pods or packet.src in self._node.own or is_of_link(packet.src):
-            return Verdict(DROP, INVALID_SIP, frame)
-        if quoted:
-            asked = (quoted.dst, quoted.dport, quoted.src, quoted.sport, quoted.protocol)
-            return self._error_from_outside(packet, asked, backend)
-        return self._to_backend(packet, shown, backend)
+        return self._to_frontend(packet, frame, shown)
 
-    def _to_backend(self, packet: Frame6, shown: bytes, backend: Backend) -> Verdict:
-        self._asked.add((packet.src, packet.sport, packet.dst, packet.dport, packet.protocol))
-        if packet.ttl <= 1:
-            return self._refuse(packet, TTL_EXCEEDED, packet.dst, EXCEEDED, 0)
-        packet.translate(DESTINATION, *backend)
-        if backend[0] in self._node.pods:
-            return self._deliver(packet)
-        if _never_forwarded(packet.src):
-            return Verdict(DROP, NO_FIB, bytes(packet.bytes))
-        reason = self._masquerade(packet, shown)
-        assert not reason
-        packet.hop()
-        return Verdict(REDIRECT, 0, bytes(packet.bytes))
+    def _cannot_be_outside(self, address: bytes) -> bool:
+        return address in self._node.pods or address in self._node.own or is_of_link(address)
 
-    def _error_from_outside(self, packet: Frame6, asked: FlowKey, backend: Backend) -> Verdict:
-        """About what a frontend answered to *asked*: it reaches the backend in the backend's own words."""
-        if asked not in self._asked:
-            return Verdict(PASS, 0, bytes(packet.bytes))
-        if packet.ttl <= 1:
-            return Verdict(DROP, TTL_EXCEEDED, bytes(packet.bytes))
-        packet.translate_quoted(SOURCE, *backend)
-        packet.address(DESTINATION, backend[0])
-        if backend[0] in self._node.pods:
-            return self._deliver(packet)
-        if _never_forwarded(packet.src):
-            return Verdict(DROP, NO_FIB, bytes(packet.bytes))
-        flow = (asked[0], asked[1], *backend, asked[4])
-        if flow not in self._nat.out:
-            return Verdict(DROP, NO_MAPPING, bytes(packet.bytes))
-        packet.translate_quoted(DESTINATION, self._node.address, self._nat.out[flow] or 0)
-        packet.address(SOURCE, self._node.address)
-        packet.hop()
-        return Verdict(REDIRECT, 0, bytes(packet.bytes))
-
-    def _masquerade(self, packet: Frame6, shown: bytes) -> int:
-        """Under the node's address; 0, or the reason why not."""
-        address = self._node.address
-        answers = packet.dport if packet.later else packet.bytes[packet.l4] == ECHO_REPLY
-        if packet.protocol == ICMP and answers:
-            return NO_MAPPING
-        if packet.protocol == SCTP:
-            return UNSUPPORTED
-        at = packet.l4 + (4 if packet.protocol == ICMP else 0)
-        visible = None if packet.later else u16(shown, at)
-        flow = (packet.src, packet.sport, packet.dst, packet.dport, packet.protocol)
-        port = self._nat.port_of(flow, visible)
-        if packet.src == address and port == packet.sport:
-            return 0
-        # A port that no node may choose: 0 is in no range, so the frames differ.
-        packet.translate(SOURCE, address, packet.sport if packet.later else port or 0)
-        return 0
-
-
-def _never_forwarded(source: bytes) -> bool:
-    """From a group, or from this very node (RFC 4291 2.5.3, 2.7)."""
-    return is_group(source) or source == bytes(15) + b"\1"
+    def _is_never_forwarded(self, source: bytes) -> bool:
+        """From a group, or from this very node (RFC 4291 2.5.3, 2.7)."""
+        return is_group(source) or source == bytes(15) + b"\1"
 
 
 def _ended(outcome: Outcome, frame: bytes) -> Verdict:

@@ -97,6 +97,11 @@ class Frame:
         return not self.later and bool(u16(self.bytes, 20) & 0x2000)
 
     @property
+    def answers(self) -> bool:
+        """An answer to an echo, by its type or by the port that its datagram began with."""
+        return bool(self.dport) if self.later else self.type == ECHO_REPLY
+
+    @property
     def is_plain(self) -> bool:
         """Without IP options."""
         return self.l4 == ETHERNET + IPV4

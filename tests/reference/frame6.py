@@ -59,6 +59,11 @@ class Frame6:
         """What its fragments have in common."""
         return self.src, self.dst, self.chain.identification, self.protocol
 
+    @property
+    def answers(self) -> bool:
+        """An answer to an echo, by its type or by the port that its datagram began with."""
+        return bool(self.dport) if self.later else self.bytes[self.l4] == ECHO_REPLY
+
     def _move_sum(self, at: int, old: bytes, new: bytes) -> None:
         self.bytes[at : at + 2] = moved(u16(self.bytes, at), old, new).to_bytes(2, "big")
 

@@ -164,7 +164,7 @@ async def build(
     )
     await agent.reconciler.load()
     restore_numbers(tables, rows=lambda name: agent.reconciler.tracker(name).realized)
-    _restore_versions(agent)
+    _restore_plan(agent)
     removal = NetlinkThread("removal")
     removal.start()
     stack.push_async_callback(removal.stop)
@@ -269,10 +269,10 @@ def _label_filter(settings: Settings) -> LabelFilter:
         raise StartFailed(f"--labels: {error}") from error
 
 
-def _restore_versions(agent: Agent) -> None:
-    """Policy versions of an earlier agent, who is under which, and the prefixes they tell apart."""
+def _restore_plan(agent: Agent) -> None:
+    """What the plan goes on from: versions, who is under which, prefixes they tell apart, slots."""
     agent.plan.prefixes.identity_at = stages.prefixes_written(agent.reconciler)
-    agent.plan.services.slot_row = stages.slots_made(agent.reconciler)
+    agent.plan.services.restore_slots(stages.slots_made(agent.reconciler))
     tracker = agent.reconciler.tracker
     live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
     agent.plan.restore_versions(

@@ -27,7 +27,7 @@ from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
-from ciliumd.model.objects import EndpointSliceRow, NamespacedName
+from ciliumd.model.objects import NamespacedName
 from ciliumd.model.policy import Enforcement
 from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
@@ -175,7 +175,7 @@ class NodePlan:
             *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes", "cluster_identities"),
             extra=(self.condemned(),),
         )
-        api_servers = cluster_stage.api_server_addresses(self._slices_of(cluster_stage.API_SERVER))
+        api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(cluster_stage.API_SERVER))
         self._plan(
             "beyond",
             lambda: self._plan_beyond(api_servers),
@@ -339,12 +339,6 @@ class NodePlan:
                 yield key, Problem("policy", self._policies.problems[number])
 
     # ---- endpoints, ipcache, services --------------------------------------------------------
-
-    def _slices_of(self, service: NamespacedName) -> Iterator[EndpointSliceRow]:
-        for key in self._tables.slices_of_service.get(service):
-            row = self._tables.slices.get(key)
-            if row is not None:
-                yield row
 
     def _plan_beyond(self, api_servers: frozenset[Addr]) -> None:
         nodes = self._tables.nodes.values()

@@ -51,13 +51,12 @@ class Local:
     """
     What is made of this node's pods: services of host ports, slices of these and of services that have none.
 
-    *without* are the latter, *seen* is what all this was made of.
+    *seen* is what all this was made of.
     """
 
     services: Mapping[NamespacedName, Service] = field(default_factory=dict)
     slices: Mapping[NamespacedName, EndpointSliceRow] = field(default_factory=dict)
     problems: tuple[ServiceProblem, ...] = ()
-    without: set[NamespacedName] = field(default_factory=set)
     seen: tuple[object, ...] = ()
 
 
@@ -66,15 +65,10 @@ class ServicePlan:
 
     def __init__(self, tables: Tables, *, external_cluster_ip: bool) -> None:
         self.revision = 0
-        # The row that a slot has in the maps, or is to have: asked before others are made.
-        self.slot_row: SlotRow = lambda _: None
         self._tables = tables
         self._book = ServiceBook(self._slices_of)
         self._rows = LbBook(
-            tables.service_ids.view,
-            tables.backend_ids.view,
-            external_cluster_ip=external_cluster_ip,
-            slot_row=self._slot_row,
+            tables.service_ids.view, tables.backend_ids.view, external_cluster_ip=external_cluster_ip
         )
         self._around = Surroundings()
         self._read = {"services": 0, "slices": 0}
@@ -87,8 +81,14 @@ class ServicePlan:
         # Those that lack a number, of their own or of a backend: they get one as soon as one is free.
         self._starving: set[NamespacedName] = set()
         self._numbers_seen = (0, 0)
+        # Services with a selector for which nobody writes slices.
+        self._undescribed: set[NamespacedName] = set()
         self._local = Local()
         self._in_order: tuple[int, list[ServedFrontend]] = (0, [])
+
+    def restore_slots(self, row: SlotRow) -> None:
+        """*row* answers the row that a slot has in the map, or is to have: whoever is there stays there."""
+        self._rows.slot_row = row
 
     # ---- what others see -------------------------------------------------------------------
 
@@ -167,22 +167,17 @@ class ServicePlan:
 
     def _look_at_pods(self) -> None:
         """Host ports, and the pods of services that nobody writes slices for."""
-        tables = self._tables
+        tables, undescribed = self._tables, self._undescribed
         names = self._changed | self._stale
-        without = self._local.without
-        concerned = not without.isdisjoint(names)
-        for name in names:
-            service = tables.services.get(name)
-            if service is not None and service.selector and not tables.slices_of_service.get(name):
-                without.add(name)
-            else:
-                without.discard(name)
+        now = {name for name in names if self._is_undescribed(name)}
+        concerned = bool(now) or not undescribed.isdisjoint(names)
+        self._undescribed = undescribed = undescribed - names | now
         seen = (tables.pods.revision, tables.endpoints.revision, _shape(self._around))
-        if seen == self._local.seen and not concerned and without.isdisjoint(names):
+        if seen == self._local.seen and not concerned:
             return
         pods, endpoints = tables.pods.view(), tables.endpoints.values()
         node = self._around.here.node
-        services = [service for name in sorted(without) if (service := tables.services.get(name))]
+        services = [service for name in undescribed if (service := tables.services.get(name))]
         derived = derived_slices(services, (), pods, endpoints, node=node)
         kinds = self._around.kinds
         addresses = [addr for addr in self._around.addresses if kinds[addr.version]]
@@ -191,7 +186,11 @@ class ServicePlan:
         self._stale |= _differing(self._local.slices, slices)
         mapped = {service.key: service for service in ports.services}
         self._changed |= _differing(self._local.services, mapped)
-        self._local = Local(mapped, slices, tuple(ports.problems), without, seen)
+        self._local = Local(mapped, slices, tuple(ports.problems), seen)
+
+    def _is_undescribed(self, name: NamespacedName) -> bool:
+        service = self._tables.services.get(name)
+        return bool(service and service.selector and not self._tables.slices_of_service.get(name))
 
     def _prepared(self, name: NamespacedName) -> Iterator[Service | None]:
         """A service with the frontends it has on this node; nothing if it is in the book as it is."""
@@ -207,16 +206,10 @@ class ServicePlan:
             yield now
 
     def _slices_of(self, name: NamespacedName) -> Iterator[EndpointSliceRow]:
-        for key in self._tables.slices_of_service.get(name):
-            row = self._tables.slices.get(key)
-            if row is not None:
-                yield row
+        yield from self._tables.slices_behind(name)
         local = self._local.slices.get(name)
         if local is not None:
             yield local
-
-    def _slot_row(self, key: bytes) -> bytes | None:
-        return self.slot_row(key)
 
     def _write(self) -> None:
         """Rows, and the numbers in them."""

@@ -47,6 +47,11 @@ class Claims:
         self._cluster_ips: _ByAddress = {}
         self._outside: dict[Addr, set[FrontendKey]] = {}
 
+    @property
+    def services(self) -> Mapping[NamespacedName, Service]:
+        """Whoever claims something, or could."""
+        return self._services
+
     def update(self, changed: Mapping[NamespacedName, Service | None], guard: Guard) -> set[NamespacedName]:
         """
         Take *changed* services for what they are now, None for one that is gone, and a *guard*.

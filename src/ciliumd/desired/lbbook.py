@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ciliumd.desired.bindports import bind_rows
-from ciliumd.desired.lbrows import LbRows, SlotRow, backend_row, is_whole_address, lb_rows
+from ciliumd.desired.lbrows import LbRows, SlotRow, backend_row, is_whole_address, lb_rows, no_row
 from ciliumd.desired.services import ServedFrontend, ServiceProblem
 from ciliumd.model.objects import NamespacedName
 from ciliumd.model.service import BackendKey, BackendState, FrontendKey
@@ -63,7 +63,8 @@ class LbBook:
     """
     Rows by service, from :meth:`update`.
 
-    *service_ids* and *backend_ids* answer the numbers there are, *slot_row* the row that a slot has.
+    *service_ids* and *backend_ids* answer the numbers there are, ``slot_row`` the row that a slot has, or is
+    to have, in the map.
     """
 
     def __init__(
@@ -72,12 +73,11 @@ class LbBook:
         backend_ids: Callable[[], Mapping[BackendKey, int]],
         *,
         external_cluster_ip: bool = False,
-        slot_row: SlotRow,
     ) -> None:
+        self.slot_row: SlotRow = no_row
         self._service_ids = service_ids
         self._backend_ids = backend_ids
         self._external_cluster_ip = external_cluster_ip
-        self._slot_row = slot_row
         self._served: dict[NamespacedName, Frontends] = {}
         self._problems: dict[NamespacedName, tuple[ServiceProblem, ...]] = {}
         self._sharing: dict[tuple[str, bytes], int] = {}
@@ -114,9 +114,13 @@ class LbBook:
         for name in served.keys() - known.keys():
             self._put(name, served[name], _NOTHING, self._rows_of(served[name]))
 
-    def _rows_of(self, frontends: Frontends) -> ServiceRows:
-        return service_rows(
-            frontends,
+    def all(self) -> LbRows:
+        """Every row, put together; for views and tests."""
+        return self._computed(one for served in self._served.values() for one in served)
+
+    def _computed(self, served: Iterable[ServedFrontend]) -> LbRows:
+        return lb_rows(
+            served,
             self._service_ids(),
             self._backend_ids(),
             external_cluster_ip=self._external_cluster_ip,
@@ -126,18 +130,21 @@ class LbBook:
     def _slot_now(self, key: bytes) -> bytes | None:
         """The row of a slot as it was made last, whether that is written or not."""
         made = self._pending["slots"].updates.get(key)
-        return self._slot_row(key) if made is None else made
+        return self.slot_row(key) if made is None else made
 
-    def all(self) -> LbRows:
-        """Every row, put together; for views and tests."""
-        each = [one for served in self._served.values() for one in served]
-        return lb_rows(
-            each,
-            self._service_ids(),
-            self._backend_ids(),
-            external_cluster_ip=self._external_cluster_ip,
-            slot_row=self._slot_now,
-        )
+    def _rows_of(self, served: Frontends) -> ServiceRows:
+        """The rows of one service, but those of its backends, which depend on others."""
+        rows = self._computed(served)
+        whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
+        own = {
+            "revnat": rows.revnat,
+            "matches": rows.matches,
+            "sources": rows.sources,
+            "slots": rows.slots,
+            "frontends": {key: value for key, value in rows.frontends.items() if key not in whole},
+        }
+        shared = {"frontends": whole, "binds": bind_rows(served)}
+        return ServiceRows(own, shared, rows.states, tuple(rows.problems))
 
     def _drop(self, old: ServiceRows, new: ServiceRows) -> None:
         for part, rows in old.own.items():
@@ -184,27 +191,3 @@ class LbBook:
                     states[one] = self._rows_of(self._served[one]).states
             state = min(states[one][key] for one in self._users[number])
             pending.put(dict([backend_row(key, number, state)]))
-
-
-def service_rows(
-    served: Frontends,
-    service_ids: Mapping[FrontendKey, int],
-    backend_ids: Mapping[BackendKey, int],
-    *,
-    external_cluster_ip: bool,
-    slot_row: SlotRow,
-) -> ServiceRows:
-    """The rows of one service, but those of its backends, which depend on others."""
-    rows = lb_rows(
-        served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip, slot_row=slot_row
-    )
-    whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
-    own = {
-        "revnat": rows.revnat,
-        "matches": rows.matches,
-        "sources": rows.sources,
-        "slots": rows.slots,
-        "frontends": {key: value for key, value in rows.frontends.items() if key not in whole},
-    }
-    shared = {"frontends": whole, "binds": bind_rows(served)}
-    return ServiceRows(own, shared, rows.states, tuple(rows.problems))

@@ -58,7 +58,7 @@ SlotRow = Callable[[bytes], bytes | None]
 """The row of a slot by its packed key."""
 
 
-def _no_row(_: bytes) -> bytes | None:
+def no_row(_: bytes) -> bytes | None:
     """Of maps that hold nothing yet."""
     return None
 
@@ -98,7 +98,7 @@ def lb_rows(
     backend_ids: Mapping[BackendKey, int],
     *,
     external_cluster_ip: bool = False,
-    slot_row: SlotRow = _no_row,
+    slot_row: SlotRow = no_row,
 ) -> LbRows:
     """
     Every load-balancer row of the *served* frontends.

@@ -31,7 +31,6 @@ class ServiceBook:
     def __init__(self, slices_of: Callable[[NamespacedName], Iterable[EndpointSliceRow]]) -> None:
         self._slices_of = slices_of
         self._claims = Claims()
-        self._services: dict[NamespacedName, Service] = {}
         self._entries: dict[NamespacedName, Entry] = {}
         self._stale: set[NamespacedName] = set()
         self._here = NOWHERE
@@ -66,14 +65,9 @@ class ServiceBook:
         """
         self._stale |= self._claims.update(changed, guard)
         self._stale.update(stale)
-        for name, service in changed.items():
-            if service is None:
-                self._services.pop(name, None)
-            else:
-                self._services[name] = service
         if (here, proxy) != (self._here, self._proxy):
             self._here, self._proxy = here, proxy
-            self._stale.update(self._services)
+            self._stale.update(self._claims.services)
         failure: Exception | None = None
         for name in self._stale:
             try:
@@ -86,7 +80,7 @@ class ServiceBook:
         return touched
 
     def _make(self, name: NamespacedName) -> None:
-        service = self._services.get(name)
+        service = self._claims.services.get(name)
         if service is None:
             self._entries.pop(name, None)
             return

@@ -8,6 +8,7 @@ Pure bookkeeping over :class:`StageProgress`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 
 from ciliumd.reconcile.progress import StageProgress
@@ -67,12 +68,18 @@ class Order:
         reads = progress.stage.reads
         if reads is None:
             return rows
+        # Found once: thousands of rows may wait for one set each.
+        unfinished = {name: self._unfinished(name) for name in progress.stage.needs} if rows else {}
         ready: dict[bytes, bytes] = {}
         for key, value in rows.items():
             begun = _begun(progress, key, value)
-            waits = [one for one in reads(key, value) if not self._is_whole(*one, exactly=one in begun)]
+            waits = [
+                stage
+                for stage, which in reads(key, value)
+                if unfinished[stage].holds_up(which, exactly=(stage, which) in begun)
+            ]
             if waits:
-                progress.held = f"updates wait for {waits[0][0]}"
+                progress.held = f"updates wait for {waits[0]}"
             else:
                 ready[key] = value
         return ready
@@ -103,6 +110,7 @@ class Order:
             if outlived.unread or outlived.broken or outlived.tracker.pending_updates:
                 progress.held = f"deletions wait for {other}"
                 return []
+        set_of = progress.stage.set_of
         kept: set[bytes] = set()
         sets: set[bytes] = set()
         for dependant in self._dependants[name]:
@@ -115,8 +123,8 @@ class Order:
                 progress.held = waits
                 return []
             kept |= references
-            sets |= {one for stage, one in _still_read(dependant) if stage == name}
-        set_of = progress.stage.set_of
+            if set_of is not None:
+                sets |= {one for stage, one in _still_read(dependant) if stage == name}
         ready = [key for key in keys if key not in kept and not (set_of and set_of(key) in sets)]
         if len(ready) < len(keys):
             progress.held = "deletions wait for rows that refer to them"
@@ -128,14 +136,28 @@ class Order:
         value = needed.tracker.desired.get(key)
         return not needed.unread and value is not None and needed.tracker.held(key) == value
 
-    def _is_whole(self, stage: str, which: bytes, *, exactly: bool) -> bool:
-        """Whether the target of *stage* holds every row of a set; *exactly*: and no others of it."""
+    def _unfinished(self, stage: str) -> "_Unfinished":
         needed = self._progress[stage]
         set_of, tracker = needed.stage.set_of, needed.tracker
         if needed.unread or needed.broken or set_of is None:
-            return False
-        pending = chain(tracker.pending_updates, tracker.pending_deletions if exactly else ())
-        return not any(set_of(key) == which for key in pending)
+            return _Unfinished(all=True)
+        return _Unfinished(
+            lacking=frozenset(map(set_of, tracker.pending_updates)),
+            crowded=frozenset(map(set_of, tracker.pending_deletions)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Unfinished:
+    """The sets of a stage that its target does not hold whole, and those of which it holds more."""
+
+    lacking: frozenset[bytes] = frozenset()
+    crowded: frozenset[bytes] = frozenset()
+    all: bool = False
+
+    def holds_up(self, which: bytes, *, exactly: bool) -> bool:
+        """Whether who reads a set must wait; *exactly*: also for what does not belong there to go."""
+        return self.all or which in self.lacking or (exactly and which in self.crowded)
 
 
 def _begun(progress: StageProgress, key: bytes, value: bytes) -> set[tuple[str, bytes]]:

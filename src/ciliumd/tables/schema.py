@@ -8,7 +8,7 @@ remote endpoints, cluster identities).  Numbers that others hold on to (identiti
 ids) are rows too, restored at start, so that ``desired`` needs no memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,6 +116,13 @@ class Tables:
         self.pods_of_namespace = self.pods.add_index(_by_namespace)
         self.slices_of_service = self.slices.add_index(_by_service)
         self.endpoints_of_pod = self.endpoints.add_index(_by_pod)
+
+    def slices_behind(self, service: NamespacedName) -> Iterator[EndpointSliceRow]:
+        """The slices that are written for a service."""
+        for key in self.slices_of_service.get(service):
+            row = self.slices.get(key)
+            if row is not None:
+                yield row
 
     @property
     def sources(self) -> tuple[Table[Any, Any], ...]:

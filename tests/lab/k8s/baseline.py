@@ -40,7 +40,8 @@ def start_proxy(nodes: list[ClusterNode], pki: Pki, programs: Path, mode: str) -
     """Start kube-proxy on every node."""
     for node in nodes:
         config = node.directory / "kube-proxy.json"
-        config.write_text(json.dumps(_proxy(node, pki, mode), indent=1))
+        written = proxy_configuration(node.name, mode, pki.kubeconfig("proxy"), POD_CIDR)
+        config.write_text(json.dumps(written, indent=1))
         node.spawn("kube-proxy", [programs / "kube-proxy", f"--config={config}", "--v=2"])
 
 
@@ -62,14 +63,15 @@ def _conflist(cidr: str) -> dict[str, Any]:
     return {"cniVersion": "0.4.0", "name": "baseline", "plugins": [bridge, portmap]}
 
 
-def _proxy(node: ClusterNode, pki: Pki, mode: str) -> dict[str, Any]:
+def proxy_configuration(node: str, mode: str, kubeconfig: Path, pod_cidr: str) -> dict[str, Any]:
+    """kube-proxy's KubeProxyConfiguration on a node that is a network namespace."""
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
         "mode": mode,
-        "clusterCIDR": POD_CIDR,
-        "hostnameOverride": node.name,
-        "clientConnection": {"kubeconfig": str(pki.kubeconfig("proxy"))},
+        "clusterCIDR": pod_cidr,
+        "hostnameOverride": node,
+        "clientConnection": {"kubeconfig": str(kubeconfig)},
         # Limits of connection tracking belong to the machine: a node's namespace cannot write them.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
     }

@@ -147,7 +147,9 @@ def registered(*, abandoned: bool = False) -> list[Plan]:
         for path in sorted(REGISTRY.glob("[0-9]*.json")):
             entry = json.loads(path.read_text())
             if not abandoned or not (entry["kept"] or start_time(entry["pid"]) == entry["started"]):
-                plans.append(Plan(entry["number"], Path(entry["directory"]), entry["nodes"], entry["dual"]))
+                plans.append(
+                    Plan(entry["number"], Path(entry["directory"]), entry["nodes"], entry.get("dual", False))
+                )
     return plans
 
 

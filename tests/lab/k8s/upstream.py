@@ -7,12 +7,15 @@ labels after it.  Lists of them are files with a name in each line; ``#`` begins
 """
 
 import re
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Final
 
 from lab.k8s.cluster import Cluster
-from lab.process import Process, run
+from lab.process import REPOSITORY, Process, run
+
+LISTS: Final = REPOSITORY / "tests" / "e2e"
 
 # The policy specs take as long as a third of all others.
 SHARDS: Final = 3
@@ -27,6 +30,12 @@ ALONE: Final = ("[Serial]", "[Disruptive]")
 def listed(path: Path) -> list[str]:
     """The names in a list."""
     return [line for line in path.read_text().splitlines() if not line.startswith("#")]
+
+
+def runnable(cluster: str, *names: str) -> list[str]:
+    """The specs of lists beside specs_excluded.toml, but for those that it excludes for a kind of cluster."""
+    excluded = tomllib.loads((LISTS / "specs_excluded.toml").read_text())[cluster]
+    return [spec for name in names for spec in listed(LISTS / name) if spec not in excluded]
 
 
 def title(case: ET.Element) -> str:

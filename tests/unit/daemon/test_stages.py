@@ -212,7 +212,7 @@ def test_a_round_touches_the_rows_of_the_services_that_changed():
 def test_one_endpoint_touches_three_entries(gone):
     """Whoever goes or comes: the others stay in their slots, but one that takes an empty place."""
     kernel = Kernel()
-    kernel.node.plan.services.slot_row = stages.slots_made(kernel.reconciler)
+    kernel.node.plan.services.restore_slots(stages.slots_made(kernel.reconciler))
     kernel.tables.services.set(("shop", "web"), service())
     backends = [("", Backend(ip_address(f"10.0.0.{number}"), 8080, "TCP", "far")) for number in range(1, 11)]
 

@@ -73,7 +73,7 @@ def build(words):
     usage = BUILD.split("set -euo pipefail")[0]
     unknown = [word for word in rest if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", usage)]
     if command == "bench":
-        known = help_of("tests/bench/run.py") + (ROOT / "tests/bench/core.py").read_text()
+        known = help_of("tests/bench/run.py")
         unknown = [word for word in unknown if not re.search(rf"(?<![\w-]){re.escape(word)}(?![\w-])", known)]
     if command == "fuzz":
         known = help_of("-m", "fuzz.parsers")
