@@ -6,9 +6,11 @@ A spec is named as its program's JUnit report names it, without the kind of node
 labels after it.  Lists of them are files with a name in each line; ``#`` begins a comment.
 """
 
+import json
 import re
 import tomllib
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -113,8 +115,12 @@ def _side_by_side(
     return found
 
 
-def judge(case: ET.Element) -> None:
-    """Fail with the end of the spec's own story unless it passed."""
+def judge(case: ET.Element, cluster: str, record_property: Callable[[str, object], None]) -> None:
+    """Note how a spec ran on a *cluster*, single or dual; fail with its own story unless it passed."""
     story = "\n".join((case.findtext("system-err") or "").splitlines()[-TAIL:])
+    passed = case.get("status") == "passed"
+    record_property("seconds", case.get("time"))
+    data = {"case": "U1", f"specs on a {cluster} cluster": 1, f"passed on a {cluster} cluster": int(passed)}
+    record_property("data", json.dumps(data))
 
-    assert case.get("status") == "passed", story
+    assert passed, story
