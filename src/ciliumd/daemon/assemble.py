@@ -305,8 +305,8 @@ def _add_followers(agent: Agent) -> None:
     agent.unserved = Unserved(
         reconciler,
         agent.plan,
-        service_ids=tables.service_ids.view,
-        backend_ids=tables.backend_ids.view,
+        service_ids=tables.service_ids.live,
+        backend_ids=tables.backend_ids.live,
     )
     agent.after_round.append(agent.unserved.look)
 
@@ -356,8 +356,8 @@ def _terminator(agent: Agent) -> Terminator:
         executor=agent.writer,
         reachable=lambda: reachable(
             plan.services.each(),
-            tables.service_ids.view(),
-            tables.backend_ids.view(),
+            tables.service_ids.live(),
+            tables.backend_ids.live(),
             all_protocols=settings.lb_sock_terminate_all_protos,
         ),
         namespaces=lambda: {one.netns for one in tables.endpoints.values() if enters and one.netns},

@@ -68,7 +68,7 @@ class ServicePlan:
         self._tables = tables
         self._book = ServiceBook(self._slices_of)
         self._rows = LbBook(
-            tables.service_ids.view, tables.backend_ids.view, external_cluster_ip=external_cluster_ip
+            tables.service_ids.live, tables.backend_ids.live, external_cluster_ip=external_cluster_ip
         )
         self._around = Surroundings()
         self._read = {"services": 0, "slices": 0}
@@ -221,10 +221,10 @@ class ServicePlan:
         entries = self._book.entries
         served = {name: entries[name].served if name in entries else () for name in names}
         each = [one for some in served.values() for one in some]
-        services = service_stage.allocate_service_ids(service_ids.view(), each)
+        services = service_stage.allocate_service_ids(service_ids.live(), each, service_ids.free)
         for frontend, number in services.assigned.items():
             service_ids.set(frontend, number)
-        backends = service_stage.allocate_backend_ids(backend_ids.view(), each)
+        backends = service_stage.allocate_backend_ids(backend_ids.live(), each, backend_ids.free)
         for backend, number in backends.assigned.items():
             backend_ids.set(backend, number)
         self._rows.update(served)

@@ -6,11 +6,13 @@ Memoryless: who has a number is an argument, and nothing is taken away here.  Wh
 again is decided by whoever deletes its row, since packets and maps may still know it.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
+FreeNumbers = Callable[[int, int], Iterator[int]]
+"""The free numbers of a range, both ends included, in order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +26,25 @@ class Allocation(Generic[Key]):
 def allocate(
     existing: Mapping[Key, int],
     wanted: Iterable[Key],
+    free: Iterable[int],
     *,
-    first: int,
-    last: int,
     order: Callable[[Key], Any],
 ) -> Allocation[Key]:
     """
-    Numbers from *first* to *last* for those *wanted* that have none, the lowest free ones first.
+    Numbers for those *wanted* that have none in *existing*, as they come from *free*.
 
-    A number in *existing* is taken, whether its key is still wanted or not.  Keys are served in the
-    order *order* sorts them by, so that the result does not depend on how they were collected.
+    Keys are served in the order *order* sorts them by, so that the result does not depend on how they were
+    collected.
     """
     missing = sorted({key for key in wanted if key not in existing}, key=order)
-    if not missing:
-        return Allocation({}, ())
+    assigned = dict(zip(missing, free, strict=False))
+    return Allocation(assigned, tuple(missing[len(assigned) :]))
+
+
+def free_numbers(existing: Mapping[Any, int], first: int, last: int) -> Iterator[int]:
+    """Those from *first* to *last* that are not in *existing*, whether their keys are wanted or not."""
     taken = set(existing.values())
-    assigned: dict[Key, int] = {}
-    number = first
-    for position, key in enumerate(missing):
-        while number in taken:
-            number += 1
-        if number > last:
-            return Allocation(assigned, tuple(missing[position:]))
-        assigned[key] = number
-        number += 1
-    return Allocation(assigned, ())
+    return (number for number in range(first, last + 1) if number not in taken)
 
 
 def unused(existing: Mapping[Key, int], wanted: Iterable[Key]) -> frozenset[Key]:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.desired.allocation import Allocation, allocate, free_numbers
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.identity import (
     CLUSTER_MAX,
@@ -122,14 +122,14 @@ def allocate_identities(
     existing: Mapping[Labels, NumericIdentity], wanted: Iterable[Labels]
 ) -> Allocation[Labels]:
     """New cluster identities for the *wanted* label sets that have none."""
-    return allocate(existing, wanted, first=CLUSTER_MIN, last=CLUSTER_MAX, order=labels_text)
+    return allocate(existing, wanted, free_numbers(existing, CLUSTER_MIN, CLUSTER_MAX), order=labels_text)
 
 
 def allocate_prefixes(
     existing: Mapping[Prefix, NumericIdentity], wanted: Iterable[Prefix]
 ) -> Allocation[Prefix]:
     """New node-local identities for the *wanted* prefixes that have none."""
-    return allocate(existing, wanted, first=LOCAL_MIN, last=LOCAL_MAX, order=prefix_order)
+    return allocate(existing, wanted, free_numbers(existing, LOCAL_MIN, LOCAL_MAX), order=prefix_order)
 
 
 def prefix_order(prefix: Prefix) -> tuple[int, int, int]:

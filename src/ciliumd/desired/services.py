@@ -9,9 +9,10 @@ kept up to date by ``desired.servicebook`` and ``desired.lbbook``.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 
-from ciliumd.desired.allocation import Allocation, allocate
+from ciliumd.desired.allocation import Allocation, FreeNumbers, allocate, free_numbers
 from ciliumd.desired.claims import Claims, by_age
 from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.desired.topology import nearest
@@ -252,19 +253,21 @@ def policy_of(service: Service, frontend: Frontend) -> TrafficPolicy:
 
 
 def allocate_service_ids(
-    existing: Mapping[FrontendKey, int], served: Iterable[ServedFrontend]
+    existing: Mapping[FrontendKey, int], served: Iterable[ServedFrontend], free: FreeNumbers | None = None
 ) -> Allocation[FrontendKey]:
-    """New service ids for the frontends that have none."""
+    """New service ids for the frontends that have none; *free* knows those there are without looking."""
     wanted = (one.frontend.key for one in served)
-    return allocate(existing, wanted, first=1, last=SERVICE_ID_MAX, order=frontend_order)
+    free = free or partial(free_numbers, existing)
+    return allocate(existing, wanted, free(1, SERVICE_ID_MAX), order=frontend_order)
 
 
 def allocate_backend_ids(
-    existing: Mapping[BackendKey, int], served: Iterable[ServedFrontend]
+    existing: Mapping[BackendKey, int], served: Iterable[ServedFrontend], free: FreeNumbers | None = None
 ) -> Allocation[BackendKey]:
-    """New backend ids for the backends that have none."""
+    """New backend ids for the backends that have none; *free* knows those there are without looking."""
     wanted = (backend.key for one in served for backend in one.backends)
-    return allocate(existing, wanted, first=1, last=BACKEND_ID_MAX, order=backend_order)
+    free = free or partial(free_numbers, existing)
+    return allocate(existing, wanted, free(1, BACKEND_ID_MAX), order=backend_order)
 
 
 def frontend_order(key: FrontendKey) -> tuple[int, int, int, str, int]:

@@ -6,6 +6,7 @@ Pure state on one thread: no I/O, no clock, no tasks.
 """
 
 from ciliumd.model.objects import EndpointSliceRow, NamespaceRow, PodRow
+from ciliumd.tables.numbers import NumberTable
 from ciliumd.tables.schema import Problem, Snapshot, Tables
 from ciliumd.tables.table import DONE, PENDING, Index, Status, StatusKind, Table
 
@@ -15,6 +16,7 @@ __all__ = [
     "EndpointSliceRow",
     "Index",
     "NamespaceRow",
+    "NumberTable",
     "PodRow",
     "Problem",
     "Snapshot",

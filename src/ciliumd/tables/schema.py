@@ -26,6 +26,7 @@ from ciliumd.model.objects import (
 )
 from ciliumd.model.policy import Policy
 from ciliumd.model.service import BackendKey, FrontendKey, Service
+from ciliumd.tables.numbers import NumberTable
 from ciliumd.tables.table import Index, Table
 
 __all__ = [
@@ -106,8 +107,8 @@ class Tables:
     )
     identities: Table[Labels, NumericIdentity] = field(default_factory=lambda: Table("identities"))
     prefixes: Table[Prefix, NumericIdentity] = field(default_factory=lambda: Table("prefixes"))
-    service_ids: Table[FrontendKey, int] = field(default_factory=lambda: Table("service_ids"))
-    backend_ids: Table[BackendKey, int] = field(default_factory=lambda: Table("backend_ids"))
+    service_ids: NumberTable[FrontendKey] = field(default_factory=lambda: NumberTable("service_ids"))
+    backend_ids: NumberTable[BackendKey] = field(default_factory=lambda: NumberTable("backend_ids"))
     pods_of_namespace: Index[str, NamespacedName] = field(init=False)
     slices_of_service: Index[NamespacedName, NamespacedName] = field(init=False)
     endpoints_of_pod: Index[NamespacedName, int] = field(init=False)

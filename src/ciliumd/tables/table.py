@@ -6,7 +6,7 @@ Theory of operation.  Every real change (a row set to something else, a row dele
 revision and moves its key to the end of the change log, so the log holds each key once, by its last
 change.  A reader remembers one number and asks for the keys changed since; it then reads the rows as
 they are now, so ten changes to a row cost it one.  Deleted keys stay in the log until every reader has
-passed them (:meth:`Table.forget`).
+passed them (:meth:`Table.forget`).  A table whose changes nobody follows key by key has no log.
 
 One thread only.  Wakers are plain functions called after the change; nothing here waits or reads a clock.
 """
@@ -74,13 +74,13 @@ class Index(Generic[Owner, K]):
 class Table(Generic[K, V]):
     """Rows by key.  Values are compared with ``==``: setting what is already there changes nothing."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, logged: bool = True) -> None:
         self.name = name
         self.initialized = False
         self._rows: dict[K, V] = {}
         self._shared = False
         self._revision = 0
-        self._log: dict[K, int] = {}
+        self._log: dict[K, int] | None = {} if logged else None
         self._forgotten = 0
         # Of rows that are no longer pending: of most tables nobody ever says what became of a row.
         self._status: dict[K, Status] = {}
@@ -125,6 +125,10 @@ class Table(Generic[K, V]):
         self._shared = True
         return MappingProxyType(self._rows)
 
+    def live(self) -> Mapping[K, V]:
+        """The rows, to be read before anything changes: unlike a view it never costs a copy."""
+        return MappingProxyType(self._rows)
+
     def set(self, key: K, row: V) -> bool:
         """Make *row* the row of *key*; whether that changed anything.  A changed row is pending."""
         old = self._rows.get(key)
@@ -156,8 +160,10 @@ class Table(Generic[K, V]):
         The keys set or deleted after *revision*, and the revision to ask from next time.
 
         Raises ValueError for a revision before what :meth:`forget` dropped: such a reader would
-        never learn of the deletions in between and must start from all rows.
+        never learn of the deletions in between and must start from all rows; and of a table without a log.
         """
+        if self._log is None:
+            raise ValueError(f"table {self.name} has no log of changes")
         if revision < self._forgotten:
             raise ValueError(f"table {self.name}: deletions up to revision {self._forgotten} are forgotten")
         keys: builtins.set[K] = set()
@@ -169,6 +175,8 @@ class Table(Generic[K, V]):
 
     def forget(self, revision: int) -> None:
         """Drop deleted keys every reader has seen: all of them have read up to *revision*."""
+        if self._log is None:
+            return
         gone = []
         for key, changed in self._log.items():
             if changed > revision:
@@ -223,8 +231,9 @@ class Table(Generic[K, V]):
 
     def _changed(self, key: K) -> None:
         self._revision += 1
-        self._log.pop(key, None)
-        self._log[key] = self._revision
+        if self._log is not None:
+            self._log.pop(key, None)
+            self._log[key] = self._revision
         self._wake()
 
     def _wake(self) -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciliumd.desired.allocation import Allocation, allocate, unused
+from ciliumd.desired.allocation import Allocation, allocate, free_numbers, unused
 
 pytestmark = pytest.mark.unit
 
@@ -15,7 +15,7 @@ EXISTING = st.dictionaries(KEYS, st.integers(1, 20)).filter(lambda d: len(set(d.
 
 def numbers(existing: dict[str, int], wanted: list[str], *, last: int = 20) -> Allocation[str]:
     """Numbers 1 to *last*, keys served in alphabetical order."""
-    return allocate(existing, wanted, first=1, last=last, order=str)
+    return allocate(existing, wanted, free_numbers(existing, 1, last), order=str)
 
 
 @given(EXISTING, st.lists(KEYS))
