@@ -33,9 +33,9 @@ MANIFEST = DIRECTORY / "kernels.json"
 # What the tests and the agent call; everything else that a shell needs is busybox.
 PROGRAMS = ("ip", "tc", "bridge", "nsenter", "setpriv", "unshare", "mount", "bpftool", "bash", "env")
 DISTRIBUTIONS = ("ciliumd", "pytest", "scapy")
-CHECKOUT = ("build", "src", "tests", "pyproject.toml", "README.md", "examples/demo/manifests")
+CHECKOUT = ("build", "src", "tests", "pyproject.toml", "README.md", "docs", "charts", "examples")
 PROGRAMS_OF_TESTS = ROOT / "tests" / "datapath" / "progs"
-LEFT_OUT = frozenset({"__pycache__", "out", "go", "e2e", "bench", "demo", "chart", "node_modules"})
+LEFT_OUT = frozenset({"__pycache__", "out", "go", "e2e", "bench", "chart", "evidence", "node_modules"})
 LIBRARY_LEFT_OUT = frozenset(
     {
         *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo"),

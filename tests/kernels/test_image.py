@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What guests boot is made right: archives others can read, the mirror of this machine."""
 
+import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from kernels.selection import ALL
 from lab.process import REPOSITORY
 
 # Behind: build/kernels.py is not this package.
@@ -36,6 +39,27 @@ def test_archive_is_read_by_another_program(tmp_path: Path) -> None:
     assert (tmp_path / "lib").readlink() == Path("usr/lib")
     assert (tmp_path / "usr" / "bin" / "sh").readlink() == Path("busybox")
     assert (tmp_path / "proc").is_dir()
+
+
+def test_every_test_can_be_collected_from_what_a_guest_has(tmp_path: Path) -> None:
+    """The longer form runs all of them: what they read when they are collected has to be there."""
+    spec = importlib.util.spec_from_file_location("guest_image", REPOSITORY / "build" / "kernels.py")
+    assert spec
+    assert spec.loader
+    image = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(image)
+    tree = Tree()
+    image.checkout(tree, [])
+    archive = tree.cpio()
+    subprocess.run(
+        ["/usr/bin/busybox", "cpio", "-idm"], cwd=tmp_path, input=archive, check=True, capture_output=True
+    )
+    there = tmp_path / str(REPOSITORY).lstrip("/")
+    for layer in ALL:
+        here = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", layer]
+        environment = os.environ | {"PYTHONPATH": "src:tests", "PYTHONDONTWRITEBYTECODE": "1"}
+        done = subprocess.run(here, cwd=there, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_program_comes_with_its_libraries(tmp_path: Path) -> None:
