@@ -12,10 +12,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ciliumd.desired.bindports import bind_rows
-from ciliumd.desired.lbrows import LbRows, SlotRow, backend_row, is_whole_address, lb_rows, no_row
+from ciliumd.desired.lbrows import (
+    Fit,
+    LbRows,
+    SlotRow,
+    backend_row,
+    is_whole_address,
+    lb_rows,
+    no_row,
+    rows_but_backends,
+)
 from ciliumd.desired.services import ServedFrontend, ServiceProblem
 from ciliumd.model.objects import NamespacedName
-from ciliumd.model.service import BackendKey, BackendState, FrontendKey
+from ciliumd.model.service import BackendKey, FrontendKey
 
 PARTS = ("backends", "revnat", "matches", "sources", "binds", "slots", "frontends")
 """What the rows of services are divided into."""
@@ -23,7 +32,6 @@ PARTS = ("backends", "revnat", "matches", "sources", "binds", "slots", "frontend
 Frontends = tuple[ServedFrontend, ...]
 _Rows = dict[bytes, bytes]
 _Names = tuple[NamespacedName, ...]
-_States = dict[BackendKey, BackendState]
 
 
 @dataclass(slots=True)
@@ -52,7 +60,7 @@ class ServiceRows:
 
     own: dict[str, _Rows]
     shared: dict[str, _Rows]
-    states: _States
+    fit: Mapping[int, Fit]
     problems: tuple[ServiceProblem, ...]
 
 
@@ -116,10 +124,10 @@ class LbBook:
 
     def all(self) -> LbRows:
         """Every row, put together; for views and tests."""
-        return self._computed(one for served in self._served.values() for one in served)
+        return self._computed(lb_rows, (one for served in self._served.values() for one in served))
 
-    def _computed(self, served: Iterable[ServedFrontend]) -> LbRows:
-        return lb_rows(
+    def _computed(self, rows: Callable[..., LbRows], served: Iterable[ServedFrontend]) -> LbRows:
+        return rows(
             served,
             self._service_ids(),
             self._backend_ids(),
@@ -134,7 +142,7 @@ class LbBook:
 
     def _rows_of(self, served: Frontends) -> ServiceRows:
         """The rows of one service, but those of its backends, which depend on others."""
-        rows = self._computed(served)
+        rows = self._computed(rows_but_backends, served)
         whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
         own = {
             "revnat": rows.revnat,
@@ -144,7 +152,7 @@ class LbBook:
             "frontends": {key: value for key, value in rows.frontends.items() if key not in whole},
         }
         shared = {"frontends": whole, "binds": bind_rows(served)}
-        return ServiceRows(own, shared, rows.states, tuple(rows.problems))
+        return ServiceRows(own, shared, rows.fit, tuple(rows.problems))
 
     def _drop(self, old: ServiceRows, new: ServiceRows) -> None:
         for part, rows in old.own.items():
@@ -169,16 +177,16 @@ class LbBook:
             self._pending[part].put(rows)
             for key in rows.keys() - old.shared.get(part, {}).keys():
                 self._sharing[part, key] = self._sharing.get((part, key), 0) + 1
-        self._put_backends(name, old.states, new.states)
+        self._put_backends(name, old.fit, new.fit)
 
-    def _put_backends(self, name: NamespacedName, old: _States, new: _States) -> None:
+    def _put_backends(self, name: NamespacedName, old: Mapping[int, Fit], new: Mapping[int, Fit]) -> None:
         """A backend of several services is as fit as any of them knows it to be."""
-        alone, numbers, pending = (name,), self._backend_ids(), self._pending["backends"]
-        states = {name: new}
-        for key in {key for key, _ in old.items() ^ new.items()}:
-            number = numbers[key]
+        alone, pending, rows = (name,), self._pending["backends"], _Rows()
+        fit = {name: new}
+        changed = [number for number, one in new.items() if old.get(number) != one]
+        for number in (*changed, *(old.keys() - new.keys())):
             others = tuple(one for one in self._users.get(number, ()) if one != name)
-            if key in new:
+            if number in new:
                 self._users[number] = (*others, name) if others else alone
             elif others:
                 self._users[number] = others
@@ -187,7 +195,9 @@ class LbBook:
                 pending.drop([number.to_bytes(4, "little")])
                 continue
             for one in others:
-                if one not in states:
-                    states[one] = self._rows_of(self._served[one]).states
-            state = min(states[one][key] for one in self._users[number])
-            pending.put(dict([backend_row(key, number, state)]))
+                if one not in fit:
+                    fit[one] = self._rows_of(self._served[one]).fit
+            key, _ = new.get(number) or old[number]
+            state = min(fit[one][number][1] for one in self._users[number])
+            rows.update([backend_row(key, number, state)])
+        pending.put(rows)

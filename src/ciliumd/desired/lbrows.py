@@ -54,6 +54,8 @@ _SOURCES = {
 }
 
 
+Fit = tuple[BackendKey, BackendState]
+"""A backend, and how fit it is."""
 SlotRow = Callable[[bytes], bytes | None]
 """The row of a slot by its packed key."""
 
@@ -74,7 +76,7 @@ class LbRows:
     ``cilium_lb_source_range_v1`` (*sources*) and ``cilium_lb_services_v1``.
 
     The last in two parts: *slots* lead to backends, *frontends* say how many slots there are, and are to be
-    written after all of them.  *states* are how fit the backends with an id are.
+    written after all of them.  *fit* are the backends that *backends* are the rows of, by id.
     """
 
     backends: dict[bytes, bytes] = field(default_factory=dict)
@@ -83,7 +85,7 @@ class LbRows:
     sources: dict[bytes, bytes] = field(default_factory=dict)
     slots: dict[bytes, bytes] = field(default_factory=dict)
     frontends: dict[bytes, bytes] = field(default_factory=dict)
-    states: dict[BackendKey, BackendState] = field(default_factory=dict)
+    fit: dict[int, Fit] = field(default_factory=dict)
     problems: list[ServiceProblem] = field(default_factory=list)
 
     @property
@@ -107,14 +109,34 @@ def lb_rows(
     left out and reported; so is a backend without one.  *slot_row* answers the row that a slot has by now:
     a backend stays in its slot, so that one that goes moves one other and not all behind it.
     """
-    rows, with_id = LbRows(), []
+    rows = rows_but_backends(
+        served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip, slot_row=slot_row
+    )
+    rows.backends.update(backend_row(key, number, state) for number, (key, state) in sorted(rows.fit.items()))
+    return rows
+
+
+def rows_but_backends(
+    served: Iterable[ServedFrontend],
+    service_ids: Mapping[FrontendKey, int],
+    backend_ids: Mapping[BackendKey, int],
+    *,
+    external_cluster_ip: bool,
+    slot_row: SlotRow,
+) -> LbRows:
+    """The same without the rows of backends: how fit one is depends on all frontends that have it."""
+    rows = LbRows()
     for one in served:
         service_id = service_ids.get(one.frontend.key)
         if service_id is None:
             rows.problems.append(_problem(one, f"no service id is free, at most {SERVICE_ID_MAX} fit"))
             continue
-        with_id.append(one)
-        chosen = [backend_ids[b.key] for b in one.chosen if b.key in backend_ids]
+        keys = [backend.key for backend in one.backends]
+        numbers = [backend_ids.get(key) for key in keys]
+        _note_fitness(rows.fit, one.backends, keys, numbers)
+        if one.chosen != one.backends:
+            numbers = [backend_ids.get(backend.key) for backend in one.chosen]
+        chosen = [number for number in numbers if number is not None]
         if len(chosen) < len(one.chosen):
             rows.problems.append(_problem(one, f"{len(one.chosen) - len(chosen)} backends have no id"))
         if len(chosen) > _SLOT_MAX:
@@ -130,22 +152,19 @@ def lb_rows(
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
         if one.service.affinity_timeout:
             rows.matches.update((match_key(backend, service_id), _MATCHES) for backend in chosen)
-    rows.states = {key: state for key, state in fitness(with_id).items() if key in backend_ids}
-    rows.backends.update(
-        backend_row(key, backend_ids[key], state)
-        for key, state in sorted(rows.states.items(), key=lambda item: backend_ids[item[0]])
-    )
     return rows
 
 
-def fitness(served: Iterable[ServedFrontend]) -> dict[BackendKey, BackendState]:
-    """Every backend of these frontends, as fit as any of them knows it to be."""
-    states: dict[BackendKey, BackendState] = {}
-    for one in served:
-        for backend in one.backends:
-            key = backend.key
-            states[key] = min(backend.state, states.get(key, backend.state))
-    return states
+def _note_fitness(
+    fit: dict[int, Fit],
+    backends: Iterable[Backend],
+    keys: Iterable[BackendKey],
+    numbers: Iterable[int | None],
+) -> None:
+    """A backend is as fit as any frontend knows it to be."""
+    for backend, key, number in zip(backends, keys, numbers, strict=True):
+        if number is not None and (number not in fit or backend.state < fit[number][1]):
+            fit[number] = (key, backend.state)
 
 
 def backends_in_rows(

@@ -192,10 +192,12 @@ def _served(service: Service, frontend: Frontend, name: str, listed: _ByPort, he
         if local_only and (here.node is None or backend.node != here.node):
             elsewhere = True
             continue
-        known = best.get(backend.key)
-        if known is None or _preference(backend) < _preference(known):
-            best[backend.key] = backend
-    backends = tuple(sorted(best.values(), key=lambda b: (b.state, backend_order(b.key))))
+        key = backend.key
+        known = best.setdefault(key, backend)
+        if known is not backend and _preference(backend) < _preference(known):
+            best[key] = backend
+    in_order = sorted(best.items(), key=lambda item: (item[1].state, backend_order(item[0])))
+    backends = tuple(backend for _, backend in in_order)
     active = tuple(backend for backend in backends if backend.state is BackendState.ACTIVE)
     if not local_only:
         active = nearest(active, here, service.distribution)

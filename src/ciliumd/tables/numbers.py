@@ -32,22 +32,11 @@ class NumberTable(Table[K, int]):
                 if first <= number <= last:
                     yield number
 
-    def set(self, key: K, row: int) -> bool:
-        """See :class:`Table`."""
-        old = self.get(key)
-        changed = super().set(key, row)
-        if changed:
-            if old is not None:
-                self._give_back(old)
-            self._take(row)
-        return changed
-
-    def delete(self, key: K) -> bool:
-        """See :class:`Table`."""
-        old = self.get(key)
+    def _replaced(self, old: int | None, new: int | None) -> None:
         if old is not None:
             self._give_back(old)
-        return super().delete(key)
+        if new is not None:
+            self._take(new)
 
     def _take(self, number: int) -> None:
         page, bit = number // _PAGE, 1 << number % _PAGE

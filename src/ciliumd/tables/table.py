@@ -141,7 +141,7 @@ class Table(Generic[K, V]):
         for owners, index in self._indexes:
             for owner in owners(key, row):
                 index.add(owner, key)
-        self._status.pop(key, None)
+        self._replaced(old, row)
         self._changed(key)
         return True
 
@@ -150,8 +150,9 @@ class Table(Generic[K, V]):
         if key not in self._rows:
             return False
         self._own_rows()
-        self._unindex(key, self._rows.pop(key))
-        self._status.pop(key, None)
+        old = self._rows.pop(key)
+        self._unindex(key, old)
+        self._replaced(old, None)
         self._changed(key)
         return True
 
@@ -229,8 +230,13 @@ class Table(Generic[K, V]):
             for owner in owners(key, row):
                 index.remove(owner, key)
 
+    def _replaced(self, old: V | None, new: V | None) -> None:
+        """A row has taken the place of another; for those that keep more than rows."""
+
     def _changed(self, key: K) -> None:
         self._revision += 1
+        if self._status:
+            self._status.pop(key, None)
         if self._log is not None:
             self._log.pop(key, None)
             self._log[key] = self._revision
