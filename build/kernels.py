@@ -32,7 +32,7 @@ MAGIC = importlib.util.MAGIC_NUMBER
 MANIFEST = DIRECTORY / "kernels.json"
 # What the tests and the agent call; everything else that a shell needs is busybox.
 PROGRAMS = ("ip", "tc", "bridge", "nsenter", "setpriv", "unshare", "mount", "bpftool", "bash", "env")
-DISTRIBUTIONS = ("ciliumd", "pytest", "scapy")
+DISTRIBUTIONS = ("ciliumd", "hypothesis", "pytest", "scapy")
 CHECKOUT = ("build", "src", "tests", "pyproject.toml", "README.md", "docs", "charts", "examples")
 PROGRAMS_OF_TESTS = ROOT / "tests" / "datapath" / "progs"
 LEFT_OUT = frozenset({"__pycache__", "out", "go", "e2e", "bench", "chart", "evidence", "node_modules"})
