@@ -23,16 +23,22 @@ class Cluster:
     """Nodes ``node1`` and ``node2``; :meth:`start` starts their agents.  A context manager."""
 
     def __init__(
-        self, *, mtu: int = 1500, options: Mapping[str, str] | None = None, ipv6: bool = False
+        self,
+        *,
+        mtu: int = 1500,
+        options: Mapping[str, str] | None = None,
+        ipv6: bool = False,
+        ipv4: bool = True,
     ) -> None:
-        """*ipv6*: pods have both families."""
+        """*ipv6*: pods have both families; without *ipv4* they and their nodes have that one alone."""
         self.world = World(mtu=mtu)
-        self._ipv6 = ipv6
+        self._ipv4, self._ipv6 = ipv4, ipv6 or not ipv4
         self.nodes = tuple(
             Node(
                 self.world,
                 name=f"node{number}",
-                pod_cidr=f"10.11.{number}.0/24",
+                pod_cidr=f"10.11.{number}.0/24" if ipv4 else f"fd00:11:{number}::/112",
+                six=not ipv4,
                 options={"routing-mode": "tunnel", **self._families(number), **(options or {})},
             )
             for number in (1, 2)
@@ -64,8 +70,15 @@ class Cluster:
     def _cidr6(self, node: Node) -> str:
         return f"fd00:11:{node.name.removeprefix('node')}::/112"
 
+    def _cidrs(self, node: Node) -> list[str]:
+        return [
+            *([node.pod_cidr] if self._ipv4 else ()),
+            *([self._cidr6(node)] if self._ipv6 else ()),
+        ]
+
     def _families(self, number: int) -> dict[str, str]:
-        return {"enable-ipv6": "true", "pod-cidr-ipv6": f"fd00:11:{number}::/112"} if self._ipv6 else {}
+        both = self._ipv4 and self._ipv6
+        return {"enable-ipv6": "true", "pod-cidr-ipv6": f"fd00:11:{number}::/112"} if both else {}
 
     def pod(
         self,
@@ -125,10 +138,10 @@ class Cluster:
             "spec": {
                 "addresses": [
                     {"type": "InternalIP", "ip": node.address},
-                    {"type": "CiliumInternalIP", "ip": self.router(node)},
+                    *([{"type": "CiliumInternalIP", "ip": self.router(node)}] if self._ipv4 else ()),
                     *([{"type": "CiliumInternalIP", "ip": self.router6(node)}] if self._ipv6 else ()),
                 ],
-                "ipam": {"podCIDRs": [node.pod_cidr, *([self._cidr6(node)] if self._ipv6 else ())]},
+                "ipam": {"podCIDRs": self._cidrs(node)},
             },
         }
 
@@ -141,7 +154,10 @@ class Cluster:
                 "id": pod.id,
                 "identity": {"id": number, "labels": []},
                 "networking": {
-                    "addressing": [{"ipv4": pod.address} | ({"ipv6": pod.address6} if self._ipv6 else {})],
+                    "addressing": [
+                        ({"ipv4": pod.address} if self._ipv4 else {})
+                        | ({"ipv6": pod.address6} if self._ipv6 else {})
+                    ],
                     "node": node.address,
                 },
                 "state": "ready",

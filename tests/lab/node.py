@@ -35,6 +35,7 @@ SMALL = {
     "bpf-ipcache-max": "4096",
     "bpf-lb-map-max": "4096",
 }
+SIX = {"enable-ipv4": "false", "enable-ipv6": "true"}
 # Nobody probes a node of one: its health endpoint would be one more among the endpoints of each test.
 ALONE = {"enable-health-checking": "false", "enable-endpoint-health-checking": "false"}
 
@@ -50,7 +51,9 @@ class Node:
         pod_cidr: str = "10.11.0.0/24",
         options: Mapping[str, str] | None = None,
         outlive: bool = False,
+        six: bool = False,
     ) -> None:
+        """*six*: neither the node nor its pods have IPv4, and *pod_cidr* is of IPv6."""
         self.name = name
         self.world = world
         self.pod_cidr = pod_cidr
@@ -63,7 +66,7 @@ class Node:
         self.pods: dict[str, Pod] = {}
         self._actors: dict[str, Actor] = {}
         self._files = itertools.count(1)
-        self.address, self.gateway = world.plug(self.netns)
+        self.address, self.gateway = world.plug(self.netns, six=six)
         self.agent = Agent(
             netns=self.netns.path,
             options={
@@ -74,7 +77,7 @@ class Node:
                 "state-dir": str(self.directory / "state"),
                 "api-socket": str(self.directory / "cilium.sock"),
                 "cni-socket": str(self.directory / "cni.sock"),
-                "pod-cidr": pod_cidr,
+                **(SIX | {"pod-cidr-ipv6": pod_cidr} if six else {"pod-cidr": pod_cidr}),
                 **ALONE,
                 **SMALL,
                 **(options or {}),

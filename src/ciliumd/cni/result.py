@@ -19,15 +19,19 @@ ERROR_VERSION = VERSIONS[-1]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attached:
-    """A pod's device as it was made; *mtu* is the devices', *route_mtu* the default route's."""
+    """
+    A pod's device as it was made; *mtu* is the devices', *route_mtu* the default routes'.
+
+    It has at least one address, and a router of each family that it has an address of.
+    """
 
     host_ifname: str
     host_mac: str
     ifname: str
     mac: str
     sandbox: str
-    address: IPv4Address
-    router: IPv4Address
+    address: IPv4Address | None
+    router: IPv4Address | None
     mtu: int
     route_mtu: int
     address6: IPv6Address | None = None
@@ -63,7 +67,8 @@ def success(made: Attached, version: str) -> Json:
 
 def _families(made: Attached) -> Iterator[tuple[Address, Address, str]]:
     """Address, router and where the default route leads, IPv4 first: runtimes take that for the pod's."""
-    yield made.address, made.router, "0.0.0.0/0"
+    if made.address is not None and made.router is not None:
+        yield made.address, made.router, "0.0.0.0/0"
     if made.address6 is not None and made.router6 is not None:
         yield made.address6, made.router6, "::/0"
 

@@ -128,7 +128,7 @@ class Agent:
     plan: NodePlan
     datapath: Datapath
     attachments: Attachments
-    ipam: HostScope
+    ipam: HostScope | None
     ipam6: HostScope | None
     netlink: NetlinkThread
     tallies: Tallies

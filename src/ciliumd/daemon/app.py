@@ -134,7 +134,7 @@ async def find_origin(
     if settings.manifests is not None:
         return DirectoryOrigin(
             settings.manifests,
-            pod_cidr=settings.pod_cidr,
+            pod_cidr=settings.pod_cidr if settings.enable_ipv4 else None,
             pod_cidr6=settings.pod_cidr_ipv6 if settings.enable_ipv6 else None,
             state_dir=settings.state_dir,
         )

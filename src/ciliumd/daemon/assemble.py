@@ -86,13 +86,13 @@ async def build(
     netlink.start()
     stack.push_async_callback(netlink.stop)
 
-    ipam = HostScope(origin.pod_cidr)
+    ipam = HostScope(origin.pod_cidr) if origin.pod_cidr is not None else None
     _protect_node_ports(settings)
     ipam6 = HostScope(origin.pod_cidr6) if origin.pod_cidr6 is not None else None
     wiring = await wire_node(
         netlink,
         settings,
-        router=IPv4Address(ipam.router),
+        router=IPv4Address(ipam.router) if ipam is not None else None,
         pod_cidr=origin.pod_cidr,
         router6=IPv6Address(ipam6.router) if ipam6 is not None else None,
         pod_cidr6=origin.pod_cidr6,
@@ -223,14 +223,14 @@ async def _node_facts(
         addresses=wiring.addresses,
         node_port_addresses=node_port_addresses(wiring.native),
         tunnel=wiring.overlay is not None,
-        pod_cidr=origin.pod_cidr,
+        pod_cidrs=tuple(one for one in (origin.pod_cidr, origin.pod_cidr6) if one is not None),
         protected=await protected,
         allowed=settings.allow_external_addresses,
         external_cluster_ip=settings.bpf_lb_external_clusterip,
-        serves=settings.kinds_served,
+        serves=settings.kinds_served if wiring.router is not None else frozenset(),
         serves6=settings.kinds_served if wiring.router6 is not None else frozenset(),
         proxy=settings.k8s_service_proxy_name,
-        ipv6=wiring.router6 is not None,
+        families=frozenset(router.version for router in wiring.routers),
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),
         label_filter=_label_filter(settings),

@@ -119,17 +119,22 @@ class RuntimeEndpoints:
 
     def _attached(self, endpoint: EndpointSpec) -> Attached:
         network = self._endpoints.network
-        if endpoint.ipv4 is None:
-            raise CniError(Code.INTERNAL, f"endpoint {endpoint.id} has no IPv4 address")
+        address = endpoint.ipv4 if network.router is not None else None
+        address6 = endpoint.ipv6 if network.router6 is not None else None
+        if address is None and address6 is None:
+            raise CniError(
+                Code.INTERNAL,
+                f"endpoint {endpoint.id} has no address of a family that pods of this node have",
+            )
         return Attached(
             host_ifname=endpoint.ifname,
             host_mac=endpoint.node_mac,
             ifname=endpoint.ifname_in_pod,
             mac=endpoint.mac,
             sandbox=endpoint.netns,
-            address=endpoint.ipv4,
+            address=address,
             router=network.router,
-            address6=endpoint.ipv6 if network.router6 is not None else None,
+            address6=address6,
             router6=network.router6,
             mtu=network.mtu,
             route_mtu=network.route_mtu or network.mtu,

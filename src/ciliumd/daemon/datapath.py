@@ -158,19 +158,25 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
     """Read-only data of the programs."""
     host = wiring.host.host
     values: dict[str, bool | int | bytes] = {
-        "router_ipv4": int(wiring.router),
-        "loopback_ipv4": int(settings.loopback_ipv4),
         "cilium_host_ifindex": host.ifindex,
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
-        "masquerade": settings.enable_ipv4_masquerade,
         "node_port": settings.serves_outside,
         "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,
         "sock_host_only": settings.bpf_lb_sock_hostns_only,
         # Beside kube-proxy it may be the one that binds.
         "bind_protection": settings.node_port_bind_protection and settings.serves_node_ports,
-        **_network("pod_cidr", wiring.pod_cidr),
     }
+    if wiring.router is not None:
+        values |= {
+            "masquerade": settings.enable_ipv4_masquerade,
+            "router_ipv4": int(wiring.router),
+            "loopback_ipv4": int(settings.loopback_ipv4),
+        }
+        if wiring.pod_cidr is not None:
+            values |= _network("pod_cidr", wiring.pod_cidr)
+        if settings.ipv4_native_routing_cidr is not None:
+            values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
     if wiring.router6 is not None:
         values |= {
             "ipv6": 1,
@@ -182,8 +188,6 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
             values |= network6("pod_cidr", wiring.pod_cidr6)
         if settings.ipv6_native_routing_cidr is not None:
             values |= network6("native_cidr", settings.ipv6_native_routing_cidr)
-    if settings.ipv4_native_routing_cidr is not None:
-        values |= _network("native_cidr", settings.ipv4_native_routing_cidr)
     if wiring.overlay is not None:
         values |= {
             "tunnel": 1,

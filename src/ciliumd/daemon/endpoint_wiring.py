@@ -20,6 +20,7 @@ from ciliumd.daemon.endpoint_numbers import EndpointNumbers
 from ciliumd.daemon.reaper import Reaper
 from ciliumd.ipam.hostscope import HostScope, IpamError
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
+from ciliumd.model.net import Addr
 from ciliumd.net import endpoint as wiring
 from ciliumd.net import links
 from ciliumd.net.errors import LinkConflict, NetError
@@ -36,10 +37,10 @@ class PodNetwork:
     What every pod of this node is configured with from now on.
 
     *mtu* is the devices', *route_mtu* what may leave the node (0: the same), both of which follow the
-    uplink's; *slots* how many pods fit.  Without *router6* pods have no IPv6.
+    uplink's; *slots* how many pods fit.  Without *router* pods have no IPv4, without *router6* no IPv6.
     """
 
-    router: IPv4Address
+    router: IPv4Address | None
     mtu: int
     slots: int
     route_mtu: int = 0
@@ -53,7 +54,7 @@ class EndpointWirer:
     tables: Tables
     network: PodNetwork
     numbers: EndpointNumbers
-    ipam: HostScope
+    ipam: HostScope | None
     ipam6: HostScope | None
     netlink: NetlinkThread
     attachments: Attachments
@@ -162,31 +163,29 @@ class EndpointWirer:
         except BaseException:
             await self._undo(wanted, slot, ifindex)
             raise
-        six = {} if address6 is None else {"ipv6": str(address6)}
         log.info(
             "endpoint.created",
             endpoint=number,
             pod=request.pod,
-            ipv4=str(address),
-            **six,
+            **{f"ipv{one.version}": str(one) for one in endpoint.addresses},
             device=endpoint.ifname,
         )
         return endpoint
 
-    def _addresses(self, request: EndpointRequest) -> tuple[IPv4Address, IPv6Address | None]:
-        """One of each family that pods have; the node's own endpoint answers over IPv4 alone."""
+    def _addresses(self, request: EndpointRequest) -> tuple[IPv4Address | None, IPv6Address | None]:
+        """One of each family that pods have; the node's own endpoint has one only, of IPv4 where they do."""
         owner = request.pod
-        four = self.ipam.reserve(request.ip, owner) if request.ip else self.ipam.allocate(owner)
-        if not isinstance(four, IPv4Address):
-            raise NetError(f"wire pod {owner}", f"{four} is no IPv4 address")
-        if self.ipam6 is None or owner == "/".join(HEALTH_POD):
-            return four, None
+        if self.ipam is None and request.ip is not None:
+            raise IpamError(f"{request.ip} cannot be had: pods of this node have no IPv4")
+        four = _one_of(self.ipam, request.ip, owner)
+        if four is not None and owner == "/".join(HEALTH_POD):
+            return IPv4Address(four), None
         try:
-            six = self.ipam6.reserve(request.ip6, owner) if request.ip6 else self.ipam6.allocate(owner)
+            six = _one_of(self.ipam6, request.ip6, owner)
         except IpamError:
-            self.ipam.release(four)
+            self._release(four)
             raise
-        return four, IPv6Address(six)
+        return None if four is None else IPv4Address(four), None if six is None else IPv6Address(six)
 
     def _release(self, *addresses: IPv4Address | IPv6Address | None) -> None:
         for address in addresses:
@@ -200,7 +199,7 @@ class EndpointWirer:
             endpoint_id=endpoint.id,
             pod=pod_of(endpoint),
             name=endpoint.ifname,
-            address=endpoint.ipv4 or IPv4Address(0),
+            address=endpoint.ipv4 if self.network.router is not None else None,
             router=self.network.router,
             mtu=self.network.mtu,
             route_mtu=self.network.route_mtu,
@@ -270,6 +269,13 @@ class EndpointWirer:
             await self.attachments.detach(ifindex)
         except FAILURES as error:
             log.warning("endpoint.programs_left", endpoint=number, reason=str(error))
+
+
+def _one_of(pool: HostScope | None, wanted: Addr | None, owner: str) -> Addr | None:
+    """An address of *pool*, the *wanted* one if there is one; None where there is no pool."""
+    if pool is None:
+        return None
+    return pool.allocate(owner) if wanted is None else pool.reserve(wanted, owner)
 
 
 def _device_name(request: EndpointRequest) -> str:

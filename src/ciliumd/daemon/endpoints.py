@@ -49,7 +49,7 @@ class Endpoints:
         tables: Tables,
         *,
         network: PodNetwork,
-        ipam: HostScope,
+        ipam: HostScope | None,
         ipam6: HostScope | None = None,
         netlink: NetlinkThread,
         attachments: Attachments,
@@ -61,7 +61,7 @@ class Endpoints:
         """
         *next_slot_gen* hands out a generation never used; *realized* awaits an endpoint's rows.
 
-        *ipam6* is the pool of pods' IPv6 addresses, where they have any.
+        *ipam* is the pool of pods' IPv4 addresses, *ipam6* of those of IPv6, where they have any.
         """
         self.network = network
         self._tables = tables

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent's side of ``health``: its endpoint is made like a pod's, its nodes are the tables'."""
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING
 
 from ciliumd.daemon.api import EndpointRequest, RequestRefused
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ciliumd.daemon.agent import Agent
     from ciliumd.daemon.endpoints import Endpoints
     from ciliumd.ipam.hostscope import HostScope
+    from ciliumd.model.net import Addr
 
 HEALTH_NAME = "/".join(HEALTH_POD)
 
@@ -22,25 +23,29 @@ HEALTH_NAME = "/".join(HEALTH_POD)
 class HealthEndpoints:
     """``health.endpoint.EndpointOwner``: the health endpoint among those of pods."""
 
-    def __init__(self, endpoints: "Endpoints", ipam: "HostScope") -> None:
-        """An address reserved for the endpoint of an earlier agent is taken over."""
+    def __init__(self, endpoints: "Endpoints", pool: "HostScope") -> None:
+        """An address of *pool* reserved for the endpoint of an earlier agent is taken over."""
         self._endpoints = endpoints
-        held = (address for address, owner in ipam.owners().items() if owner == HEALTH_NAME)
-        address = next(held, None)
-        self._address = address if isinstance(address, IPv4Address) else None
+        held = (address for address, owner in pool.owners().items() if owner == HEALTH_NAME)
+        self._address = next(held, None)
 
     async def add_health(self, sandbox: Sandbox) -> EndpointSpec:
         """The endpoint, with its address of before unless a pod has it.  Raises Refused."""
         # No pod may be called like this, so none can ask for it.
         request = EndpointRequest.model_construct(
-            netns=sandbox.path, pod=HEALTH_NAME, ip=self._address, ifname="eth0", container_id=""
+            netns=sandbox.path,
+            pod=HEALTH_NAME,
+            ip=self._address if isinstance(self._address, IPv4Address) else None,
+            ip6=self._address if isinstance(self._address, IPv6Address) else None,
+            ifname="eth0",
+            container_id="",
         )
         try:
             endpoint = await self._endpoints.add(request, sandbox)
         except RequestRefused as error:
             self._address = None
             raise Refused(str(error)) from error
-        self._address = endpoint.ipv4
+        self._address = next(iter(endpoint.addresses), None)
         return endpoint
 
     def has(self, number: int) -> bool:
@@ -53,7 +58,9 @@ def local_node(agent: "Agent") -> NodeRow:
     published = agent.tables.nodes.get(agent.plan.node.name)
     if published is not None and published.addresses_of(INTERNAL_IP):
         return published
-    addresses = tuple((INTERNAL_IP, address) for device in agent.native for address in device.ipv4)
+    four: list[Addr] = [address for device in agent.native for address in device.ipv4]
+    six: list[Addr] = [address for device in agent.native for address in device.ipv6]
+    addresses = tuple((INTERNAL_IP, address) for address in (*four, *six))
     pod_cidrs = tuple(pool.cidr for pool in (agent.ipam, agent.ipam6) if pool is not None)
     return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses[:1], pod_cidrs=pod_cidrs)
 
@@ -67,6 +74,8 @@ def cluster_nodes(agent: "Agent") -> list[NodeRow]:
 def build_health(agent: "Agent") -> HealthDaemon:
     """The health daemon as the settings want it; in a running loop."""
     settings = agent.settings
+    pool = agent.ipam or agent.ipam6
+    assert pool is not None  # noqa: S101  the settings want one of them
     return HealthDaemon(
         HealthOptions(
             port=settings.cluster_health_port,
@@ -74,8 +83,9 @@ def build_health(agent: "Agent") -> HealthDaemon:
             nodes=settings.enable_health_checking,
             endpoints=settings.enable_endpoint_health_checking,
             procfs=settings.procfs,
+            family=pool.cidr.version,
         ),
         nodes=agent.tables.nodes.values,
         local=lambda: local_node(agent),
-        owner=HealthEndpoints(agent.endpoints_owner, agent.ipam),
+        owner=HealthEndpoints(agent.endpoints_owner, pool),
     )

@@ -80,7 +80,7 @@ class ClusterOrigin:
         """
         Wait until the cluster, or what is remembered of it, tells this node's pod CIDR.
 
-        Raises StartFailed when there is no way to the API server, or the node has no IPv4 pod CIDR.
+        Raises StartFailed when there is no way to the API server, or the node lacks a pod CIDR it needs.
         """
         try:
             where = config.load(settings.kubeconfig, server=settings.k8s_api_server)
@@ -98,18 +98,21 @@ class ClusterOrigin:
             ipv6=settings.enable_ipv6,
             waiting=lambda reason: log.debug("agent.waiting", reason=reason),
         )
-        six = {} if origin.pod_cidr6 is None else {"pod_cidr6": str(origin.pod_cidr6)}
-        log.info("agent.joined", node=origin.name, pod_cidr=str(origin.pod_cidr), **six)
+        named = {"pod_cidr": origin.pod_cidr, "pod_cidr6": origin.pod_cidr6}
+        told = {name: str(cidr) for name, cidr in named.items() if cidr is not None}
+        log.info("agent.joined", node=origin.name, **told)
         return origin
 
     @property
-    def pod_cidr(self) -> IPv4Network:
-        """The network of this node's pods.  Raises StartFailed when none is IPv4."""
+    def pod_cidr(self) -> IPv4Network | None:
+        """The network of this node's pods, None where they have no IPv4.  Raises StartFailed without one."""
+        if not self._settings.enable_ipv4:
+            return None
         for prefix in self._own.pod_cidrs:
             if isinstance(prefix, IPv4Network):
                 return prefix
         shown = ", ".join(map(str, self._own.pod_cidrs)) or "none"
-        raise StartFailed(f"node {self.name} has no IPv4 pod CIDR, but {shown}")
+        raise StartFailed(f"node {self.name} has no IPv4 pod CIDR, but {shown}; enable-ipv4 needs one")
 
     @property
     def pod_cidr6(self) -> IPv6Network | None:

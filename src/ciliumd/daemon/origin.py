@@ -44,8 +44,8 @@ class Origin(Protocol):
     """URL of the API server objects come from; empty without one."""
 
     @property
-    def pod_cidr(self) -> IPv4Network:
-        """The network of this node's pods."""
+    def pod_cidr(self) -> IPv4Network | None:
+        """The network of this node's pods; None where they have no IPv4."""
 
     @property
     def pod_cidr6(self) -> IPv6Network | None:
@@ -65,7 +65,12 @@ class DirectoryOrigin:
     api_server = ""
 
     def __init__(
-        self, directory: Path, *, pod_cidr: IPv4Network, state_dir: Path, pod_cidr6: IPv6Network | None = None
+        self,
+        directory: Path,
+        *,
+        pod_cidr: IPv4Network | None,
+        state_dir: Path,
+        pod_cidr6: IPv6Network | None = None,
     ) -> None:
         """StartFailed if there is no such *directory*."""
         if not directory.is_dir():

@@ -45,8 +45,8 @@ class NodeFacts:
     """
     What is known of the node itself.
 
-    *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  With
-    *tunnel* other nodes' pods are reached by encapsulation, with *ipv6* in both families.  *protected* are
+    *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  *families* are
+    those pods here have; with *tunnel* other nodes' pods are reached by encapsulation.  *protected* are
     further addresses that no service may take, and whose they are, *allowed* those that one may take from
     anybody.  *serves* are the kinds of frontends that are served here, *serves6* those of IPv6, *proxy* is
     the name that services give who is to serve them.  *allocates* tells whether this node numbers label sets
@@ -58,14 +58,14 @@ class NodeFacts:
     addresses: tuple[Addr, ...]
     node_port_addresses: tuple[Addr, ...] = ()
     tunnel: bool = False
-    pod_cidr: Prefix | None = None
+    pod_cidrs: tuple[Prefix, ...] = ()
     protected: tuple[tuple[Addr, str], ...] = ()
     allowed: tuple[Prefix, ...] = ()
     external_cluster_ip: bool = False
     serves: frozenset[ServiceKind] = EVERY_KIND
     serves6: frozenset[ServiceKind] = frozenset()
     proxy: str = ""
-    ipv6: bool = False
+    families: frozenset[int] = frozenset({4})
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
     label_filter: LabelFilter = EVERY_LABEL
@@ -347,7 +347,7 @@ class NodePlan:
             neighbours, self._tables.remote_endpoints.values(), api_servers=api_servers
         )
         self.node_rows = cluster_stage.node_rows(nodes)
-        self.remote_routes = neighbours.routes(ipv6=self.node.ipv6)
+        self.remote_routes = neighbours.routes(families=self.node.families)
 
     def _plan_endpoints(self) -> None:
         tables = self._tables
@@ -372,7 +372,7 @@ class NodePlan:
                 *((addr, "an address of this node") for addr in node.addresses),
                 *node.protected,
             ),
-            pods=() if node.pod_cidr is None else (node.pod_cidr,),
+            pods=node.pod_cidrs,
             allowed=node.allowed,
         )
 

@@ -35,7 +35,7 @@ def runtime_config(settings: Settings) -> Json:
         "EnableHealthChecking": settings.enable_health_checking,
         "EnableICMPRules": True,
         "EnableIPv4": settings.enable_ipv4,
-        "EnableIPv6": False,
+        "EnableIPv6": settings.enable_ipv6,
         "EnableK8sNetworkPolicy": True,
         "EncryptNode": False,
         "IPAM": settings.ipam,

@@ -264,7 +264,7 @@ def _health(agent: Agent) -> Json:
 
 
 def _ipam(agent: Agent) -> Json:
-    pools = {4: agent.ipam} if agent.ipam6 is None else {4: agent.ipam, 6: agent.ipam6}
+    pools = {pool.cidr.version: pool for pool in (agent.ipam, agent.ipam6) if pool is not None}
     told = {family: pool.usage for family, pool in pools.items()}
     return {
         "status": "".join(
@@ -282,7 +282,8 @@ def _masquerading(agent: Agent, missing: list[Missing], native: tuple[net_device
     broken = {one.ifindex for one in missing}
     settings = agent.settings
     works = bool(native) and not any(one.ifindex in broken for one in native)
-    ipv4 = settings.enable_ipv4_masquerade and works and all(one.ipv4 for one in native)
+    wanted = settings.enable_ipv4 and settings.enable_ipv4_masquerade
+    ipv4 = wanted and works and all(one.ipv4 for one in native)
     wanted6 = settings.enable_ipv6 and settings.enable_ipv6_masquerade
     ipv6 = wanted6 and works and all(one.ipv6 for one in native)
     exclusion, exclusion6 = settings.ipv4_native_routing_cidr, settings.ipv6_native_routing_cidr

@@ -139,14 +139,11 @@ def _node_element(node: NodeRow) -> Json:
     return {
         "name": full_name(node),
         "primary-address": {
-            "ipv4": _address(primary, INTERNAL_IP) | {"alloc-range": _first(4, node.pod_cidrs)},
-            "ipv6": _primary6(primary6, node.pod_cidrs),
+            "ipv4": _primary(primary, _first(4, node.pod_cidrs)),
+            "ipv6": _primary(primary6, _first(6, node.pod_cidrs)),
         },
         "secondary-addresses": others,
-        "health-endpoint-address": {
-            "ipv4": _address(_of(4, node.health), ""),
-            "ipv6": {"enabled": False},
-        },
+        "health-endpoint-address": {f"ipv{family}": _health(_of(family, node.health)) for family in (4, 6)},
         "source": "custom-resource",
     }
 
@@ -156,12 +153,15 @@ def _of(family: int, addresses: Iterable[Addr]) -> Addr | None:
     return next((address for address in addresses if address.version == family), None)
 
 
-def _primary6(address: Addr | None, cidrs: tuple[Prefix, ...]) -> Json:
-    """Of a node with IPv6 of its own or of its pods."""
-    alloc = _first(6, cidrs)
+def _primary(address: Addr | None, alloc: str) -> Json:
+    """Of a family that the node has itself, or its pods."""
     if address is None and not alloc:
         return {"enabled": False}
     return _address(address, INTERNAL_IP) | {"alloc-range": alloc}
+
+
+def _health(address: Addr | None) -> Json:
+    return {"enabled": False} if address is None else _address(address, "")
 
 
 def _address(address: Addr | None, kind: str) -> Json:

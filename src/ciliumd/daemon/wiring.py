@@ -23,12 +23,12 @@ class NodeWiring:
     """
     Devices and addresses of the node as they were at start; *overlay* is None without a tunnel.
 
-    *mtu* is of pods' devices, *route_mtu* what their packets may measure that leave the node.  *router6*
-    and *pod_cidr6* are of nodes whose pods have IPv6.
+    *mtu* is of pods' devices, *route_mtu* what their packets may measure that leave the node.  *router*
+    and *pod_cidr* are of nodes whose pods have IPv4, *router6* and *pod_cidr6* of those with IPv6.
     """
 
-    router: IPv4Address
-    pod_cidr: IPv4Network
+    router: IPv4Address | None
+    pod_cidr: IPv4Network | None
     host: HostLinks
     overlay: Link | None
     native: tuple[NativeDevice, ...]
@@ -41,15 +41,15 @@ class NodeWiring:
     @property
     def routers(self) -> tuple[Addr, ...]:
         """The node's addresses inside its pod networks, IPv4 first."""
-        return (self.router,) if self.router6 is None else (self.router, self.router6)
+        return tuple(router for router in (self.router, self.router6) if router is not None)
 
 
 async def wire_node(
     netlink: NetlinkThread,
     settings: Settings,
     *,
-    router: IPv4Address,
-    pod_cidr: IPv4Network,
+    router: IPv4Address | None,
+    pod_cidr: IPv4Network | None,
     router6: IPv6Address | None = None,
     pod_cidr6: IPv6Network | None = None,
 ) -> NodeWiring:

@@ -7,7 +7,7 @@ lie behind its tunnel, if there is one.  An address that two objects claim is th
 the older is on its way out: which it is must not depend on who was heard of first.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv4Address
 
 from ciliumd import abi
@@ -72,14 +72,14 @@ class Neighbours:
             for cidr in node.pod_cidrs
         }
 
-    def routes(self, *, ipv6: bool = False) -> tuple[Prefix, ...]:
+    def routes(self, *, families: Collection[int] = (4,)) -> tuple[Prefix, ...]:
         """Pod networks the node itself reaches through cilium_host; none without a tunnel."""
         cidrs = {
             cidr
             for node in self.nodes
             if self.tunnel_to(node) is not None
             for cidr in node.pod_cidrs
-            if ipv6 or cidr.version == 4
+            if cidr.version in families
         }
         return tuple(
             sorted(cidrs, key=lambda cidr: (cidr.version, cidr.network_address.packed, cidr.prefixlen))

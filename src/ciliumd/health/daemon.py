@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from ciliumd.health.icmp import Pinger
 from ciliumd.health.metrics import HealthMetrics
 from ciliumd.health.prober import NetworkChecks, Prober
 from ciliumd.health.selftest import SelfTest
-from ciliumd.model.objects import INTERNAL_IP, NodeRow
+from ciliumd.model.net import Addr
+from ciliumd.model.objects import NodeRow
 
 Json = dict[str, Any]
 
@@ -34,6 +34,8 @@ class HealthOptions:
     endpoints: bool = True
     """Whether this node has a health endpoint, and those of others are probed."""
     procfs: Path = Path("/proc")
+    family: int = 4
+    """Of the addresses that are probed."""
 
 
 class HealthDaemon:
@@ -59,16 +61,20 @@ class HealthDaemon:
         """Called when the health endpoint's address has changed, for whoever publishes it."""
         self._responder = Responder(options.port)
         self._endpoint = HealthEndpoint(
-            owner, port=options.port, procfs=options.procfs, changed=self._address_changed
+            owner,
+            port=options.port,
+            procfs=options.procfs,
+            changed=self._address_changed,
+            family=options.family,
         )
-        self._pinger = Pinger()
+        self._pinger = Pinger(options.family)
         checks = NetworkChecks(self._pinger, options.port)
         self._prober = Prober(checks, targets=self._targets, interval=options.interval, probed=self._probed)
         self.metrics = HealthMetrics(local=local, results=self._prober.results)
         self._selftest = SelfTest(checks, lambda: self._endpoint.address)
 
     @property
-    def address(self) -> IPv4Address | None:
+    def address(self) -> Addr | None:
         """The health endpoint's address, while there is one."""
         return self._endpoint.address
 
@@ -120,11 +126,17 @@ class HealthDaemon:
         return model.summary(self._prober.results()) if self._options.nodes else None
 
     def _own(self) -> model.Target:
-        (own,) = model.targets((), self._local(), self.address, endpoints=self._options.endpoints)
+        (own,) = self._targets_of(())
         return own
 
     def _targets(self) -> tuple[model.Target, ...]:
-        return model.targets(self._nodes(), self._local(), self.address, endpoints=self._options.endpoints)
+        return self._targets_of(self._nodes())
+
+    def _targets_of(self, nodes: Iterable[NodeRow]) -> tuple[model.Target, ...]:
+        options = self._options
+        return model.targets(
+            nodes, self._local(), self.address, endpoints=options.endpoints, family=options.family
+        )
 
     def _probed(self, result: model.NodeResult) -> None:
         self.metrics.probed(result)
@@ -137,8 +149,7 @@ class HealthDaemon:
         """Listen where the node is; an address may be announced before it exists."""
         while True:
             self._listening.clear()
-            addresses = self._local().addresses_of(INTERNAL_IP)
-            await self._responder.listen(one for one in addresses if isinstance(one, IPv4Address))
+            await self._responder.listen(model.host_addresses(self._local(), self._options.family))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LISTEN_SECONDS):
                     await self._listening.wait()

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,6 +20,7 @@ import structlog
 
 from ciliumd.health import responder
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.net import Addr
 from ciliumd.net.errors import NetError
 from ciliumd.net.namespace import Sandbox
 
@@ -64,7 +64,7 @@ class HealthProcess:
         self._control = control
 
     @classmethod
-    async def start(cls, port: int, procfs: Path) -> tuple["HealthProcess", Sandbox]:
+    async def start(cls, port: int, procfs: Path, family: int = 4) -> tuple["HealthProcess", Sandbox]:
         """The process, listening, and its namespace.  Raises :class:`StartFailed`."""
         ours, theirs = socket.socketpair()
         with closing(theirs):
@@ -76,6 +76,7 @@ class HealthProcess:
                 str(theirs.fileno()),
                 str(port),
                 str(procfs),
+                str(family),
                 pass_fds=(theirs.fileno(),),
                 stdin=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -120,14 +121,23 @@ class HealthProcess:
 
 
 class HealthEndpoint:
-    """Keeps the endpoint there; *changed* is called when its address has."""
+    """Keeps the endpoint there; *changed* is called when its address, which is of *family*, has."""
 
-    def __init__(self, owner: EndpointOwner, *, port: int, procfs: Path, changed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        owner: EndpointOwner,
+        *,
+        port: int,
+        procfs: Path,
+        changed: Callable[[], None],
+        family: int = 4,
+    ) -> None:
         self._owner = owner
         self._port = port
         self._procfs = procfs
         self._changed = changed
-        self.address: IPv4Address | None = None
+        self._family = family
+        self.address: Addr | None = None
         self.problem = "is not made yet"
         """Why there is none; empty while there is."""
 
@@ -146,10 +156,10 @@ class HealthEndpoint:
 
     async def _live(self) -> None:
         """One life: returns when it is over."""
-        process, sandbox = await HealthProcess.start(self._port, self._procfs)
+        process, sandbox = await HealthProcess.start(self._port, self._procfs, self._family)
         try:
             endpoint = await self._owner.add_health(sandbox)
-            self._is(endpoint.ipv4, "")
+            self._is(next(iter(endpoint.addresses), None), "")
             while not await process.wait(LOOK_SECONDS):
                 if not self._owner.has(endpoint.id):
                     self._is(None, f"endpoint {endpoint.id} was deleted")
@@ -158,7 +168,7 @@ class HealthEndpoint:
         finally:
             await process.end()
 
-    def _is(self, address: IPv4Address | None, problem: str) -> None:
+    def _is(self, address: Addr | None, problem: str) -> None:
         self.problem = problem
         if address != self.address:
             self.address = address

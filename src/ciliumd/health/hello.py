@@ -5,8 +5,9 @@ import asyncio
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
-from ipaddress import IPv4Address
 from typing import Final
+
+from ciliumd.model.net import Addr
 
 READ_SECONDS: Final = 5.0
 REQUEST_BYTES: Final = 8192
@@ -18,7 +19,7 @@ class Unwell(Exception):
     """It answered, but not that it is well."""
 
 
-async def ask(address: IPv4Address, port: int) -> float:
+async def ask(address: Addr, port: int) -> float:
     """
     Seconds until *address* said that it is well, however long that takes.
 
@@ -27,7 +28,9 @@ async def ask(address: IPv4Address, port: int) -> float:
     started = time.monotonic()
     reader, writer = await asyncio.open_connection(str(address), port)
     try:
-        writer.write(f"GET /hello HTTP/1.1\r\nHost: {address}:{port}\r\nConnection: close\r\n\r\n".encode())
+        writer.write(
+            f"GET /hello HTTP/1.1\r\nHost: {_authority(address, port)}\r\nConnection: close\r\n\r\n".encode()
+        )
         status = await reader.readline()
     finally:
         writer.close()
@@ -42,23 +45,25 @@ class Responder:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._servers: dict[IPv4Address, asyncio.Server] = {}
+        self._servers: dict[Addr, asyncio.Server] = {}
         self.problem = ""
         """Why it does not listen at an address it should; empty when all is well."""
 
-    async def listen(self, addresses: Iterable[IPv4Address]) -> None:
+    async def listen(self, addresses: Iterable[Addr]) -> None:
         """Answer at *addresses* and no others, as far as possible."""
         wanted = set(addresses)
         for address in self._servers.keys() - wanted:
             self._servers.pop(address).close()
         problems = []
-        for address in sorted(wanted - self._servers.keys()):
+        for address in sorted(wanted - self._servers.keys(), key=str):
             try:
                 self._servers[address] = await asyncio.start_server(
                     _serve, str(address), self._port, limit=REQUEST_BYTES
                 )
             except OSError as error:
-                problems.append(f"cannot listen at {address}:{self._port}: {error.strerror or error}")
+                problems.append(
+                    f"cannot listen at {_authority(address, self._port)}: {error.strerror or error}"
+                )
         self.problem = "; ".join(problems)
 
     def close(self) -> None:
@@ -66,6 +71,11 @@ class Responder:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
+
+
+def _authority(address: Addr, port: int) -> str:
+    """As URLs write it (RFC 3986 3.2.2)."""
+    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-ICMP echo over one raw socket (CAP_NET_RAW), for many addresses at a time.
+ICMP echo over one raw socket of each family (CAP_NET_RAW), for many addresses at a time.
 
 Ping sockets need no right, but hosts hand them out by group (``net.ipv4.ping_group_range``), by default to
 nobody.  An answer is known by a nonce it carries back.
@@ -11,39 +11,51 @@ import secrets
 import socket
 import struct
 import time
-from ipaddress import IPv4Address
 from typing import Final
+
+from ciliumd.model.net import Addr
 
 _ECHO_REPLY: Final = 0
 _ECHO: Final = 8
+_ECHO_REPLY_V6: Final = 129
+_ECHO_V6: Final = 128
 _HEADER: Final = struct.Struct("!BBHHH")
 _NONCE: Final = 16
-# linux/socket.h, linux/icmp.h: an option of raw sockets; bits set in the mask are types not to be delivered.
+# linux/socket.h, linux/icmp.h, linux/icmpv6.h: options of raw sockets; bits set are types not delivered.
 _SOL_RAW: Final = 255
 _ICMP_FILTER: Final = 1
 _ONLY_REPLIES: Final = struct.pack("=I", 0xFFFFFFFF & ~(1 << _ECHO_REPLY))
+_ICMPV6_FILTER: Final = 1
+_ONLY_REPLIES_V6: Final = struct.pack(
+    "=8I",
+    *(0xFFFFFFFF & ~(1 << _ECHO_REPLY_V6 % 32 if word == _ECHO_REPLY_V6 // 32 else 0) for word in range(8)),
+)
 _RECEIVE_BYTES: Final = 2048
+_KINDS: Final = {
+    4: (socket.AF_INET, socket.IPPROTO_ICMP),
+    6: (socket.AF_INET6, socket.IPPROTO_ICMPV6),
+}
 
 
 class Pinger:
-    """Asks addresses for an echo; a context manager around the socket, in a running loop."""
+    """Asks addresses for an echo; a context manager around the sockets, in a running loop."""
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(
-            socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.IPPROTO_ICMP
-        )
-        self._socket.setsockopt(_SOL_RAW, _ICMP_FILTER, _ONLY_REPLIES)
+    def __init__(self, family: int = 4) -> None:
+        """*family* is that of most addresses.  OSError when it may not have a raw socket."""
         self._identifier = secrets.randbits(16)
         self._sequence = 0
         self._waiting: dict[bytes, asyncio.Future[float]] = {}
-        asyncio.get_running_loop().add_reader(self._socket.fileno(), self._receive)
+        self._sockets: dict[int, socket.socket] = {}
+        self._socket_of(family)
 
     def close(self) -> None:
         """Stop listening."""
-        asyncio.get_running_loop().remove_reader(self._socket.fileno())
-        self._socket.close()
+        for one in self._sockets.values():
+            asyncio.get_running_loop().remove_reader(one.fileno())
+            one.close()
+        self._sockets.clear()
 
-    async def ping(self, address: IPv4Address) -> float:
+    async def ping(self, address: Addr) -> float:
         """
         Seconds until *address* echoed, however long that takes.
 
@@ -55,35 +67,56 @@ class Pinger:
         self._waiting[nonce] = answer
         try:
             started = time.monotonic()
-            self._socket.sendto(echo_request(self._identifier, self._sequence, nonce), (str(address), 0))
+            request = echo_request(self._identifier, self._sequence, nonce, version=address.version)
+            self._socket_of(address.version).sendto(request, (str(address), 0))
             return await answer - started
         finally:
             del self._waiting[nonce]
 
-    def _receive(self) -> None:
+    def _socket_of(self, version: int) -> socket.socket:
+        """The socket of a family, made when it is needed: a kernel may be without IPv6."""
+        if version not in self._sockets:
+            family, protocol = _KINDS[version]
+            flags = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+            made = socket.socket(family, flags, protocol)
+            if version == 4:
+                made.setsockopt(_SOL_RAW, _ICMP_FILTER, _ONLY_REPLIES)
+            else:
+                made.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, _ONLY_REPLIES_V6)
+            asyncio.get_running_loop().add_reader(made.fileno(), self._receive, made, version)
+            self._sockets[version] = made
+        return self._sockets[version]
+
+    def _receive(self, where: socket.socket, version: int) -> None:
         try:
             while True:
-                packet = self._socket.recv(_RECEIVE_BYTES)
+                packet = where.recv(_RECEIVE_BYTES)
                 answer = self._waiting.get(packet[-_NONCE:])
-                if answer is not None and not answer.done() and is_reply(packet, self._identifier):
+                if (
+                    answer is not None
+                    and not answer.done()
+                    and is_reply(packet, self._identifier, version=version)
+                ):
                     answer.set_result(time.monotonic())
         except BlockingIOError:
             return
 
 
-def echo_request(identifier: int, sequence: int, payload: bytes) -> bytes:
-    """An ICMP echo request (RFC 792)."""
+def echo_request(identifier: int, sequence: int, payload: bytes, *, version: int = 4) -> bytes:
+    """An ICMP echo request (RFC 792); of IPv6 (RFC 4443) the kernel fills in the checksum."""
+    if version == 6:
+        return _HEADER.pack(_ECHO_V6, 0, 0, identifier, sequence) + payload
     head = _HEADER.pack(_ECHO, 0, 0, identifier, sequence)
     return _HEADER.pack(_ECHO, 0, checksum(head + payload), identifier, sequence) + payload
 
 
-def is_reply(packet: bytes, identifier: int) -> bool:
-    """Whether an IPv4 *packet* is an echo reply to *identifier*."""
-    start = (packet[0] & 0xF) * 4 if packet else 0
+def is_reply(packet: bytes, identifier: int, *, version: int = 4) -> bool:
+    """Whether *packet*, of IPv4 with its IP header and of IPv6 without, is an echo reply to *identifier*."""
+    start = (packet[0] & 0xF) * 4 if packet and version == 4 else 0
     if len(packet) < start + _HEADER.size:
         return False
     kind, _, _, answered, _ = _HEADER.unpack_from(packet, start)
-    return bool(kind == _ECHO_REPLY and answered == identifier)
+    return bool(kind == (_ECHO_REPLY if version == 4 else _ECHO_REPLY_V6) and answered == identifier)
 
 
 def checksum(data: bytes) -> int:

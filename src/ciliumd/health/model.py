@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from ipaddress import IPv4Address
 from typing import Any, Final
 
+from ciliumd.model.net import Addr
 from ciliumd.model.objects import INTERNAL_IP, NodeRow
 
 Json = dict[str, Any]
@@ -26,8 +26,8 @@ class Target:
 
     name: str
     cluster: str
-    host: tuple[IPv4Address, ...]
-    endpoint: tuple[IPv4Address, ...]
+    host: tuple[Addr, ...]
+    endpoint: tuple[Addr, ...]
 
     @property
     def full_name(self) -> str:
@@ -49,7 +49,7 @@ class Check:
 class PathResult:
     """Both probes of one address."""
 
-    address: IPv4Address
+    address: Addr
     icmp: Check
     http: Check
 
@@ -105,25 +105,33 @@ class Summary:
 
 
 def targets(
-    nodes: Iterable[NodeRow], local: NodeRow, health: IPv4Address | None, *, endpoints: bool
+    nodes: Iterable[NodeRow], local: NodeRow, health: Addr | None, *, endpoints: bool, family: int = 4
 ) -> tuple[Target, ...]:
     """
     Every node of the cluster by name, *local* among them whether or not it is published.
 
     The local health endpoint is at *health*, whatever is published; with *endpoints* off no health
-    endpoint is probed.
+    endpoint is probed.  Of each address is asked what is of *family*; nodes that have none are at the others.
     """
     rows = {node.name: node for node in nodes} | {local.name: local}
-    return tuple(_target(row, local, health, endpoints=endpoints) for _, row in sorted(rows.items()))
+    return tuple(
+        _target(row, local, health, endpoints=endpoints, family=family) for _, row in sorted(rows.items())
+    )
 
 
-def _target(row: NodeRow, local: NodeRow, health: IPv4Address | None, *, endpoints: bool) -> Target:
-    host = tuple(addr for addr in row.addresses_of(INTERNAL_IP) if isinstance(addr, IPv4Address))
+def host_addresses(row: NodeRow, family: int) -> tuple[Addr, ...]:
+    """Where a node itself is asked: at its addresses of *family*, or at all if it has none of that."""
+    internal = row.addresses_of(INTERNAL_IP)
+    return tuple(addr for addr in internal if addr.version == family) or internal
+
+
+def _target(row: NodeRow, local: NodeRow, health: Addr | None, *, endpoints: bool, family: int) -> Target:
+    host = host_addresses(row, family)
     if not endpoints:
         return Target(row.name, row.cluster, host, ())
     if row.name == local.name:
         return Target(row.name, row.cluster, host, () if health is None else (health,))
-    published = tuple(addr for addr in row.health if isinstance(addr, IPv4Address))
+    published = tuple(addr for addr in row.health if addr.version == family)
     return Target(row.name, row.cluster, host, published)
 
 

@@ -9,12 +9,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
 from typing import Final, Protocol
 
 from ciliumd.health import hello
 from ciliumd.health.icmp import Pinger
 from ciliumd.health.model import Check, NodeResult, PathResult, Target
+from ciliumd.model.net import Addr
 
 PROBE_SECONDS: Final = 5.0
 CONCURRENCY: Final = 64
@@ -25,10 +25,10 @@ TIMED_OUT: Final = "Connection timed out"
 class Checks(Protocol):
     """How an address is asked; both answer with seconds, or raise OSError or ``hello.Unwell``."""
 
-    async def icmp(self, address: IPv4Address) -> float:
+    async def icmp(self, address: Addr) -> float:
         """By an echo request."""
 
-    async def http(self, address: IPv4Address) -> float:
+    async def http(self, address: Addr) -> float:
         """By ``GET /hello``."""
 
 
@@ -39,11 +39,11 @@ class NetworkChecks:
         self._pinger = pinger
         self._port = port
 
-    async def icmp(self, address: IPv4Address) -> float:
+    async def icmp(self, address: Addr) -> float:
         """By an echo request."""
         return await self._pinger.ping(address)
 
-    async def http(self, address: IPv4Address) -> float:
+    async def http(self, address: Addr) -> float:
         """By ``GET /hello``."""
         return await hello.ask(address, self._port)
 
@@ -129,20 +129,18 @@ class Prober:
         self._nodes[target.full_name] = _Node(result, time.monotonic() + again, failures)
         self._probed(result)
 
-    async def _path(self, address: IPv4Address) -> PathResult:
+    async def _path(self, address: Addr) -> PathResult:
         icmp, http = await asyncio.gather(
             self._check(self._checks.icmp, address), self._check(self._checks.http, address)
         )
         return PathResult(address, icmp, http)
 
-    async def _check(self, ask: Callable[[IPv4Address], Awaitable[float]], address: IPv4Address) -> Check:
+    async def _check(self, ask: Callable[[Addr], Awaitable[float]], address: Addr) -> Check:
         async with self._slots:
             return await check(ask, address, self._seconds)
 
 
-async def check(
-    ask: Callable[[IPv4Address], Awaitable[float]], address: IPv4Address, seconds: float
-) -> Check:
+async def check(ask: Callable[[Addr], Awaitable[float]], address: Addr, seconds: float) -> Check:
     """Ask once and wait *seconds* at most."""
     error, latency = "", 0.0
     try:

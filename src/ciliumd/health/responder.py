@@ -9,7 +9,8 @@ Where user namespaces are forbidden it takes CAP_SYS_ADMIN.  Descriptors of the 
 netlink socket in it go back over the control socket; when that closes, the process ends, and the
 namespace with it.
 
-Arguments: descriptor of the control socket, port, procfs whose sys/net may be written.
+Arguments: descriptor of the control socket, port, procfs whose sys/net may be written, and 4 or 6: the family
+of the address that it is going to have.
 """
 
 import array
@@ -31,6 +32,8 @@ CONNECTION_SECONDS: Final = 5.0
 REQUEST_BYTES: Final = 4096
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 NOT_FOUND: Final = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+# As ciliumd.net.sysctl has it, which cannot be imported here.
+QUIET: Final = {"accept_ra": "0", "accept_dad": "0", "addr_gen_mode": "1", "disable_ipv6": "0"}
 _REFUSED: Final = {errno.EPERM, errno.ENOSPC, errno.EINVAL, errno.EUSERS}
 
 
@@ -50,10 +53,11 @@ def isolate() -> None:
     )
 
 
-def disable_ipv6(procfs: Path) -> None:
-    """Devices made from now on stay silent in IPv6, where /proc may be written."""
-    with contextlib.suppress(OSError):
-        (procfs / "sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+def settle_ipv6(procfs: Path, *, spoken: bool) -> None:
+    """Devices made from now on have a quiet IPv6 if it is *spoken*, else none; where /proc may be written."""
+    for knob, value in (QUIET if spoken else {"disable_ipv6": "1"}).items():
+        with contextlib.suppress(OSError):
+            (procfs / "sys/net/ipv6/conf/default" / knob).write_text(value)
 
 
 def hand_over(control: socket.socket) -> None:
@@ -124,11 +128,12 @@ class Server:
 def main(arguments: list[str]) -> int:
     """Serve until the agent goes; the exit code."""
     descriptor, port, procfs = int(arguments[0]), int(arguments[1]), Path(arguments[2])
+    six = arguments[3] == "6"
     control = socket.socket(fileno=descriptor)
     try:
         isolate()
-        disable_ipv6(procfs)
-        listener = socket.create_server(("", port))
+        settle_ipv6(procfs, spoken=six)
+        listener = socket.create_server(("", port), family=socket.AF_INET6 if six else socket.AF_INET)
         listener.setblocking(False)
         hand_over(control)
     except OSError as error:

@@ -8,10 +8,10 @@ pod's; an agent that cannot reach its own endpoint must not be given pods.
 
 import asyncio
 from collections.abc import Callable
-from ipaddress import IPv4Address
 from typing import Final
 
 from ciliumd.health.prober import Checks, check
+from ciliumd.model.net import Addr
 
 ATTEMPT_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 0.1
@@ -20,7 +20,7 @@ PAUSE_SECONDS: Final = 0.1
 class SelfTest:
     """Passed once both probes of *address* were answered; :attr:`problem` says what is missing till then."""
 
-    def __init__(self, checks: Checks, address: Callable[[], IPv4Address | None]) -> None:
+    def __init__(self, checks: Checks, address: Callable[[], Addr | None]) -> None:
         self._checks = checks
         self._address = address
         self.problem = "there is no health endpoint yet"
@@ -34,7 +34,7 @@ class SelfTest:
             if self.problem:
                 await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _attempt(self, address: IPv4Address) -> str:
+    async def _attempt(self, address: Addr) -> str:
         for name, ask in (("ICMP", self._checks.icmp), ("HTTP", self._checks.http)):
             found = await check(ask, address, ATTEMPT_SECONDS)
             if found.error:

@@ -42,14 +42,15 @@ class EndpointWiring:
     What a pod's network is made of.
 
     *pod* is ``namespace/name``, *name* the host side's device name, *ifname* the pod's.  *route_mtu* is
-    what packets may measure on the way out (0: as the device).  Without *address6* it has no IPv6.
+    what packets may measure on the way out (0: as the device).  Without *address* it has no IPv4, without
+    *address6* no IPv6; each address has a router of its family.
     """
 
     endpoint_id: int
     pod: str
     name: str
-    address: IPv4Address
-    router: IPv4Address
+    address: IPv4Address | None
+    router: IPv4Address | None
     mtu: int
     route_mtu: int = 0
     ifname: str = "eth0"
@@ -61,23 +62,24 @@ class EndpointWiring:
     @property
     def addresses(self) -> tuple[Addr, ...]:
         """The pod's addresses, IPv4 first."""
-        return (self.address,) if self.address6 is None else (self.address, self.address6)
+        return tuple(address for address in (self.address, self.address6) if address is not None)
 
     @property
     def routes(self) -> tuple[Route, ...]:
         """The pod's routes; each router on the link first: it is the next hop of the one behind it."""
         mtu = self.route_mtu or self.mtu
-        four = (
-            Route(destination=IPv4Network(self.router)),
-            Route(destination=_ANYWHERE, via=self.router, mtu=mtu),
-        )
-        if self.address6 is None or self.router6 is None:
-            return four
-        return (
-            *four,
-            Route(destination=IPv6Network(self.router6)),
-            Route(destination=_ANYWHERE6, via=self.router6, mtu=mtu),
-        )
+        routes: list[Route] = []
+        if self.address is not None and self.router is not None:
+            routes += (
+                Route(destination=IPv4Network(self.router)),
+                Route(destination=_ANYWHERE, via=self.router, mtu=mtu),
+            )
+        if self.address6 is not None and self.router6 is not None:
+            routes += (
+                Route(destination=IPv6Network(self.router6)),
+                Route(destination=_ANYWHERE6, via=self.router6, mtu=mtu),
+            )
+        return tuple(routes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,14 @@ the pair.  Programs are attached by others.
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from socket import AF_INET
 
 from pyroute2 import IPRoute
 
 from ciliumd.net import links, sysctl
 from ciliumd.net.errors import LinkConflict, LinkGone
 from ciliumd.net.links import HOST_ALIAS, HOST_LINK, NET_LINK, Link
-from ciliumd.net.routes import Route, add_routes, ensure_address
+from ciliumd.net.routes import Route, add_routes, ensure_address, remove_addresses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +24,11 @@ class HostWiring:
     """
     What the pair is configured for; *router* is the node's address inside *pod_cidr*.
 
-    *router6* and *pod_cidr6* are the same of IPv6, of a node whose pods have it.
+    *router6* and *pod_cidr6* are the same of IPv6.  A family that the node's pods do not have has neither.
     """
 
-    router: IPv4Address
-    pod_cidr: IPv4Network
+    router: IPv4Address | None
+    pod_cidr: IPv4Network | None
     mtu: int
     router6: IPv6Address | None = None
     pod_cidr6: IPv6Network | None = None
@@ -43,7 +44,7 @@ class HostLinks:
 
 
 def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
-    """Create or correct the pair, the router address and the route to the pods."""
+    """Create or correct the pair, the router addresses and the routes to the pods, of no other family."""
     host, net = _ensure_pair(ipr, wiring.mtu)
     for link in (host, net):
         if link.alias != HOST_ALIAS:
@@ -54,7 +55,11 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
         six = link is host and wiring.router6 is not None
         sysctl.forward_through(link.name, ipv6=six, stack_ipv6=six)
         links.set_up(ipr, link.ifindex, noarp=True)
-    ensure_address(ipr, host.ifindex, wiring.router)
+    if wiring.router is not None:
+        ensure_address(ipr, host.ifindex, wiring.router)
+    else:
+        # Of an agent before, whose pods had IPv4; its routes go with it.
+        remove_addresses(ipr, host.ifindex, AF_INET)
     if wiring.router6 is not None:
         ensure_address(ipr, host.ifindex, wiring.router6)
     # Those to other nodes' pods are somebody else's, who knows better than this which of them stay.
@@ -75,19 +80,21 @@ def remove_host(ipr: IPRoute) -> bool:
 
 def _routes(wiring: HostWiring) -> tuple[Route, ...]:
     """The router on the link first: it is the next hop of the second."""
-    four = (
-        Route(destination=IPv4Network(wiring.router)),
-        Route(
-            destination=wiring.pod_cidr,
-            via=wiring.router,
-            source=wiring.router,
-            mtu=wiring.mtu,
-        ),
-    )
-    if wiring.router6 is None or wiring.pod_cidr6 is None:
-        return four
-    # IPv6 takes no address of the node's own for a next hop; over this pair none is resolved anyway.
-    return (*four, Route(destination=wiring.pod_cidr6, source=wiring.router6, mtu=wiring.mtu))
+    routes: list[Route] = []
+    if wiring.router is not None and wiring.pod_cidr is not None:
+        routes += (
+            Route(destination=IPv4Network(wiring.router)),
+            Route(
+                destination=wiring.pod_cidr,
+                via=wiring.router,
+                source=wiring.router,
+                mtu=wiring.mtu,
+            ),
+        )
+    if wiring.router6 is not None and wiring.pod_cidr6 is not None:
+        # IPv6 takes no address of the node's own for a next hop; over this pair none is resolved anyway.
+        routes.append(Route(destination=wiring.pod_cidr6, source=wiring.router6, mtu=wiring.mtu))
+    return tuple(routes)
 
 
 def _ensure_pair(ipr: IPRoute, mtu: int) -> tuple[Link, Link]:

@@ -9,6 +9,7 @@ routes and sysctls are in the modules that know what a device is for.
 import hashlib
 import secrets
 from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
 from typing import Any
 
 from pyroute2 import IPRoute
@@ -120,9 +121,9 @@ def default_mtu(ipr: IPRoute) -> int:
 
 
 def uplink_mtu(ipr: IPRoute) -> int | None:
-    """MTU of the device the default route leaves by; None without one."""
+    """MTU of the device the default route leaves by, of IPv4 if there is one; None without any."""
     with netlink_errors("list default routes"):
-        routes = tuple(ipr.get_default_routes(family=2))
+        routes = [route for family in (AF_INET, AF_INET6) for route in ipr.get_default_routes(family=family)]
     for route in routes:
         ifindex = route.get("oif")
         link = link_by_index(ipr, ifindex) if ifindex else None

@@ -79,15 +79,17 @@ class RemoteRoutes:
         self,
         ifindex: int,
         *,
-        router: IPv4Address,
-        own: IPv4Network,
+        router: IPv4Address | None = None,
+        own: IPv4Network | None = None,
         router6: IPv6Address | None = None,
         own6: IPv6Network | None = None,
     ) -> None:
         self._ifindex = ifindex
         self._router = router
         self._router6 = router6
-        self._others = {own, own6, IPv4Network(router)}
+        self._others: set[Prefix | None] = {own, own6}
+        if router is not None:
+            self._others.add(IPv4Network(router))
 
     def load(self) -> dict[bytes, bytes]:
         """The routes of ours over cilium_host."""

@@ -62,6 +62,12 @@ def ensure_address(ipr: IPRoute, ifindex: int, address: Addr) -> None:
             _remove_address(ipr, ifindex, other)
 
 
+def remove_addresses(ipr: IPRoute, ifindex: int, family: int) -> None:
+    """Take from a device of ours every address of *family*."""
+    for address in addresses(ipr, ifindex, family):
+        _remove_address(ipr, ifindex, address)
+
+
 def add_address(ipr: IPRoute, ifindex: int, address: Addr) -> None:
     """Give a device *address*, alone in its prefix; others stay."""
     flags = {} if address.version == 4 else {"flags": _NODAD}

@@ -128,3 +128,15 @@ def test_a_result_that_cannot_be_read_is_a_bad_configuration(previous):
     with pytest.raises(CniError, match="prevResult") as caught:
         differences(previous, MADE)
     assert caught.value.code is Code.INVALID_CONFIG
+
+
+def test_pod_without_ipv4_has_one_address_and_its_routes():
+    """Runtimes take the first address for the pod's."""
+    six = replace(
+        MADE, address=None, router=None, address6=IPv6Address("fd00::7"), router6=IPv6Address("fd00::1")
+    )
+    told = success(six, "1.0.0")
+    assert told["ips"] == [{"address": "fd00::7/128", "gateway": "fd00::1", "interface": 1}]
+    assert told["routes"] == [{"dst": "fd00::1/128"}, {"dst": "::/0", "gw": "fd00::1"}]
+    assert differences(told, six) == []
+    assert differences(success(MADE, "1.0.0"), six)

@@ -27,7 +27,7 @@ class Node:
     def __init__(self, *, slots=4096, cidr="10.0.0.0/24", cidr6=""):
         self.journal = []
         self.tables = Tables()
-        self.ipam = HostScope(IPv4Network(cidr))
+        self.ipam = HostScope(IPv4Network(cidr)) if cidr else None
         self.ipam6 = HostScope(IPv6Network(cidr6)) if cidr6 else None
         self.netlink = FakeNetlink(self.journal)
         self.attachments = FakeAttachments(self.journal)
@@ -40,7 +40,10 @@ class Node:
         self.endpoints = Endpoints(
             self.tables,
             network=PodNetwork(
-                self.ipam.router, 1500, slots, router6=self.ipam6.router if self.ipam6 else None
+                self.ipam.router if self.ipam else None,
+                1500,
+                slots,
+                router6=self.ipam6.router if self.ipam6 else None,
             ),
             ipam=self.ipam,
             ipam6=self.ipam6,

@@ -76,3 +76,37 @@ def test_next_agent_keeps_both():
         assert after.ipam6.owner(made.ipv6) == "shop/one"
 
     run(scenario, cidr6=CIDR6)
+
+
+def test_node_without_ipv4_gives_ipv6_alone():
+    """An address, a sandbox and a wiring of one family; asked for IPv4 it says that there is none."""
+
+    async def scenario(node):
+        made = await node.add("web")
+        assert (made.ipv4, str(made.ipv6)) == (None, "fd00::2")
+        assert made.addresses == (made.ipv6,)
+        assert node.netlink.with_ipv6["/run/netns/web"] is True
+        again = await node.add("web")
+        assert again == made
+        with pytest.raises(RequestRefused, match="no IPv4") as caught:
+            await node.add("other", ip="10.0.0.9")
+        assert caught.value.status == 422
+        await node.delete(made.id)
+        assert set(node.ipam6.owners()) == {node.ipam6.router}
+
+    run(scenario, cidr="", cidr6=CIDR6)
+
+
+def test_pod_that_had_both_goes_on_with_ipv6_where_ipv4_was_turned_off():
+    """Its IPv4 address is not wired any more, and belongs to no pool."""
+
+    async def scenario(node):
+        made = await node.add("one")
+        after = Node(cidr="", cidr6=CIDR6)
+        after.netlink.links = dict(node.netlink.links)
+        after.netlink.namespaces = node.netlink.namespaces
+        await after.endpoints.restore([made])
+        assert await after.add("one") == made
+        assert after.ipam6.owner(made.ipv6) == "shop/one"
+
+    run(scenario, cidr6=CIDR6)

@@ -76,7 +76,8 @@ def test_pods_are_behind_their_node() -> None:
         [node(1), replace(node(2), pod_cidrs=(*node(2).pod_cidrs, six))], this="node1", tunnel=True
     )
     assert both.routes() == (ip_network("10.0.2.0/24"),)
-    assert both.routes(ipv6=True) == (ip_network("10.0.2.0/24"), six)
+    assert both.routes(families={4, 6}) == (ip_network("10.0.2.0/24"), six)
+    assert both.routes(families={6}) == (six,)
 
 
 def test_a_node_nobody_knows_yet_is_believed() -> None:

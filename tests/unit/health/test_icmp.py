@@ -41,3 +41,14 @@ def test_the_checksum_carries_around():
 def test_only_replies_to_us_count(packet, ours):
     """Options in the IP header are skipped; what is cut off is nobody's."""
     assert icmp.is_reply(packet, 7) is ours
+
+
+def test_ipv6_has_numbers_of_its_own_and_no_header_in_front():
+    """RFC 4443 4.1 and 4.2; the kernel fills in the checksum, which covers addresses."""
+    packet = icmp.echo_request(1, 2, b"\x03", version=6)
+    assert packet == b"\x80\x00\x00\x00\x00\x01\x00\x02\x03"
+    answer = b"\x81" + packet[1:]
+    assert icmp.is_reply(answer, 1, version=6)
+    assert not icmp.is_reply(answer, 2, version=6)
+    assert not icmp.is_reply(packet, 1, version=6)
+    assert not icmp.is_reply(b"", 1, version=6)

@@ -38,6 +38,15 @@ def test_only_ipv4_internal_addresses_are_probed():
     assert (there.host, there.endpoint) == ((ip_address("192.0.2.2"),), ())
 
 
+def test_ipv6_is_probed_where_pods_have_no_ipv4():
+    """A node that has IPv4 alone is probed at that."""
+    both = node("b", "192.0.2.2", "fd00::2", health=("10.0.1.7", "fd00::7"))
+    old = node("c", "192.0.2.3", health=("fd00::8",))
+    _, there, beyond = model.targets([both, old], LOCAL, None, endpoints=True, family=6)
+    assert (there.host, there.endpoint) == ((ip_address("fd00::2"),), (ip_address("fd00::7"),))
+    assert (beyond.host, beyond.endpoint) == ((ip_address("192.0.2.3"),), (ip_address("fd00::8"),))
+
+
 @pytest.mark.parametrize(("cluster", "name"), [("default", "a"), ("east", "east/a")])
 def test_nodes_of_a_named_cluster_carry_its_name(cluster, name):
     """As Cilium names them."""
