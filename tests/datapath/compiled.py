@@ -8,6 +8,7 @@ That needs clang.  A guest has none (tests/kernels): it is given the objects bes
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 from pathlib import Path
 
@@ -18,18 +19,20 @@ SOURCES = ROOT / "tests/datapath/progs"
 
 
 def compiled(name: str, scratch: Path) -> Embedded:
-    """The object of tests/datapath/progs/NAME.bpf.c; where it is compiled its file is left in *scratch*."""
-    brought = SOURCES / f"{name}.bpf.o"
-    data = brought.read_bytes() if brought.exists() else _compile(name, scratch)
+    """The object of tests/datapath/progs/NAME.bpf.c; its file is left in *scratch*."""
+    brought, target = SOURCES / f"{name}.bpf.o", scratch / f"{name}.bpf.o"
+    if brought.exists():
+        shutil.copy(brought, target)
+    else:
+        _compile(name, target)
+    data = target.read_bytes()
     return Embedded(name, data, hashlib.sha256(data).hexdigest())
 
 
-def _compile(name: str, scratch: Path) -> bytes:
+def _compile(name: str, target: Path) -> None:
     sys.path.insert(0, str(ROOT / "build"))
     try:
         from compile_bpf import compile_object
     finally:
         sys.path.remove(str(ROOT / "build"))
-    target = scratch / f"{name}.bpf.o"
     compile_object(SOURCES / f"{name}.bpf.c", target)
-    return target.read_bytes()

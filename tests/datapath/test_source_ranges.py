@@ -138,6 +138,8 @@ def test_socket_of_a_pod_is_refused_and_the_nodes_are_not(outside: Datapath, gro
     """The namespace of these tests is the node's, and then pod one's."""
     restrict(outside, ALLOW, "203.0.113.0/24", protocol=UDP)
     assert connect(group, ADDRESS, PORT) == [0, [ADDRESS, PORT], [pod_one.ip, 80]]
+    if not own_cookie():  # before Linux 5.14 nobody can tell which pod a namespace is
+        return
     outside.map("netns").update(own_cookie().to_bytes(8, "little"), u32(POD_ONE.slot))
     told = errno.ECONNREFUSED if chooses_errno_of_connect() else errno.EPERM
     assert connect(group, ADDRESS, PORT) == [told, None, None]

@@ -14,6 +14,7 @@ from ciliumd import abi
 from ciliumd.bpf import Map, Object, features, terminate
 from ciliumd.bpf._libbpf import ffi, lib
 from ciliumd.bpf.map import ENOTSUPP
+from ciliumd.net.namespace import own_cookie
 from lab.kernel import chooses_errno_of_connect, has_helper
 
 OUTER = "cilium_policy_rules_v1"
@@ -76,6 +77,11 @@ FEATURES = (
         terminate.supported,
     ),
     Feature("batches on LPM tries", "prefixes are written and read one by one", batches_on_prefixes),
+    Feature(
+        "cookies of network namespaces",
+        "the node's sockets are those of the namespace the kernel started with; no other's is a pod's",
+        lambda: bool(own_cookie()),
+    ),
     Feature(
         "memory of maps charged to control groups",
         "maps count as locked memory; the agent raises its limit, for which a container needs SYS_RESOURCE",
