@@ -34,9 +34,17 @@ enum {
 /* What is known of an address that is no local endpoint. */
 struct ipcache_info {
 	__u32 identity;
-	__be32 tunnel; /* node to reach it by; 0: without a tunnel */
-	int exact;     /* of this address alone, not of a network around it */
+	int exact;		/* of this address alone, not of a network around it */
+	struct cil_addr tunnel; /* node to reach it by; all zero: without a tunnel */
 };
+
+/* Whether it lies behind a node's tunnel.  One question instead of four: the verifier walks each. */
+static __always_inline int behind_tunnel(const struct ipcache_info *info)
+{
+	const struct cil_addr *node = &info->tunnel;
+
+	return !!(node->w[0] | node->w[1] | node->w[2] | node->w[3]);
+}
 
 /* An address nobody told us about is the world's, each family's its own. */
 static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct ipcache_info *info)
@@ -55,7 +63,7 @@ static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct i
 		if (!entry)
 			break;
 		word = read_row_word(entry);
-		info->tunnel = addr_v4(&entry->tunnel_endpoint);
+		info->tunnel = entry->tunnel_endpoint;
 		barrier();
 		if ((__u32)word == check && read_row_word(entry) == word) {
 			info->identity = word >> 32;
@@ -66,11 +74,11 @@ static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct i
 	entry = bpf_map_lookup_elem(&cilium_ipcache_lpm_v1, &lpm);
 	if (entry) {
 		info->identity = entry->identity;
-		info->tunnel = addr_v4(&entry->tunnel_endpoint);
+		info->tunnel = entry->tunnel_endpoint;
 		return;
 	}
 	info->identity = addr_is_v4(addr) ? ID_WORLD : ID_WORLD_IPV6;
-	info->tunnel = 0;
+	__builtin_memset(&info->tunnel, 0, sizeof(info->tunnel));
 }
 
 static __always_inline __u32 ipcache_identity(const struct cil_addr *addr)

@@ -20,6 +20,7 @@
 #include "lib/parse.h"
 
 CONFIG(__u8, tunnel, 0, "reach the pods of other nodes through VXLAN");
+CONFIG(__u8, tunnel_ipv6, 0, "nodes reach each other over IPv6, not over IPv4");
 CONFIG(__u16, tunnel_port, 8472, "UDP port of the tunnel, in host byte order");
 CONFIG(__u32, overlay_ifindex, 0, "ifindex of cilium_vxlan");
 CONFIG(__u32, overlay_mtu, 0, "bytes of the largest IP packet that fits the tunnel; 0: any");
@@ -97,19 +98,34 @@ static __always_inline __u32 tunnel_identity(__u32 identity)
 	return identity < 1 << 24 ? identity : ID_WORLD;
 }
 
-/* Make it leave for the node at *remote* as a packet of *identity*; 0, or a drop reason. */
-static __always_inline int encapsulate(struct __sk_buff *skb, __be32 remote, __u32 identity)
+/* Whose outer packet this is, if it came out of the tunnel as we send into it; 0, or not 0. */
+static __always_inline int read_tunnel_key(struct __sk_buff *skb, struct bpf_tunnel_key *key)
+{
+	return bpf_skb_get_tunnel_key(skb, key, TUNNEL_KEY_SIZE,
+				      cfg_tunnel_ipv6 ? BPF_F_TUNINFO_IPV6 : 0);
+}
+
+/*
+ * Make it leave for the node at *remote* as a packet of *identity*; 0, or a drop reason.  Over IPv6
+ * it has a checksum: without one a receiver drops it that was not told to expect that (RFC 6936).
+ */
+static __always_inline int encapsulate(struct __sk_buff *skb, const struct cil_addr *remote,
+				       __u32 identity)
 {
 	struct bpf_tunnel_key key = {
 		.tunnel_id = identity,
-		.remote_ipv4 = bpf_ntohl(remote),
 		.tunnel_ttl = TUNNEL_TTL,
 	};
 	int reason = store_host_macs(skb);
 
 	if (reason)
 		return reason;
-	if (bpf_skb_set_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, BPF_F_ZERO_CSUM_TX))
+	if (cfg_tunnel_ipv6)
+		__builtin_memcpy(key.remote_ipv6, remote->w, sizeof(key.remote_ipv6));
+	else
+		key.remote_ipv4 = bpf_ntohl(addr_v4(remote));
+	if (bpf_skb_set_tunnel_key(skb, &key, TUNNEL_KEY_SIZE,
+				   cfg_tunnel_ipv6 ? BPF_F_TUNINFO_IPV6 : BPF_F_ZERO_CSUM_TX))
 		return DROP_WRITE_ERROR;
 	skb->mark = 0;
 	return 0;

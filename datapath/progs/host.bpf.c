@@ -52,7 +52,7 @@ static __always_inline void own_router(struct __sk_buff *skb, struct packet *p)
 
 /* From the node's stack to a pod of another node.  Nobody else's packets are the node's to send. */
 static __always_inline int to_tunnel_from_stack(struct __sk_buff *skb, struct packet *p,
-						__be32 remote)
+						const struct cil_addr *remote)
 {
 	int reason = DROP_INVALID_SIP;
 
@@ -107,8 +107,8 @@ int hook_from_host(struct __sk_buff *skb)
 
 		ipcache_lookup(&p->dst, &info);
 		p->dst_identity = info.identity;
-		if (info.tunnel)
-			return to_tunnel_from_stack(skb, p, info.tunnel);
+		if (behind_tunnel(&info))
+			return to_tunnel_from_stack(skb, p, &info.tunnel);
 	}
 	return to_pod_from_stack(skb, p);
 }
@@ -149,7 +149,7 @@ static __always_inline int judge_source(struct packet *p)
 		return DROP_INVALID_SIP;
 	ipcache_lookup(&p->src, &info);
 	p->src_identity = info.identity;
-	return cfg_tunnel && info.tunnel ? DROP_INVALID_SIP : 0;
+	return cfg_tunnel && behind_tunnel(&info) ? DROP_INVALID_SIP : 0;
 }
 
 /*
@@ -205,7 +205,8 @@ int hook_from_netdev(struct __sk_buff *skb)
 	if (!reason && (cfg_masquerade || cfg_node_port) && !is_ipv6(p) && !is_tunnel_packet(p) &&
 	    addr_v4(&p->dst) == native_address(skb->ifindex))
 		reason = nat_ingress(skb, p, 0);
-	else if ((cfg_masquerade_ipv6 || cfg_node_port) && is_ipv6(p) && !reason)
+	else if ((cfg_masquerade_ipv6 || cfg_node_port) && is_ipv6(p) && !reason &&
+		 !is_tunnel_packet(p))
 		reason = unmasquerade_v6(skb, p);
 	p->dst_slot = slot_of_addr(&p->dst);
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST) {
@@ -256,7 +257,7 @@ static __always_inline int to_netdev_v6(struct __sk_buff *skb, struct packet *p)
 			reason = nat_egress_v6(skb, p, &address);
 		return reason ? DROP(skb, p, reason, DIR_EGRESS, 0) : TC_ACT_UNSPEC;
 	}
-	if (reason)
+	if (reason || is_tunnel_packet(p))
 		return TC_ACT_UNSPEC;
 	if (cfg_node_port && forward_reply(p)) {
 		reason = show_frontend(skb, p, SHOW_OUTSIDE, 1);

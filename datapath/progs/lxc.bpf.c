@@ -188,17 +188,22 @@ static __always_inline int turn_loopback(struct __sk_buff *skb, struct packet *p
 }
 
 /*
- * The node to reach *p->dst* by, 0: none, it goes as it is.  A pod answers the node that came to it
- * through the tunnel by the tunnel, whatever address that node used.
+ * Whether *p->dst* is reached by the tunnel, of the node that *info* names then.  A pod answers the
+ * node that came to it through the tunnel by the tunnel, whatever address that node used.
  */
-static __always_inline __be32 tunnel_towards(const struct packet *p, __be32 known)
+static __always_inline int goes_by_tunnel(const struct packet *p, struct ipcache_info *info)
 {
-	if (!cfg_tunnel || known)
-		return known;
+	if (!cfg_tunnel)
+		return 0;
+	if (behind_tunnel(info))
+		return 1;
 	/* Who came by a node port came past the tunnel, ours or another's that the stack knows of. */
 	if (!(p->flags & PKT_REPLY) || p->ct.rev_nat || p->ct.flags & CT_F_FROM_STACK)
 		return 0;
-	return !is_ipv6(p) && node_of_addr(&p->dst) ? addr_v4(&p->dst) : 0;
+	if (is_ipv6(p) != !!cfg_tunnel_ipv6 || !node_of_addr(&p->dst))
+		return 0;
+	info->tunnel = p->dst;
+	return 1;
 }
 
 /* A pod must not speak for a node: what it sends to a tunnel's port never leaves, nor goes up. */
@@ -207,11 +212,13 @@ static __always_inline int forges_tunnel(const struct packet *p, const struct ip
 	if (!is_tunnel_packet(p))
 		return 0;
 	return p->dst_slot == SLOT_HOST ||
-	       (p->dst_slot == SLOT_NONE && (!info->tunnel || is_node_address(&p->dst, info)));
+	       (p->dst_slot == SLOT_NONE &&
+		(!behind_tunnel(info) || is_node_address(&p->dst, info)));
 }
 
 /* Through the tunnel to the node at *remote*; the verdict. */
-static __always_inline int leave_by_tunnel(struct __sk_buff *skb, struct packet *p, __be32 remote)
+static __always_inline int leave_by_tunnel(struct __sk_buff *skb, struct packet *p,
+					   const struct cil_addr *remote)
 {
 	int reason;
 
@@ -239,7 +246,6 @@ int call_egress(struct __sk_buff *skb)
 	struct ipcache_info info = {};
 	int reason, loopback, by_stack;
 	__u32 version, oif, mark;
-	__be32 remote;
 
 	if (!p)
 		return TC_ACT_SHOT;
@@ -291,9 +297,8 @@ int call_egress(struct __sk_buff *skb)
 		count_packet(FORWARDED, DIR_EGRESS, skb->len);
 		return tail_call(skb, p, CALL_INGRESS);
 	}
-	remote = tunnel_towards(p, info.tunnel);
-	if (cfg_tunnel && remote)
-		return leave_by_tunnel(skb, p, remote);
+	if (goes_by_tunnel(p, &info))
+		return leave_by_tunnel(skb, p, &info.tunnel);
 	/* The stack takes nothing from a pod that has an address of the node, as a frontend may be. */
 	by_stack = cfg_host_legacy_routing && !(p->ct.rev_nat && p->flags & PKT_REPLY);
 	reason = route_of(skb, p, &oif, is_ipv6(p));

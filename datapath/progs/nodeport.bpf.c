@@ -53,15 +53,15 @@ static __always_inline int leave_by_route(struct __sk_buff *skb, struct packet *
 	return bpf_redirect_neigh(oif, NULL, 0, 0);
 }
 
-/* To the backend that is now its destination: by the node at *remote*, 0: by route.  The verdict. */
-static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *p, __be32 remote,
-					  int v6)
+/* To the backend that is now its destination: by a node's tunnel, or by route.  The verdict. */
+static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *p,
+					  const struct ipcache_info *info, int v6)
 {
+	int reason = 0, tunnel = cfg_tunnel && behind_tunnel(info);
 	struct cil_addr address;
 	__u32 oif = 0;
-	int reason = 0;
 
-	if (!cfg_tunnel || !remote) {
+	if (!tunnel) {
 		/* Under our address it would be a node's word. */
 		reason = is_tunnel_packet(p) ? DROP_ENCAP_PROHIBITED : route_of(skb, p, &oif, v6);
 		if (!native_address_for(oif, &address, v6) && !reason)
@@ -74,11 +74,11 @@ static __always_inline int send_elsewhere(struct __sk_buff *skb, struct packet *
 			      nat_egress(skb, p, addr_v4(&address));
 	if (!reason)
 		reason = decrement_ttl(skb, p);
-	if (!reason && cfg_tunnel && remote)
-		reason = encapsulate(skb, remote, client_identity(p));
+	if (!reason && tunnel)
+		reason = encapsulate(skb, &info->tunnel, client_identity(p));
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
-	if (!cfg_tunnel || !remote)
+	if (!tunnel)
 		return leave_by_route(skb, p, oif);
 	count_packet(FORWARDED, DIR_EGRESS, skb->len);
 	trace_packet(skb, p, TRACE_TO_OVERLAY, DIR_EGRESS, 0);
@@ -131,7 +131,7 @@ int call_node_port(struct __sk_buff *skb)
 	if (p->dst_slot == SLOT_NONE) {
 		ipcache_lookup(&addr, &info);
 		p->dst_identity = info.identity;
-		if (cfg_tunnel && info.tunnel && exceeds_tunnel(skb, p)) {
+		if (cfg_tunnel && behind_tunnel(&info) && exceeds_tunnel(skb, p)) {
 			p->refuse_mtu = cfg_overlay_mtu;
 			return DROP_AND_REFUSE(skb, p, DROP_FRAG_NOSUPPORT, ICMP_V4_UNREACHABLE,
 					       ICMP_V4_FRAG_NEEDED);
@@ -144,7 +144,7 @@ int call_node_port(struct __sk_buff *skb)
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, 0);
 	if (p->dst_slot == SLOT_NONE)
-		return send_elsewhere(skb, p, info.tunnel, v6);
+		return send_elsewhere(skb, p, &info, v6);
 	if (p->dst_slot == SLOT_HOST)
 		return send_to_stack(skb, p);
 	return tail_call(skb, p, CALL_INGRESS);
@@ -218,7 +218,7 @@ int call_node_port_error(struct __sk_buff *skb)
 		return tail_call(skb, p, CALL_INGRESS);
 	ipcache_lookup(&addr, &info);
 	p->dst_identity = info.identity;
-	return send_elsewhere(skb, p, info.tunnel, v6);
+	return send_elsewhere(skb, p, &info, v6);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

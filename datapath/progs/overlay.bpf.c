@@ -72,24 +72,19 @@ static __always_inline int judge_pod(struct packet *p, const struct ipcache_info
 }
 
 /* May the node at *outer* have sent this, with this identity?  0, or a drop reason. */
-static __always_inline int judge_sender(struct packet *p, __be32 outer)
+static __always_inline int judge_sender(struct packet *p, const struct cil_addr *outer)
 {
+	__u32 node = node_of_addr(outer), owner;
 	struct ipcache_info info;
-	struct cil_addr addr;
-	__u32 node, owner;
 
-	addr_set_v4(&addr, outer);
-	node = node_of_addr(&addr);
 	if (!node)
 		return DROP_UNKNOWN_SENDER;
 	if (slot_of_addr(&p->src) != SLOT_NONE)
 		return DROP_INVALID_SIP;
 	ipcache_lookup(&p->src, &info);
 	owner = node_of_addr(&p->src);
-	if (!owner && info.tunnel) {
-		addr_set_v4(&addr, info.tunnel);
-		owner = node_of_addr(&addr);
-	}
+	if (!owner && behind_tunnel(&info))
+		owner = node_of_addr(&info.tunnel);
 	if (owner != node)
 		return DROP_INVALID_SIP;
 	return is_node_address(&p->src, &info) ? judge_node(p, &info) : judge_pod(p, &info);
@@ -119,6 +114,7 @@ int hook_from_overlay(struct __sk_buff *skb)
 {
 	struct packet *p = packet_start(HOOK_FROM_OVERLAY);
 	struct bpf_tunnel_key key = {};
+	struct cil_addr outer;
 	int reason;
 
 	if (!p)
@@ -126,13 +122,17 @@ int hook_from_overlay(struct __sk_buff *skb)
 	reason = parse_ethernet(skb, p);
 	if (!reason && !is_ip(p))
 		reason = DROP_UNKNOWN_L3;
-	if (!reason && bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
+	if (!reason && read_tunnel_key(skb, &key))
 		reason = DROP_NO_TUNNEL_KEY;
 	if (!reason)
 		reason = parse_ip_header(skb, p);
 	p->src_identity = key.tunnel_id;
+	if (cfg_tunnel_ipv6)
+		__builtin_memcpy(outer.w, key.remote_ipv6, sizeof(outer.w));
+	else
+		addr_set_v4(&outer, bpf_htonl(key.remote_ipv4));
 	if (!reason)
-		reason = judge_sender(p, bpf_htonl(key.remote_ipv4));
+		reason = judge_sender(p, &outer);
 	if (!reason)
 		reason = parse_payload(skb, p);
 	/* Its MACs are the sender's, and mean nothing here. */
@@ -163,7 +163,7 @@ int hook_to_overlay(struct __sk_buff *skb)
 
 	if (!p)
 		return TC_ACT_SHOT;
-	if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
+	if (!read_tunnel_key(skb, &key))
 		return TC_ACT_UNSPEC;
 	/* The device has no place to send it to; of neighbour discovery there is nothing to tell. */
 	if (parse_ethernet(skb, p) || !is_ip(p))

@@ -1892,6 +1892,7 @@ CONFIG: dict[str, ConfigSpec] = {
         "send trace events for new connections, new TCP flags and every report interval",
     ),
     "tunnel": ConfigSpec("tunnel", "u8", 1, "reach the pods of other nodes through VXLAN"),
+    "tunnel_ipv6": ConfigSpec("tunnel_ipv6", "u8", 1, "nodes reach each other over IPv6, not over IPv4"),
     "tunnel_port": ConfigSpec("tunnel_port", "u16", 2, "UDP port of the tunnel, in host byte order"),
 }
 

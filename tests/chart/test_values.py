@@ -129,6 +129,11 @@ CONTRADICTIONS = [
     ({"tunnel": "vxlan", "routingMode": "native"}, "tunnel=vxlan contradicts routingMode=native"),
     ({"tunnel": "vxlan", "tunnelProtocol": "geneve"}, "contradicts tunnelProtocol=geneve"),
     ({"tunnel": "geneve"}, "tunnelProtocol=geneve is not supported"),
+    ({"ipv4.enabled": "false"}, "ipv4.enabled=false needs ipv6.enabled=true"),
+    (
+        {"routingMode": "native", "ipv4.enabled": "false", "ipv6.enabled": "true"},
+        "routingMode=native with ipv6.enabled needs ipv6NativeRoutingCIDR",
+    ),
     (
         {"nativeRoutingCIDR": "10.0.0.0/8", "ipv4NativeRoutingCIDR": "10.0.0.0/9"},
         "nativeRoutingCIDR=10.0.0.0/8 contradicts ipv4NativeRoutingCIDR=10.0.0.0/9",
@@ -165,6 +170,7 @@ MISTYPED = [
     ({"bpf.hostroute": "true"}, "hostroute"),
     ({"operator.replica": "1"}, "replica"),
     ({"tunnelPort": "many"}, "/tunnelPort"),
+    ({"underlayProtocol": "ipx"}, "/underlayProtocol"),
     ({"routingMode": "bridge"}, "/routingMode"),
     ({"kubeProxyReplacement": "maybe"}, "/kubeProxyReplacement"),
     ({"cluster.name": "East"}, "/cluster/name"),
@@ -275,7 +281,7 @@ def test_the_operator_understands_what_is_rendered(default, tmp_path):
         (tmp_path / key).write_text(text)
     options = read_operator([f"--config-dir={tmp_path}"])
     assert options.operator_api_serve_addr == "127.0.0.1:9234"
-    assert options.operator_prometheus_serve_addr == "0.0.0.0:9963"
+    assert options.operator_prometheus_serve_addr == ":9963"
     assert options.identity_gc_interval == 900.0
     assert options.ipam == "cluster-pool"
 
@@ -321,3 +327,17 @@ def test_ipv6_is_off_and_has_a_pool_where_it_is_on(render):
     pool = "ipam.operator.clusterPoolIPv6PodCIDRList"
     chosen = {"ipv6.enabled": "true", pool: "{fd00:1::/104,fd00:2::/104}"}
     assert render(chosen).config["cluster-pool-ipv6-cidr"] == "fd00:1::/104 fd00:2::/104"
+
+
+def test_pods_may_have_ipv6_alone(render):
+    """No pool of IPv4, nor a network of it that mode native would need; the tunnel follows, or is told."""
+    only = {"ipv4.enabled": "false", "ipv6.enabled": "true"}
+    config = render(only).config
+    assert (config["enable-ipv4"], config["enable-ipv6"]) == ("false", "true")
+    assert not [key for key in config if key.startswith("cluster-pool-ipv4")]
+    assert config["cluster-pool-ipv6-cidr"] == "fd00::/104"
+    assert "underlay-protocol" not in config
+    assert render({**only, "underlayProtocol": "ipv4"}).config["underlay-protocol"] == "ipv4"
+    native = render({**only, "routingMode": "native", "ipv6NativeRoutingCIDR": "fd00::/8"}).config
+    assert (native["routing-mode"], native["ipv6-native-routing-cidr"]) == ("native", "fd00::/8")
+    assert "ipv4-native-routing-cidr" not in native

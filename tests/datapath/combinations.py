@@ -35,6 +35,7 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "pod_cidr_ipv4": (0, 0x0A000100),
     "native_cidr_ipv4": (0, 0x0A000000),
     "tunnel": (0, 1),
+    "tunnel_ipv6": (0, 1),
     "node_port": (0, 1),
     "host_legacy_routing": (0, 1),
     "node_netns_cookie": (0, 7),

@@ -25,7 +25,7 @@
       "bpf-lb-algorithm" "random"
       "bpf-lb-acceleration" "disabled"
       "bpf-lb-external-clusterip" $values.bpf.lbExternalClusterIP
-      "enable-ipv4" true
+      "enable-ipv4" $values.ipv4.enabled
       "enable-ipv6" $values.ipv6.enabled
       "enable-ipv4-masquerade" $values.enableIPv4Masquerade
       "enable-bpf-masquerade" true
@@ -63,6 +63,7 @@
 {{- if eq $normal.routingMode "tunnel" -}}
   {{- $_ := set $config "tunnel-protocol" $normal.tunnelProtocol -}}
   {{- with int $values.tunnelPort }}{{ $_ := set $config "tunnel-port" . }}{{ end -}}
+  {{- with $values.underlayProtocol }}{{ $_ := set $config "underlay-protocol" . }}{{ end -}}
 {{- end -}}
 {{- if $values.ipv6.enabled -}}
   {{- $_ := set $config "enable-ipv6-masquerade" $values.enableIPv6Masquerade -}}
@@ -82,8 +83,10 @@
 {{- with $values.bpf.natMax }}{{ $_ := set $config "bpf-nat-global-max" (int .) }}{{ end -}}
 {{- with $values.bpf.lbMapMax }}{{ $_ := set $config "bpf-lb-map-max" (int .) }}{{ end -}}
 {{- if eq $values.ipam.mode "cluster-pool" -}}
-  {{- $_ := set $config "cluster-pool-ipv4-cidr" (join " " $normal.podCIDRs) -}}
-  {{- $_ := set $config "cluster-pool-ipv4-mask-size" (int $values.ipam.operator.clusterPoolIPv4MaskSize) -}}
+  {{- if $values.ipv4.enabled -}}
+    {{- $_ := set $config "cluster-pool-ipv4-cidr" (join " " $normal.podCIDRs) -}}
+    {{- $_ := set $config "cluster-pool-ipv4-mask-size" (int $values.ipam.operator.clusterPoolIPv4MaskSize) -}}
+  {{- end -}}
   {{- if $values.ipv6.enabled -}}
     {{- $_ := set $config "cluster-pool-ipv6-cidr" (join " " $normal.podCIDRs6) -}}
     {{- $_ := set $config "cluster-pool-ipv6-mask-size" (int $values.ipam.operator.clusterPoolIPv6MaskSize) -}}

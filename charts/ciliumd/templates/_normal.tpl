@@ -34,7 +34,10 @@ first charts of Cilium) are taken when the new one is empty; what contradicts ea
   {{- end -}}
   {{- $native = . -}}
 {{- end -}}
-{{- if and (eq $mode "native") (not $native) $values.enableIPv4Masquerade -}}
+{{- if not (or $values.ipv4.enabled $values.ipv6.enabled) -}}
+  {{- fail "ipv4.enabled=false needs ipv6.enabled=true: pods need an address of one family" -}}
+{{- end -}}
+{{- if and (eq $mode "native") (not $native) $values.ipv4.enabled $values.enableIPv4Masquerade -}}
   {{- fail "routingMode=native needs ipv4NativeRoutingCIDR: without it pods would be masqueraded towards each other; or set enableIPv4Masquerade=false" -}}
 {{- end -}}
 {{- if and (eq $mode "native") $values.ipv6.enabled $values.enableIPv6Masquerade (not $values.ipv6NativeRoutingCIDR) -}}

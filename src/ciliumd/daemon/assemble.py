@@ -223,6 +223,7 @@ async def _node_facts(
         addresses=wiring.addresses,
         node_port_addresses=node_port_addresses(wiring.native),
         tunnel=wiring.overlay is not None,
+        underlay=settings.underlay,
         pod_cidrs=tuple(one for one in (origin.pod_cidr, origin.pod_cidr6) if one is not None),
         protected=await protected,
         allowed=settings.allow_external_addresses,

@@ -191,6 +191,7 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
     if wiring.overlay is not None:
         values |= {
             "tunnel": 1,
+            "tunnel_ipv6": settings.underlay == 6,
             "overlay_ifindex": wiring.overlay.ifindex,
             "overlay_mtu": wiring.route_mtu,
             "tunnel_port": settings.tunnel_port,

@@ -9,7 +9,11 @@ from ciliumd.metrics.registry import CONTENT_TYPE
 
 
 class Exporter:
-    """Serves metrics on *address* (``host:port``); an empty address serves nothing."""
+    """
+    Serves metrics on *address* (``host:port``), without a host at every address of both families.
+
+    An empty address serves nothing.
+    """
 
     def __init__(self, address: str, exposition: Callable[[], bytes]) -> None:
         self._address = address
@@ -25,7 +29,7 @@ class Exporter:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         host, _, port = self._address.rpartition(":")
-        await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
 
     async def stop(self) -> None:
         """Stop listening."""

@@ -58,11 +58,16 @@ def local_node(agent: "Agent") -> NodeRow:
     published = agent.tables.nodes.get(agent.plan.node.name)
     if published is not None and published.addresses_of(INTERNAL_IP):
         return published
-    four: list[Addr] = [address for device in agent.native for address in device.ipv4]
-    six: list[Addr] = [address for device in agent.native for address in device.ipv6]
-    addresses = tuple((INTERNAL_IP, address) for address in (*four, *six))
+    own: list[Addr] = []
+    for device in agent.native:
+        own += device.ipv4
+        own += device.ipv6
+    first = {one.version: one for one in reversed(own)}
     pod_cidrs = tuple(pool.cidr for pool in (agent.ipam, agent.ipam6) if pool is not None)
-    return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses[:1], pod_cidrs=pod_cidrs)
+    # One that speaks none of its pods' families is still somewhere.
+    shown = [first[cidr.version] for cidr in pod_cidrs if cidr.version in first] or own[:1]
+    addresses = tuple((INTERNAL_IP, address) for address in shown)
+    return NodeRow(agent.plan.node.name, agent.plan.node.cluster, addresses, pod_cidrs=pod_cidrs)
 
 
 def cluster_nodes(agent: "Agent") -> list[NodeRow]:

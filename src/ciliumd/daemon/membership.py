@@ -151,7 +151,7 @@ class ClusterOrigin:
             self._tables,
             facts=lambda endpoint: _facts(agent, endpoint),
             pod_uid=source.pod_uid,
-            node=lambda: local_node(agent).tunnel_endpoint,
+            node=lambda: local_node(agent).tunnel_endpoint(agent.settings.underlay),
         )
         agent.after_round.append(endpoints.wake)
 

@@ -46,11 +46,12 @@ class NodeFacts:
     What is known of the node itself.
 
     *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  *families* are
-    those pods here have; with *tunnel* other nodes' pods are reached by encapsulation.  *protected* are
-    further addresses that no service may take, and whose they are, *allowed* those that one may take from
-    anybody.  *serves* are the kinds of frontends that are served here, *serves6* those of IPv6, *proxy* is
-    the name that services give who is to serve them.  *allocates* tells whether this node numbers label sets
-    by itself, or waits for the cluster to do so; *label_filter* which labels are in them.
+    those pods here have; with *tunnel* other nodes' pods are reached by encapsulation, in packets of the
+    family *underlay*.  *protected* are further addresses that no service may take, and whose they are,
+    *allowed* those that one may take from anybody.  *serves* are the kinds of frontends that are served here,
+    *serves6* those of IPv6, *proxy* is the name that services give who is to serve them.  *allocates* tells
+    whether this node numbers label sets by itself, or waits for the cluster to do so; *label_filter* which
+    labels are in them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class NodeFacts:
     addresses: tuple[Addr, ...]
     node_port_addresses: tuple[Addr, ...] = ()
     tunnel: bool = False
+    underlay: int = 4
     pod_cidrs: tuple[Prefix, ...] = ()
     protected: tuple[tuple[Addr, str], ...] = ()
     allowed: tuple[Prefix, ...] = ()
@@ -342,11 +344,13 @@ class NodePlan:
 
     def _plan_beyond(self, api_servers: frozenset[Addr]) -> None:
         nodes = self._tables.nodes.values()
-        neighbours = cluster_stage.Neighbours(nodes, this=self.node.name, tunnel=self.node.tunnel)
+        neighbours = cluster_stage.Neighbours(
+            nodes, this=self.node.name, tunnel=self.node.tunnel, underlay=self.node.underlay
+        )
         self._beyond = cluster_stage.beyond(
             neighbours, self._tables.remote_endpoints.values(), api_servers=api_servers
         )
-        self.node_rows = cluster_stage.node_rows(nodes)
+        self.node_rows = cluster_stage.node_rows(nodes, underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 
     def _plan_endpoints(self) -> None:

@@ -103,6 +103,10 @@ class Settings(BaseSettings):
         description="how pods of other nodes are reached: by the network's routes or a tunnel",
     )
     tunnel_protocol: Literal["vxlan"] = Field(default="vxlan", description="encapsulation of the tunnel")
+    underlay_protocol: Literal["auto", "ipv4", "ipv6"] = Field(
+        default="auto",
+        description="family of the nodes' addresses that the tunnel uses; auto: IPv4 where pods have it",
+    )
     tunnel_port: Port = Field(default=8472, description="UDP port of the tunnel")
     ipam: Literal["cluster-pool", "kubernetes"] = Field(
         default="cluster-pool", description="who gives nodes their pod CIDR: the operator, or Kubernetes"
@@ -121,14 +125,14 @@ class Settings(BaseSettings):
         default=IPv6Network("fd00::/112"),
         description="the same of IPv6, where it is enabled",
     )
-    enable_ipv6: bool = Field(default=False, description="IPv6 for pods, beside IPv4")
+    enable_ipv6: bool = Field(default=False, description="IPv6 for pods")
     cluster_pool_ipv6_cidr: Annotated[tuple[IPv6Network, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(IPv6Network("fd00::/104"),), description="IPv6 networks the operator takes pod CIDRs from"
     )
     cluster_pool_ipv6_mask_size: int = Field(
         default=120, ge=64, le=126, description="prefix length of a node's IPv6 pod CIDR"
     )
-    enable_ipv4: bool = Field(default=True, description="IPv4 for pods; this version has none without it")
+    enable_ipv4: bool = Field(default=True, description="IPv4 for pods; without it they need --enable-ipv6")
     devices: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="native devices, with commas between; default: those with a default route"
     )
@@ -295,24 +299,17 @@ class Settings(BaseSettings):
     @field_validator("metrics_address", "kube_proxy_replacement_healthz_bind_address")
     @classmethod
     def _listenable(cls, value: str, info: ValidationInfo) -> str:
-        host, colon, port = value.rpartition(":")
+        _, colon, port = value.rpartition(":")
         if value and not (colon and port.isdecimal() and int(port) < 1 << 16):
             example = "127.0.0.1:9962" if info.field_name == "metrics_address" else "0.0.0.0:10256"
             raise ValueError(f"{value!r} is no address; write {example}, or nothing to listen nowhere")
-        return f"0.0.0.0:{port}" if value and not host else value
+        return value
 
     @field_validator("loopback_ipv6")
     @classmethod
     def _answerable(cls, value: IPv6Address) -> IPv6Address:
         if value.is_link_local or value.is_multicast:
             raise ValueError(f"{value} is not answered through a pod's gateway; take an address of no link")
-        return value
-
-    @field_validator("enable_ipv4")
-    @classmethod
-    def _has_ipv4(cls, value: bool) -> bool:
-        if not value:
-            raise ValueError("pods without IPv4 are not supported: IPv6 comes beside it")
         return value
 
     @model_validator(mode="before")
@@ -325,6 +322,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not (self.enable_ipv4 or self.enable_ipv6):
+            raise ValueError("enable-ipv4 and enable-ipv6 are both false: pods need an address of one family")
         if self.pod_cidr.prefixlen > 30:
             raise ValueError(f"pod-cidr {self.pod_cidr} has no room for a router and a pod")
         if self.pod_cidr_ipv6.prefixlen > 126:
@@ -345,6 +344,13 @@ class Settings(BaseSettings):
                         f"cluster-pool-ipv{family}-cidr {cidr}"
                     )
         return self
+
+    @property
+    def underlay(self) -> int:
+        """4 or 6: the family of the nodes' addresses, where the tunnel leads and by which nodes are known."""
+        if self.underlay_protocol == "auto":
+            return 4 if self.enable_ipv4 else 6
+        return 6 if self.underlay_protocol == "ipv6" else 4
 
     @property
     def host_legacy_routing(self) -> bool:

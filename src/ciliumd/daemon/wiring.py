@@ -84,7 +84,7 @@ async def _wire_devices(
     if settings.routing_mode != "tunnel":
         await netlink.call(overlay.remove_overlay)
         return host, None, wanted.mtu
-    route_mtu = wanted.mtu - overlay.VXLAN_OVERHEAD
+    route_mtu = wanted.mtu - overlay.VXLAN_OVERHEAD[settings.underlay]
     tunnel = await netlink.call(overlay.ensure_overlay, port=settings.tunnel_port, mtu=route_mtu)
     return host, tunnel, route_mtu
 

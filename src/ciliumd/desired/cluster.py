@@ -8,7 +8,6 @@ the older is on its way out: which it is must not depend on who was heard of fir
 """
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Address
 
 from ciliumd import abi
 from ciliumd.desired.ipcache import Beyond, Owner
@@ -32,26 +31,29 @@ class Neighbours:
     """
     Which node an address belongs to, and where its packets are sent: the other nodes of the cluster.
 
-    With *tunnel* off every address is reached directly.
+    With *tunnel* off every address is reached directly; *underlay* is the family of the tunnel's own packets.
     """
 
-    def __init__(self, nodes: Iterable[NodeRow], *, this: str, tunnel: bool) -> None:
+    def __init__(self, nodes: Iterable[NodeRow], *, this: str, tunnel: bool, underlay: int = 4) -> None:
         self.nodes = tuple(node for node in _by_age(nodes) if node.name != this)
         self._tunnel = tunnel
+        self._underlay = underlay
         self._by_address = {
             addr: node for node in self.nodes for addr in node.addresses_of(INTERNAL_IP, EXTERNAL_IP)
         }
 
     def tunnel_to(self, node: NodeRow) -> Addr | None:
         """The address packets for *node*'s pods are encapsulated for."""
-        return node.tunnel_endpoint if self._tunnel else None
+        return node.tunnel_endpoint(self._underlay) if self._tunnel else None
 
     def tunnel_of(self, address: Addr | None) -> Addr | None:
         """The same for the node that has *address*; one not known yet is taken by its word."""
         if not self._tunnel or address is None:
             return None
         node = self._by_address.get(address)
-        return address if node is None else node.tunnel_endpoint
+        if node is not None:
+            return node.tunnel_endpoint(self._underlay)
+        return address if address.version == self._underlay else None
 
     def addresses(self) -> dict[Addr, Owner]:
         """Whose the nodes' own addresses are."""
@@ -118,20 +120,29 @@ def api_server_addresses(slices: Iterable[EndpointSliceRow]) -> frozenset[Addr]:
     )
 
 
-def node_rows(nodes: Iterable[NodeRow]) -> Mapping[bytes, bytes]:
+def node_rows(nodes: Iterable[NodeRow], *, underlay: int = 4) -> Mapping[bytes, bytes]:
     """
     Rows of ``cilium_nodes_v1``: which node an address is of, this one included.
 
-    A node's number is its tunnel endpoint as u32: it needs no memory, and no two nodes share it.
+    A node's number is made of its tunnel endpoint: it needs no memory, and no two nodes share it.
     """
     rows: dict[bytes, bytes] = {}
+    numbers: dict[Addr, int] = {}
+    taken = {0}
     for node in _by_age(nodes):
-        endpoint = node.tunnel_endpoint
-        if isinstance(endpoint, IPv4Address):
-            for _, addr in node.addresses:
-                packed = addr16(addr)
-                value = abi.NodeValue(check=fold32(packed), node_id=int(endpoint))
-                rows[abi.NodeKey(packed).pack()] = value.pack()
+        endpoint = node.tunnel_endpoint(underlay)
+        if endpoint is None:
+            continue
+        if endpoint not in numbers:
+            number = int(endpoint) if endpoint.version == 4 else fold32(endpoint.packed)
+            while number in taken:  # of IPv6 two may fold to one: the younger has the next
+                number = (number + 1) & 0xFFFFFFFF
+            taken.add(number)
+            numbers[endpoint] = number
+        for _, addr in node.addresses:
+            packed = addr16(addr)
+            value = abi.NodeValue(check=fold32(packed), node_id=numbers[endpoint])
+            rows[abi.NodeKey(packed).pack()] = value.pack()
     return rows
 
 

@@ -96,11 +96,10 @@ class NodeRow:
         """Its addresses of these types, in the order they are written."""
         return tuple(addr for kind, addr in self.addresses if kind in types)
 
-    @property
-    def tunnel_endpoint(self) -> Addr | None:
-        """Where packets for its pods are sent: the first IPv4 InternalIP; None if it has none."""
+    def tunnel_endpoint(self, underlay: int = 4) -> Addr | None:
+        """Where packets for its pods are sent: its first InternalIP of this family; None if it has none."""
         for addr in self.addresses_of(INTERNAL_IP):
-            if addr.version == 4:
+            if addr.version == underlay:
                 return addr
         return None
 

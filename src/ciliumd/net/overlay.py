@@ -19,8 +19,8 @@ from ciliumd.net.errors import LinkConflict, LinkGone, NetError, netlink_errors
 from ciliumd.net.links import OVERLAY_ALIAS, OVERLAY_LINK, Link
 from ciliumd.net.routes import Route, our_destinations, remove_route, replace_route
 
-VXLAN_OVERHEAD = 50
-"""Bytes VXLAN adds over IPv4: outer IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348)."""
+VXLAN_OVERHEAD = {4: 50, 6: 70}
+"""Bytes VXLAN adds by outer family: IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348)."""
 
 
 def ensure_overlay(ipr: IPRoute, *, port: int, mtu: int) -> Link:

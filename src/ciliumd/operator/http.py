@@ -29,7 +29,7 @@ class Page:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await self._runner.setup()
         host, _, port = self._address.rpartition(":")
-        await web.TCPSite(self._runner, host.strip("[]"), int(port)).start()
+        await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
 
     async def stop(self) -> None:
         """Stop listening."""

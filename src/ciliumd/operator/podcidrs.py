@@ -41,9 +41,9 @@ class Assignment:
 @dataclass(slots=True)
 class Plan:
     """
-    An assignment for every CiliumNode; *usage* and *after* are the pool's, if there is one.
+    An assignment for every CiliumNode; *after* and *after6* are the blocks that were given last.
 
-    *after6* is of the pool of IPv6.
+    *usage* is of the pool of IPv4, or where there is none of that of IPv6.
     """
 
     assignments: list[Assignment] = field(default_factory=list)
@@ -63,8 +63,8 @@ def plan(
     """
     Pod CIDRs of every CiliumNode.
 
-    *nodes* and *cilium_nodes* are the objects by name; without a *pool* pod CIDRs are those of the Node.
-    With *pool6* each node has a block of that, too, behind those it has.
+    *nodes* and *cilium_nodes* are the objects by name.  Each node has a block of *pool* and one of *pool6*,
+    as far as there are such, behind those it has; without either pod CIDRs are those of the Node.
     Older CiliumNodes come first: of two that claim one block the older keeps it.
     """
     reserved = dict.fromkeys(service_ranges, "the range of service addresses")
@@ -72,25 +72,26 @@ def plan(
     book, book6 = _book(pool, reserved), _book(pool6, reserved)
     order = sorted(cilium_nodes, key=lambda name: (_created(cilium_nodes[name]), name))
     books = {4: book, 6: book6}
-    settled = {name: _settled(books, name, _wanted(name, nodes, cilium_nodes, pool)) for name in order}
+    pools = {version: books[version] for version, one in ((4, pool), (6, pool6)) if one is not None}
+    pooled = bool(pools)
+    settled = {name: _settled(books, name, _wanted(name, nodes, cilium_nodes, pooled)) for name in order}
     result = Plan()
     for name in order:
         if settled[name].error:
             result.assignments.append(settled[name])
-        elif settled[name].cidrs:
-            result.assignments.append(_completed(book6 if pool6 else None, settled[name]))
-        elif pool is None:
+        elif pooled or settled[name].cidrs:
+            result.assignments.append(_completed(pools, settled[name]))
+        else:
             error = (
                 "the Node has no spec.podCIDRs: start kube-controller-manager with --allocate-node-cidrs, "
                 "or choose ipam: cluster-pool"
             )
             result.assignments.append(Assignment(name, (), error))
-        else:
-            result.assignments.append(_completed(book6 if pool6 else None, _new_block(book, name)))
     if pool is not None:
-        result.usage, result.after = book.usage, book.after
+        result.after = book.after
     if pool6 is not None:
         result.after6 = book6.after
+    result.usage = next((one.usage for one in pools.values()), None)
     return result
 
 
@@ -103,12 +104,14 @@ def _book(pool: Pool | None, reserved: Mapping[Prefix, str]) -> ClusterPool:
     )
 
 
-def _completed(book6: ClusterPool | None, has: Assignment) -> Assignment:
-    """The same with a block of IPv6, if there is a pool of it and it has none."""
-    if book6 is None or has.error or any(":" in cidr for cidr in has.cidrs):
-        return has
-    six = _new_block(book6, has.node)
-    return Assignment(has.node, (*has.cidrs, *six.cidrs), six.error)
+def _completed(pools: Mapping[int, ClusterPool], has: Assignment) -> Assignment:
+    """The same with a block of each pool, IPv4 first, that it has none of; of what is missing it says why."""
+    versions = {ip_network(cidr).version for cidr in has.cidrs}
+    for version, book in pools.items():
+        if version not in versions and not has.error:
+            block = _new_block(book, has.node)
+            has = Assignment(has.node, (*has.cidrs, *block.cidrs), block.error)
+    return has
 
 
 def cidrs_of(cilium_node: Object) -> tuple[str, ...]:
@@ -124,11 +127,11 @@ def error_of(cilium_node: Object) -> str:
 
 
 def _wanted(
-    name: str, nodes: Mapping[str, Object], cilium_nodes: Mapping[str, Object], pool: Pool | None
+    name: str, nodes: Mapping[str, Object], cilium_nodes: Mapping[str, Object], pooled: bool
 ) -> tuple[str, ...]:
     """What it has; in mode ``kubernetes`` what its Node says."""
     has = cidrs_of(cilium_nodes[name])
-    if pool is not None or has:
+    if pooled or has:
         return has
     return pod_cidrs_of(nodes.get(name) or {})
 

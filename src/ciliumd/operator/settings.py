@@ -26,7 +26,6 @@ from ciliumd.daemon.config_directory import ConfigRefused, read_texts
 from ciliumd.model.net import Prefix
 
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
-_EVERYWHERE = "0.0.0.0"  # noqa: S104  what Go means by ":9963"; Prometheus scrapes from elsewhere
 _RENAMED = {"k8s_kubeconfig_path": "kubeconfig"}
 
 
@@ -81,6 +80,7 @@ class Settings(BaseSettings):
     cluster_pool_ipv4_mask_size: int = Field(
         default=24, ge=1, le=30, description="prefix length of a node's pod CIDR"
     )
+    enable_ipv4: bool = Field(default=True, description="nodes get a pod CIDR of IPv4")
     enable_ipv6: bool = Field(default=False, description="nodes get a pod CIDR of IPv6, too")
     cluster_pool_ipv6_cidr: Annotated[tuple[IPv6Network, ...], NoDecode] = Field(
         default=(IPv6Network("fd00::/104"),), description="the pool of IPv6, written alike"
@@ -135,8 +135,8 @@ class Settings(BaseSettings):
 
     operator_api_serve_addr: str = Field(default="localhost:9234", description="address of /healthz")
     operator_prometheus_serve_addr: str = Field(
-        default=f"{_EVERYWHERE}:9963",
-        description="address of /metrics; empty: none",
+        default=":9963",
+        description="address of /metrics, without a host all of both families; empty: none",
     )
     debug: bool = False
     log_format: Literal["logfmt", "json"] = "logfmt"
@@ -164,13 +164,15 @@ class Settings(BaseSettings):
     @field_validator("operator_api_serve_addr", "operator_prometheus_serve_addr")
     @classmethod
     def _listenable(cls, value: str) -> str:
-        host, colon, port = value.rpartition(":")
+        _, colon, port = value.rpartition(":")
         if value and not (colon and port.isdecimal() and int(port) < 1 << 16):
             raise ValueError(f"{value!r} is no address; write localhost:9234, or nothing for none")
-        return f"{host or _EVERYWHERE}:{port}" if value else value
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if not (self.enable_ipv4 or self.enable_ipv6):
+            raise ValueError("enable-ipv4 and enable-ipv6 are both false: pods need an address of one family")
         _check_pool(4, self.cluster_pool_ipv4_cidr, self.cluster_pool_ipv4_mask_size)
         _check_pool(6, self.cluster_pool_ipv6_cidr, self.cluster_pool_ipv6_mask_size)
         if self.leader_election_renew_deadline >= self.leader_election_lease_duration:

@@ -66,14 +66,15 @@ class Work:
                 set_condition=settings.set_cilium_is_up_condition,
             ),
         )
+        pooled = settings.ipam == "cluster-pool"
         pool = (
             Pool(settings.cluster_pool_ipv4_cidr, settings.cluster_pool_ipv4_mask_size)
-            if settings.ipam == "cluster-pool"
+            if pooled and settings.enable_ipv4
             else None
         )
         pool6 = (
             Pool(settings.cluster_pool_ipv6_cidr, settings.cluster_pool_ipv6_mask_size)
-            if pool is not None and settings.enable_ipv6
+            if pooled and settings.enable_ipv6
             else None
         )
         self._node_gc = NodeGc(api)

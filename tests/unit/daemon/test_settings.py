@@ -57,6 +57,7 @@ OPTIONS = {
     "ipv4-native-routing-cidr": ("10.0.0.0/8", IPv4Network("10.0.0.0/8")),
     "ipv6-native-routing-cidr": ("fd00::/48", IPv6Network("fd00::/48")),
     "attach-mode": ("tc", "tc"),
+    "underlay-protocol": ("ipv6", "ipv6"),
     "bpf-ct-max": ("2048", 2048),
     "bpf-nat-max": ("4096", 4096),
     "bpf-lb-map-max": ("512", 512),
@@ -111,6 +112,7 @@ INVALID = {
     "health-check-interval": ["0s", "1y"],
     "agent-health-port": ["http"],
     "enable-ipv4": ["false"],
+    "underlay-protocol": ["vxlan"],
     "pod-cidr": ["10.0.0.0/31", "10.0.0.1/32", "10.0.0.5/24", "fd00::/64", "ten"],
     "pod-cidr-ipv6": ["fd00::/127", "fd00::1/64", "10.0.0.0/24"],
     "cluster-pool-ipv6-cidr": ["fd00::/124", "10.0.0.0/8"],
@@ -258,7 +260,7 @@ def test_debug_is_a_log_level_unless_one_is_given():
 
 def test_metrics_on_every_address_as_cilium_writes_it():
     """A port alone."""
-    assert read_settings(["--prometheus-serve-addr=:9962"]).metrics_address == "0.0.0.0:9962"
+    assert read_settings(["--prometheus-serve-addr=:9962"]).metrics_address == ":9962"
 
 
 def test_several_wrong_values_are_told_together():
@@ -322,3 +324,16 @@ def test_a_start_that_fails_ends_the_agent_with_1(capsys, tmp_path):
 def test_beside_kube_proxy_packets_go_through_the_stack(words, expected):
     """Or netfilter could not undo what it did."""
     assert read_settings(words).host_legacy_routing is expected
+
+
+def test_pods_have_a_family():
+    """At least one; the tunnel follows, or is told."""
+    with pytest.raises(SettingsInvalid, match="both false"):
+        read_settings([*REQUIRED, "--no-enable-ipv4"])
+    assert read_settings(REQUIRED).underlay == 4
+    both = [*REQUIRED, "--enable-ipv6"]
+    assert read_settings(both).underlay == 4
+    assert read_settings([*both, "--underlay-protocol=ipv6"]).underlay == 6
+    alone = [*both, "--enable-ipv4=false", "--routing-mode=tunnel"]
+    assert read_settings(alone).underlay == 6
+    assert read_settings([*alone, "--underlay-protocol=ipv4"]).underlay == 4

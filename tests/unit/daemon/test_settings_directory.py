@@ -91,7 +91,7 @@ def test_names_of_cilium_for_our_options(mounted):
     assert str(found.loopback_ipv6) == "100::7"
     assert str(found.kubeconfig) == "/kubeconfig"
     assert str(found.ipv4_native_routing_cidr) == "10.0.0.0/8"
-    assert found.metrics_address == "0.0.0.0:9962"
+    assert found.metrics_address == ":9962"
     assert str(found.api_socket) == "/run/x.sock"
 
 

@@ -170,3 +170,32 @@ def test_what_two_nodes_claim_is_the_younger_nodes(turn: int) -> None:
     assert found.addresses[ip_address("10.0.2.1")].tunnel == ip_address("192.0.2.7")
     assert found.prefixes[ip_network("10.0.2.0/24")].tunnel == ip_address("192.0.2.7")
     assert rows[addr16(ip_address("198.51.100.2"))] == int(IPv4Address("192.0.2.7"))
+
+
+def six(number: int, address: str) -> NodeRow:
+    """A node with an InternalIP of each family; the lower the number, the older."""
+    addresses = (("InternalIP", ip_address(f"192.0.2.{number}")), ("InternalIP", ip_address(address)))
+    return NodeRow(f"node{number}", addresses=addresses, created=f"2026-01-0{number}T00:00:00Z")
+
+
+def test_a_tunnel_of_ipv6_leads_to_the_nodes_address_of_that_family() -> None:
+    """One whose InternalIP is of IPv4 alone cannot be reached by it, nor who is known by one of IPv4."""
+    neighbours = Neighbours([six(2, "2001:db8::2"), node(3)], this="node1", tunnel=True, underlay=6)
+    assert neighbours.tunnel_of(ip_address("192.0.2.2")) == ip_address("2001:db8::2")
+    assert neighbours.tunnel_of(ip_address("2001:db8::9")) == ip_address("2001:db8::9")
+    assert neighbours.tunnel_of(ip_address("192.0.2.3")) is None
+    assert neighbours.tunnel_of(ip_address("192.0.2.9")) is None
+
+
+def test_numbers_of_nodes_reached_over_ipv6_are_their_own() -> None:
+    """All addresses of a node have its number; of two that fold to one the younger has the next."""
+    one, two = "2001:db8::500:0:6400:0", "2001:db8::600:0:4500:0"
+    folded = fold32(ip_address(one).packed)
+    assert fold32(ip_address(two).packed) == folded
+    rows = node_rows([six(2, two), six(1, one), node(3)], underlay=6)
+    found = {
+        addr: abi.NodeValue.unpack(rows[abi.NodeKey(addr16(ip_address(addr))).pack()]).node_id
+        for addr in ("192.0.2.1", one, "192.0.2.2", two)
+    }
+    assert found == {"192.0.2.1": folded, one: folded, "192.0.2.2": folded + 1, two: folded + 1}
+    assert len(rows) == len(found)

@@ -79,6 +79,21 @@ def test_nodes_get_a_block_of_each_pool():
     assert behind.assignments[0].cidrs[1] == "fd00::200/120"
 
 
+def test_nodes_without_ipv4_get_a_block_of_ipv6_alone():
+    """Those that have one of IPv4 keep it; turned on again, IPv4 comes behind what a node has."""
+    nodes = {"a": _cilium_node(), "b": _cilium_node("10.0.0.0/24")}
+    wanted = plan({}, nodes, pool=None, pool6=POOL6)
+    told = {one.node: one.cidrs for one in wanted.assignments}
+    assert not [one.error for one in wanted.assignments if one.error]
+    assert [len(cidrs) for cidrs in told.values()] == [1, 2]
+    assert ":" in told["a"][0]
+    assert told["b"][0] == "10.0.0.0/24"
+    assert wanted.usage.used == 2
+    both = plan({}, {"a": _cilium_node(*told["a"])}, pool=POOL, pool6=POOL6)
+    (again,) = both.assignments
+    assert (again.cidrs[0], ":" in again.cidrs[1], again.error) == (told["a"][0], False, "")
+
+
 def test_no_block_of_ipv6_left_is_told_and_takes_nothing_away():
     """By the name of the option that helps."""
     nodes = {f"n{i}": _cilium_node(f"10.0.{i}.0/24") for i in range(5)}

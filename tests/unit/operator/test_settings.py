@@ -38,7 +38,7 @@ def test_the_agents_keys_are_no_mistake_and_empty_ones_say_nothing(config):
         enable_hubble="false", ipam="", bpf_lb_map_max="1", operator_prometheus_serve_addr=":9963"
     )
     found = read_settings(["--config-dir", str(directory)])
-    assert (found.ipam, found.operator_prometheus_serve_addr) == ("cluster-pool", "0.0.0.0:9963")
+    assert (found.ipam, found.operator_prometheus_serve_addr) == ("cluster-pool", ":9963")
 
 
 @pytest.mark.parametrize("text", ["10.1.0.0/16 10.2.0.0/16", "10.1.0.0/16,10.2.0.0/16"])
