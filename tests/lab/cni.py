@@ -144,8 +144,15 @@ def runtime_of(node: Node, **options: Any) -> Runtime:
     """The runtime of a node whose agent has not been started yet."""
     socket, queue = node.directory / "cni.sock", node.directory / "deleteQueue"
     node.agent.options["cni-socket"] = str(socket)
-    places = {"cni-socket": str(socket), "delete-queue": str(queue), "log-file": f"{node.directory}/cni.log"}
-    return Runtime(node.netns.path, places, **options)
+    config: dict[str, Any] = {
+        "cni-socket": str(socket),
+        "delete-queue": str(queue),
+        "log-file": f"{node.directory}/cni.log",
+    }
+    # As the agent writes it.
+    if node.agent.options.get("enable-ipv6") == "true":
+        config["enable-ipv6"] = True
+    return Runtime(node.netns.path, config, **options)
 
 
 def finished(process: "subprocess.Popen[str]", command: str) -> Json:

@@ -10,12 +10,16 @@ from typing import Final
 import pytest
 
 from lab import kinds, manifests
+from lab.actor import Actor
+from lab.cni import runtime_of
 from lab.manifests import cilium_policy, to_ports
+from lab.netns import Namespace
 from lab.node import Node
 from lab.pod import Pod
 from lab.traffic import Flood, Flow
 from lab.waiting import eventually
 from lab.world import World
+from netns.cni_state import known
 
 pytestmark = pytest.mark.netns
 
@@ -34,6 +38,7 @@ HEALTH = {"enable-health-checking": "true", "enable-endpoint-health-checking": "
 def node(world: World) -> Iterator[Node]:
     """Without IPv4 but the loopback device's."""
     with Node(world, name="only-six", pod_cidr=CIDR, six=True, options=HEALTH) as node:
+        runtime_of(node)
         node.start()
         # Answers to pods' own addresses: the world knows a way to services and pods.
         world.add_route(f"{BALANCER}/128", node.address)
@@ -77,6 +82,26 @@ def test_pods_have_ipv6_alone(node: Node, client: Pod) -> None:
     (host,) = [link for link in node.netns.ip_json("address", "show", "dev", "cilium_host") if link]
     assert [one["local"] for one in host["addr_info"]] == [ROUTER]
     assert node.netns.ip_json("-4", "route", "show") == []
+
+
+def test_a_runtime_is_answered_with_one_address(node: Node, server: Pod) -> None:
+    """By the real executable; what it says is there, is checked, and goes."""
+    runtime = runtime_of(node)
+    with Namespace("pod") as netns:
+        sandbox = known(node, runtime, netns)
+        result = runtime.add(sandbox)
+        (address,) = result["ips"]
+        assert (address["address"].endswith("/128"), address["gateway"]) == (True, ROUTER)
+        assert [route["dst"] for route in result["routes"]] == [f"{ROUTER}/128", "::/0"]
+        (device,) = [link for link in netns.ip_json("address", "show", "dev", "eth0") if link]
+        shown = [f"{one['local']}/{one['prefixlen']}" for one in device["addr_info"]]
+        assert shown == [address["address"]]
+        runtime.check(sandbox)
+        with Actor(netns.path, who="made by a runtime") as actor:
+            asked = actor.call("tcp_connect", address=server.address6, port=80)
+            assert asked["outcome"] == "answered", asked
+        runtime.delete(sandbox)
+        eventually(lambda: "eth0" not in netns.links(), "its device is gone")
 
 
 def test_pods_and_their_node_reach_each_other(node: Node, client: Pod, server: Pod) -> None:
