@@ -21,6 +21,7 @@
 #include "lib/ct.h"
 #include "lib/icmp.h"
 #include "lib/nat_map.h"
+#include "lib/nat_port.h"
 #include "lib/native.h"
 #include "lib/packet.h"
 #include "lib/rewrite.h"
@@ -28,12 +29,6 @@
 
 CONFIG(__u8, masquerade, 1, "give pods the address of the native device they leave by");
 CONFIG(__u8, masquerade_ipv6, 0, "give pods the IPv6 address of the native device they leave by");
-CONFIG(__u16, nat_port_min, 32768, "lowest port given to masqueraded flows");
-CONFIG(__u16, nat_port_max, 65535, "highest port given to masqueraded flows");
-
-enum {
-	NAT_TRIES = 16,
-};
 
 /* Of one family: the low word tells IPv4 addresses apart. */
 static __always_inline int nat_same(const struct cil_addr *a, const struct cil_addr *b, int v6)
@@ -73,65 +68,30 @@ static __always_inline int nat_rewrite_error(struct __sk_buff *skb, struct packe
 		    rewrite_outer(skb, p, side, addr_v4(outer));
 }
 
-/* The IN row's key when the flow of *out* leaves with *port*. */
-static __always_inline void nat_reverse_key(const struct nat_key *out,
-					    const struct cil_addr *address, __be16 port, int v6,
-					    struct nat_key *in)
-{
-	__builtin_memset(in, 0, sizeof(*in));
-	in->src = out->dst;
-	nat_put(&in->dst, address, v6);
-	in->sport = out->dport;
-	in->dport = port;
-	in->protocol = out->protocol;
-	in->dir = NAT_IN;
-}
-
-/* Claim *port* for the flow of *out*.  1 when it is ours now, or was already. */
-static __always_inline int nat_claim(struct packet *p, const struct nat_key *out,
-				     const struct cil_addr *address, __be16 port, int v6)
-{
-	struct nat_entry entry;
-	struct nat_key in;
-
-	nat_reverse_key(out, address, port, v6, &in);
-	if (nat_read(&in, &entry))
-		return entry.port == out->sport && addr_equal(&entry.addr, &out->src);
-	__builtin_memset(&entry, 0, sizeof(entry));
-	entry.check = fold32(&in, sizeof(in));
-	entry.port = out->sport;
-	entry.addr = out->src;
-	entry.created = packet_now(p);
-	return !nat_write(&in, &entry, BPF_NOEXIST);
-}
-
-static __always_inline __be16 nat_random_port(__u32 range)
-{
-	return bpf_htons(cfg_nat_port_min + bpf_get_prandom_u32() % range);
-}
-
-/* Find or make the rows of the flow that *out* names.  0 and *entry*, or a drop reason. */
+/* Find or make the rows of the flow that *out* names, *p*'s own.  0 and *entry*, or a drop reason. */
 static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
 				   const struct cil_addr *address, int v6, struct nat_entry *entry)
 {
-	__u32 range = (__u32)cfg_nat_port_max - cfg_nat_port_min + 1;
 	__u16 wanted = bpf_ntohs(out->sport);
 	__be16 port = out->sport;
-	int known, tries;
+	int known, failed;
 
 	/* The LRU may have taken the IN row alone, and a reply would find nobody: claim it again. */
 	known = nat_read(out, entry) && nat_same(&entry->addr, address, v6);
 	if (known)
 		port = entry->port;
-	else if (wanted < cfg_nat_port_min || wanted > cfg_nat_port_max)
-		port = nat_random_port(range);
-#pragma clang loop unroll(disable)
-	for (tries = 0; tries < NAT_TRIES; tries++) {
-		if (nat_claim(p, out, address, port, v6))
-			break;
-		port = nat_random_port(range);
-	}
-	if (tries == NAT_TRIES)
+	__builtin_memset(&p->nat.in, 0, sizeof(p->nat.in));
+	p->nat.in.src = out->dst;
+	nat_put(&p->nat.in.dst, address, v6);
+	p->nat.in.sport = out->dport;
+	p->nat.in.protocol = out->protocol;
+	p->nat.in.dir = NAT_IN;
+	if ((!known && (wanted < cfg_nat_port_min || wanted > cfg_nat_port_max)) ||
+	    !nat_claim(p, port))
+		port = bpf_htons(nat_find_port());
+	if (!port)
+		port = bpf_htons(nat_find_port_of_old());
+	if (!port)
 		return DROP_NAT_NO_MAPPING;
 	if (known && port == entry->port)
 		return 0;
@@ -140,9 +100,12 @@ static __always_inline int nat_map(struct packet *p, const struct nat_key *out,
 	entry->port = port;
 	nat_put(&entry->addr, address, v6);
 	entry->created = packet_now(p);
-	if (nat_write(out, entry, BPF_ANY))
-		return DROP_NAT_NO_MAPPING;
-	return 0;
+	/* The LRU may be busy for a moment (EBUSY): ask twice before giving up, and the port back. */
+	failed = nat_write(out, entry, BPF_ANY) && nat_write(out, entry, BPF_ANY);
+	if (!failed)
+		return 0;
+	nat_delete(&p->nat.in);
+	return DROP_NAT_NO_MAPPING;
 }
 
 /*
@@ -162,36 +125,40 @@ static __always_inline int is_echo_reply(const struct packet *p, int v6)
 static __always_inline int nat_egress_by(struct __sk_buff *skb, struct packet *p,
 					 const struct cil_addr *address, int v6)
 {
-	struct nat_key out = { .protocol = p->protocol, .dir = NAT_OUT };
-	struct nat_entry entry;
+	struct nat_entry *entry = &p->nat.out_row;
+	struct nat_key *out = &p->nat.out;
 	int reason;
+
+	__builtin_memset(out, 0, sizeof(*out));
+	out->dir = NAT_OUT;
 
 	if (p->flags & PKT_ICMP_ERROR) {
 		/* About a packet that came in for the pod: that flow's OUT row tells. */
-		out.src = p->inner_dst;
-		out.dst = p->inner_src;
-		out.sport = p->inner_dport;
-		out.dport = p->inner_sport;
-		out.protocol = p->inner_protocol;
-		if (!nat_read(&out, &entry))
+		out->src = p->inner_dst;
+		out->dst = p->inner_src;
+		out->sport = p->inner_dport;
+		out->dport = p->inner_sport;
+		out->protocol = p->inner_protocol;
+		if (!nat_read(out, entry))
 			return DROP_NAT_NO_MAPPING;
-		return nat_rewrite_error(skb, p, REWRITE_DESTINATION, &entry.addr, entry.port,
+		return nat_rewrite_error(skb, p, REWRITE_DESTINATION, &entry->addr, entry->port,
 					 address, v6);
 	}
 	if (is_echo_reply(p, v6))
 		return DROP_NAT_NO_MAPPING;
 	if (p->protocol == IPPROTO_SCTP)
 		return DROP_NAT_UNSUPP_PROTO;
-	out.src = p->src;
-	out.dst = p->dst;
-	out.sport = p->sport;
-	out.dport = p->dport;
-	reason = nat_map(p, &out, address, v6, &entry);
+	out->protocol = p->protocol;
+	out->src = p->src;
+	out->dst = p->dst;
+	out->sport = p->sport;
+	out->dport = p->dport;
+	reason = nat_map(p, out, address, v6, entry);
 	if (reason)
 		return reason;
-	if (nat_same(&p->src, address, v6) && p->sport == entry.port)
+	if (nat_same(&p->src, address, v6) && p->sport == entry->port)
 		return 0;
-	return nat_rewrite(skb, p, REWRITE_SOURCE, address, entry.port, v6);
+	return nat_rewrite(skb, p, REWRITE_SOURCE, address, entry->port, v6);
 }
 
 static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, __be32 address)

@@ -46,4 +46,15 @@ static __always_inline long nat_write(const struct nat_key *key, const struct na
 	return bpf_map_update_elem(&cilium_snat_v1, key, entry, flags);
 }
 
+static __always_inline void nat_delete(const struct nat_key *key)
+{
+	bpf_map_delete_elem(&cilium_snat_v1, key);
+}
+
+/* Whether there is a row.  No reader's word: the memory may be another's row by now. */
+static __always_inline int nat_is_taken(const struct nat_key *key)
+{
+	return !!bpf_map_lookup_elem(&cilium_snat_v1, key);
+}
+
 #endif /* CILIUMD_NAT_MAP_H */

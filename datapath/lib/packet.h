@@ -43,6 +43,15 @@ static __always_inline int mac_equal(const __u8 *a, const __u8 *b)
 	return !differ;
 }
 
+/* What is made or looked for on the way out (lib/nat.h); here as the stack has no room for it. */
+struct masquerade {
+	struct nat_key out;
+	struct nat_entry out_row;
+	struct nat_key in;
+	struct nat_entry in_row;
+	struct ct_key in_flow; /* whose in_row is */
+};
+
 struct packet {
 	struct cil_addr src;
 	struct cil_addr dst;
@@ -84,6 +93,7 @@ struct packet {
 	/* conntrack row of the context at work */
 	struct ct_key key;
 	struct ct_entry ct;
+	struct masquerade nat;
 	/* verdict of the context at work */
 	__u32 rule_cookie;
 	__u32 policy_version;

@@ -263,6 +263,8 @@ class NatDir(IntEnum):
 
     NAT_OUT = 0
     NAT_IN = 1
+    NAT_HANDOVER = 2
+    NAT_FULL = 3
 
 
 class DropReason(IntEnum):
@@ -1782,12 +1784,12 @@ MAPS: dict[str, MapSpec] = {
         "scratch",
         MapType.PERCPU_ARRAY,
         4,
-        232,
+        416,
         1,
         0x0,
         None,
         None,
-        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:232",
+        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:416",
     ),
 }
 
@@ -1897,4 +1899,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "043467882f00ce6215279fdfbd3cbf8df64702762a218e67bb712f30e0b57248"
+ABI_HASH = "819098e640a22d5d2a1087c6832932058cf6ce3760af6a3e325b79e1fe884598"

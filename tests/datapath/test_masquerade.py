@@ -131,7 +131,7 @@ def test_no_port_left_is_refused(world: Datapath) -> None:
     """For the pod; the node's own traffic is never stopped by us."""
     for port in NAT_PORTS:
         key = NatKey(a16(world_one.ip), a16(node_one.ip), 53, port, UDP, NatDir.NAT_IN, 0)
-        world.add_snat(key, pod_two.ip, 1)
+        world.add_snat(key, node_one.ip, port)
     sent = world.send(POD_ONE, from_pod(pod_one, world_one.ip, udp(40001, 53)))
     refused = world.run("to_netdev", sent.packet, "net0")
     assert (refused.action, refused.packet) == (DROP, sent.packet)

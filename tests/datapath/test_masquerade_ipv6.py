@@ -187,7 +187,7 @@ def test_no_port_left_is_refused_and_comes_back(world6: Datapath) -> None:
     ]
     for key in keys:
         if key.dport != 40001:
-            world6.add_snat(key, pod_two.ip, 1)
+            world6.add_snat(key, node_one.ip, key.dport)
     sent = world6.send(SIX_ONE, from_pod(pod_one, world_one.ip, udp(40002, 53)))
     refused = world6.run("to_netdev", sent.packet, "net0")
     assert (refused.action, refused.packet) == (DROP, sent.packet)

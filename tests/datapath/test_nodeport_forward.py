@@ -139,7 +139,7 @@ def test_no_port_left_is_refused(outside: Datapath) -> None:
     """Every port towards that backend is another's."""
     for port in NAT_PORTS:
         key = NatKey(a16(pod_away.ip), a16(node_one.ip), 53, port, UDP, NatDir.NAT_IN, 0)
-        outside.add_snat(key, world_two.ip, 1)
+        outside.add_snat(key, node_one.ip, port)
     result = arrive(outside, asks(world_one.ip, udp(CLIENT, AWAY_DNS)))
     assert (result.action, result.drop.reason) == (DROP, DropReason.DROP_NAT_NO_MAPPING)
 

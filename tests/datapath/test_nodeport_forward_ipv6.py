@@ -133,7 +133,7 @@ def test_what_cannot_be_sent_on_is_refused(outside: Datapath) -> None:
     assert arrive(outside, answer).drop.reason == DropReason.DROP_UNROUTABLE
     for port in NAT_PORTS:
         key = NatKey(a16(pod_away.ip), a16(node_one.ip), 53, port, UDP, NatDir.NAT_IN, 0)
-        outside.add_snat(key, WORLD_TWO, 1)
+        outside.add_snat(key, node_one.ip, port)
     assert (
         arrive(outside, asks(world_one.ip, udp(CLIENT, AWAY_DNS))).drop.reason
         == DropReason.DROP_NAT_NO_MAPPING

@@ -427,6 +427,9 @@ struct native_device {
 enum cil_nat_dir {
 	NAT_OUT = 0, /* pod -> world, as the pod sent it */
 	NAT_IN = 1,  /* world -> node, as it arrives */
+	/* Rows about IN rows: with their key, and the time in "created". */
+	NAT_HANDOVER = 2, /* held while the port of a flow that is over is given to another */
+	NAT_FULL = 3,	  /* dport 0: a search found none; "flags": when, see lib/nat_port.h */
 };
 
 /* cilium_snat_v1: LRU_HASH, both directions of every masqueraded flow. */

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FILES = Path(__file__).with_name("objects")
-# The verifier's summary alone (BPF_LOG_STATS); a line or two.
-STATISTICS, SUMMARY_SIZE = 4, 1024
+# The verifier's summary alone (BPF_LOG_STATS): a line or two, and some for each global function.
+STATISTICS, SUMMARY_SIZE = 4, 8192
 LOG_BEGIN, LOG_END = "-- BEGIN PROG LOAD LOG --", "-- END PROG LOAD LOG --"
 
 lib.cil_log_install()

@@ -92,4 +92,16 @@ static __always_inline long nat_write(const struct nat_key *key, const struct na
 	return failed ? failed : bpf_map_update_elem(&cilium_snat_v2, key, entry, BPF_ANY);
 }
 
+static __always_inline void nat_delete(const struct nat_key *key)
+{
+	bpf_map_delete_elem(&cilium_snat_v1, key);
+	bpf_map_delete_elem(&cilium_snat_v2, key);
+}
+
+/* Whether there is a row: both versions write the old layout. */
+static __always_inline int nat_is_taken(const struct nat_key *key)
+{
+	return !!bpf_map_lookup_elem(&cilium_snat_v1, key);
+}
+
 #endif /* CILIUMD_NAT_MAP_H */
