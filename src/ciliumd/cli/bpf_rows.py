@@ -213,13 +213,16 @@ def ct_line(row: Json) -> str:
 
 
 def nat_line(row: Json, now: int) -> str:
-    """One masqueraded flow in one direction; *now* is CLOCK_MONOTONIC in seconds."""
+    """One masqueraded flow in one direction, or a note about ports; *now* is CLOCK_MONOTONIC in seconds."""
     key, value = row["key"], row["value"]
     source, destination = host_port(key["src"], key["sport"]), host_port(key["dst"], key["dport"])
+    ago = f"Created={max(now - value['created'], 0)}sec ago"
+    if key["dir"] not in {"out", "in"}:
+        return f"{key['protocol']} {key['dir'].upper()} {source} -> {destination} {ago}"
     direction, what = ("OUT", "XLATE_SRC") if key["dir"] == "out" else ("IN", "XLATE_DST")
     return (
         f"{key['protocol']} {direction} {source} -> {destination} "
-        f"{what} {host_port(value['addr'], value['port'])} Created={max(now - value['created'], 0)}sec ago"
+        f"{what} {host_port(value['addr'], value['port'])} {ago}"
     )
 
 

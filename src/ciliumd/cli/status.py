@@ -29,7 +29,9 @@ The JSON of ``GET /v1/healthz`` is Cilium's ``models.StatusResponse``.  Whatever
     attach-mode             text                      TCX | TC
     datapath-mode           text                      veth | netkit; line only if present
     masquerading            {mode, enabled, enabledProtocols: {ipv4, ipv6}, snat-exclusion-cidr-v4,
-                             ip-masq-agent}           mode: BPF | iptables
+                             ip-masq-agent,           mode: BPF | iptables
+                             ports: {most: {ipv4, ipv6: USE}, exhausted: [USE]}}
+                                                      USE: {remote, port, protocol, address, used, of}
     clock-source            {mode, hertz}             --verbose only
     controllers             [{name, status: {consecutive-failure-count, last-failure-msg,
                              last-failure-timestamp, last-success-timestamp}}]
@@ -49,6 +51,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ciliumd.cli.arguments import Commands, client, command
+from ciliumd.cli.bpf_rows import host_port
 from ciliumd.cli.errors import FAILED, OK
 from ciliumd.cli.output import emit, table
 
@@ -233,11 +236,26 @@ def _masquerading(status: Json) -> list[str]:
     if str(masquerading.get("mode", "")).upper() != "BPF":
         return [f"IPTables {families}"]
     names = [d["name"] for d in (status.get("kube-proxy-replacement") or _NOTHING).get("deviceList") or ()]
+    exhausted = (masquerading.get("ports") or _NOTHING).get("exhausted") or ()
     return [
         "BPF (ip-masq-agent)" if masquerading.get("ip-masq-agent") else "BPF",
         f"[{', '.join(names)}]",
         f"{masquerading.get('snat-exclusion-cidr-v4', '')} {families}",
+        *([f"no ports left towards {', '.join(map(_towards, exhausted))}"] if exhausted else ()),
     ]
+
+
+def _towards(use: Json) -> str:
+    return f"{host_port(use['remote'], use['port'])} {use['protocol']}"
+
+
+def _nat_ports(ports: Json) -> Iterator[list[str]]:
+    """Rows of who uses most of masquerading's ports, and of those who have none left."""
+    yield ["Destination", "Address", "Ports used", ""]
+    exhausted = ports.get("exhausted") or []
+    for use in (*exhausted, *(one for one in ports.get("most", {}).values() if one not in exhausted)):
+        share = f"{use['used']}/{use['of']} ({use['used'] / use['of']:.1%})"
+        yield [_towards(use), use["address"], share, "exhausted" if use in exhausted else ""]
 
 
 def _failing(controller: Json) -> bool:
@@ -299,6 +317,9 @@ def _details(status: Json, now: datetime, *, verbose: bool) -> Iterator[tuple[st
         yield "Allocated addresses:", rows
     if replacement := status.get("kube-proxy-replacement"):
         yield "KubeProxyReplacement Details:", _kube_proxy_details(replacement)
+    ports = (status.get("masquerading") or _NOTHING).get("ports") or _NOTHING
+    if ports.get("most") or ports.get("exhausted"):
+        yield "Masquerading Ports:", [*_nat_ports(ports)]
     if clock := status.get("clock-source"):
         hertz = f" [{clock['hertz']} Hz]" if clock.get("hertz") else ""
         yield "Clock Source for BPF:", [[f"{clock.get('mode', '')}{hertz}"]]

@@ -406,6 +406,9 @@ class Agent:
                     for family, pool in (("ipv4", self.ipam), ("ipv6", self.ipam6))
                     if pool is not None
                 },
+                nat_saturation=lambda: {
+                    f"ipv{version}": one.saturation for version, one in self.gc.ports.most.items()
+                },
                 ring=self.ring.stats,
             ),
             self.tallies,

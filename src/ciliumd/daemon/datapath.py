@@ -27,6 +27,7 @@ from ciliumd.model.net import mac_bytes
 from ciliumd.net.devices import NativeDevice
 from ciliumd.net.namespace import own_cookie
 from ciliumd.net.overlay import RemoteRoutes
+from ciliumd.reconcile import nat_ports
 from ciliumd.reconcile.target import Target
 
 POLICY_PINS = "policies"
@@ -160,6 +161,8 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
     values: dict[str, bool | int | bytes] = {
         "cilium_host_ifindex": host.ifindex,
         "cilium_host_mac": int.from_bytes(mac_bytes(host.mac), "little"),
+        "nat_port_min": nat_ports.FIRST_PORT,
+        "nat_port_max": nat_ports.LAST_PORT,
         "node_port": settings.serves_outside,
         "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,

@@ -10,11 +10,15 @@ from functools import partial
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
+import structlog
+
 from ciliumd.bpf.map import Map
-from ciliumd.reconcile import gc
+from ciliumd.reconcile import gc, nat_ports
 
 P = ParamSpec("P")
 T = TypeVar("T")
+log = structlog.get_logger("gc")
+
 Judge = Callable[[Iterable[gc.Row]], Iterator[list[bytes]]]
 
 
@@ -32,6 +36,7 @@ class ConntrackGc:
 
     def __init__(self, maps: Mapping[str, Map], *, executor: Executor) -> None:
         self.totals = GcTotals()
+        self.ports = nat_ports.NOTHING
         self._ct = maps["cilium_ct_v1"]
         self._nat = maps["cilium_snat_v1"]
         self._executor = executor
@@ -40,16 +45,30 @@ class ConntrackGc:
         """One walk over both maps."""
         for chunk in await self._judged(self._ct, self._expired):
             self.totals.conntrack += await self._in_writer(self._delete_expired, chunk)
-        for chunk in await self._judged(self._nat, self._over):
+        count = nat_ports.Count()
+        for chunk in await self._judged(self._nat, self._over, count):
             self.totals.nat += await self._in_writer(self._delete_over, chunk)
+        self._tell(count.result())
         self.totals.runs += 1
 
-    async def _judged(self, source: Map, judge: Judge) -> list[list[bytes]]:
-        """Keys that *judge* gives up, in chunks; read a piece of the map at a time."""
+    def _tell(self, ports: nat_ports.NatPorts) -> None:
+        """Keep what was counted; warn of each destination that has no port left, once while that lasts."""
+        known = {one.target for one in self.ports.full}
+        for target, used in ports.full:
+            if target not in known:
+                log.warning("nat.ports_exhausted", ports=used, **target.shown())
+        self.ports = ports
+
+    async def _judged(
+        self, source: Map, judge: Judge, count: nat_ports.Count | None = None
+    ) -> list[list[bytes]]:
+        """Keys that *judge* gives up, in chunks; read, and counted, a piece of the map at a time."""
         rows = source.items()
         found: list[list[bytes]] = []
         while piece := await self._in_writer(lambda: list(islice(rows, gc.CHUNK))):
             found += await self._in_writer(list, judge(piece))
+            if count is not None:
+                await self._in_writer(count.add, piece, _now())
         return found
 
     async def _in_writer(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -293,6 +293,7 @@ def _masquerading(agent: Agent, missing: list[Missing], native: tuple[net_device
         "enabledProtocols": {"ipv4": ipv4, "ipv6": ipv6},
         "snat-exclusion-cidr-v4": str(exclusion) if exclusion else "",
         "snat-exclusion-cidr-v6": str(exclusion6) if exclusion6 else "",
+        "ports": status_models.nat_ports(agent.gc.ports),
     }
 
 

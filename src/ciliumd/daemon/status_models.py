@@ -10,6 +10,7 @@ from ciliumd.kubernetes.source import KubernetesStatus
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import CILIUM_INTERNAL_IP, EXTERNAL_IP, INTERNAL_IP, NodeRow
 from ciliumd.net.devices import NativeDevice
+from ciliumd.reconcile.nat_ports import PORTS, NatPorts, PortUse
 
 Json = dict[str, Any]
 
@@ -84,6 +85,18 @@ def kube_proxy_replacement(
     if outside and native:
         model["directRoutingDevice"] = native[0].name
     return model
+
+
+def nat_ports(ports: NatPorts) -> Json:
+    """Masquerading's ports as they were last counted: who uses most, and where there are none left."""
+
+    def shown(one: PortUse) -> Json:
+        return {"used": one.used, "of": PORTS, **one.target.shown()}
+
+    return {
+        "most": {f"ipv{version}": shown(one) for version, one in sorted(ports.most.items())},
+        "exhausted": [shown(one) for one in ports.full],
+    }
 
 
 def host_routing(settings: Settings, *, active: bool) -> str:

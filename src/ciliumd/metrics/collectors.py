@@ -60,7 +60,8 @@ class Providers:
 
     endpoint_states: state -> count; identities: type (``reserved``, ``cluster_local``,
     ``node_local``) -> count; enforcement: ``none``, ``ingress``, ``egress``, ``both`` -> endpoints;
-    addresses: ``ipv4``, ``ipv6`` -> allocated; failures: what a provider may raise.
+    addresses: ``ipv4``, ``ipv6`` -> allocated; nat_saturation: the same -> 0 to 1;
+    failures: what a provider may raise.
     """
 
     version: str
@@ -75,6 +76,7 @@ class Providers:
     policy_revision: Callable[[], int]
     controllers_failing: Callable[[], int]
     addresses: Callable[[], Mapping[str, int]]
+    nat_saturation: Callable[[], Mapping[str, float]]
     ring: Callable[[], RingTotals]
     failures: tuple[type[Exception], ...] = (OSError,)
 
@@ -140,6 +142,12 @@ class StateCollector:
             p.enforcement,
         )
         yield from self._by("cilium_ip_addresses", "Allocated addresses", "family", p.addresses)
+        yield from self._by(
+            "cilium_nat_endpoint_max_connection",
+            "Share of masquerading's ports that the destination with most flows uses, 0 to 1",
+            "family",
+            p.nat_saturation,
+        )
         yield from self._one("cilium_services", "Service frontends", p.services)
         yield from self._one("cilium_ipcache_entries", "Entries of the ipcache", p.ipcache_entries)
         yield from self._one("cilium_policy", "Policies in force", p.policies)
@@ -188,7 +196,7 @@ class StateCollector:
             yield GaugeMetricFamily(name, text, value=value)
 
     def _by(
-        self, name: str, text: str, label: str, provider: Callable[[], Mapping[str, int]]
+        self, name: str, text: str, label: str, provider: Callable[[], Mapping[str, float]]
     ) -> Iterator[Metric]:
         values = _read(provider, None, name, self)
         if values is None:

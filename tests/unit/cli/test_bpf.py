@@ -263,6 +263,16 @@ def test_nat_lines_show_both_directions():
     )
 
 
+def test_nat_lines_show_where_no_port_is_left():
+    """Nothing is translated by such a row."""
+    key = {"src": "192.0.2.1", "sport": 80, "dst": "172.18.0.2", "dport": 0, "protocol": "TCP", "dir": "full"}
+    value = {"addr": "", "port": 0, "created": 95}
+
+    assert bpf_rows.nat_line({"key": key, "value": value}, 100) == (
+        "TCP FULL 192.0.2.1:80 -> 172.18.0.2:0 Created=5sec ago"
+    )
+
+
 def test_nat_lines_of_ipv6_have_brackets():
     """Or nobody could tell the port."""
     key = {"src": "fd00:1::b", "dst": "2001:db8::7", "sport": 7, "dport": 53, "protocol": "UDP", "zone": 0}

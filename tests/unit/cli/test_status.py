@@ -242,6 +242,33 @@ def test_verbose_adds_details():
     assert "Datapath:\n  policy-maps:   3\n" in text
 
 
+BUSY = {"remote": "198.51.100.9", "port": 443, "protocol": "TCP", "address": "192.0.2.1", "of": 32768}
+PORTS = {"most": {"ipv4": BUSY | {"used": 32768}}, "exhausted": [BUSY | {"used": 32768}]}
+
+
+def test_a_destination_without_ports_is_told():
+    """In the line of masquerading; who is near it in the details."""
+    six = {"remote": "2001:db8::9", "port": 53, "protocol": "UDP", "address": "2001:db8::1", "of": 32768}
+    ports = PORTS | {"most": PORTS["most"] | {"ipv6": six | {"used": 8192}}}
+    document = changed("masquerading.ports", ports)
+
+    assert line(document, "Masquerading:").endswith("no ports left towards 198.51.100.9:443 TCP")
+    details = status.render(document, now=NOW, verbose=True).split("Masquerading Ports:\n", 1)[1]
+    assert [row.split() for row in details.splitlines()[:3]] == [
+        ["Destination", "Address", "Ports", "used"],
+        ["198.51.100.9:443", "TCP", "192.0.2.1", "32768/32768", "(100.0%)", "exhausted"],
+        ["[2001:db8::9]:53", "UDP", "2001:db8::1", "8192/32768", "(25.0%)"],
+    ]
+
+
+def test_without_masqueraded_flows_nothing_is_told_of_ports():
+    """Neither line nor details."""
+    document = changed("masquerading.ports", {"most": {}, "exhausted": []})
+
+    assert "ports left" not in status.render(document, now=NOW)
+    assert "Masquerading Ports" not in status.render(document, now=NOW, verbose=True)
+
+
 @pytest.mark.parametrize(
     ("document", "text", "healthy"),
     [

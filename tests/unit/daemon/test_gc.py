@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import ip_address
 
 import pytest
+from structlog.testing import capture_logs
 
 from ciliumd import abi
 from ciliumd.daemon.gc import ConntrackGc
@@ -194,3 +195,35 @@ def test_many_rows_are_looked_at_in_pieces(maps, expires):
     assert writer.calls >= 3
     assert len(ct.rows) == (10000 if expires else 0)
     assert all(count <= CHUNK for count in ct.deleted)
+
+
+def test_a_destination_without_ports_is_warned_of_once(maps):
+    """Until it has some again; what was counted is kept for status and metrics."""
+    nat = maps["cilium_snat_v1"]
+    for direction, dport in ((abi.NatDir.NAT_IN, 40000), (abi.NatDir.NAT_FULL, 0)):
+        key = abi.NatKey(PEER, NODE, 443, dport, 6, direction, 0)
+        nat.rows[key.pack()] = abi.NatEntry(0, 1, 0, NODE, int(time.monotonic())).pack()
+
+    async def walk():
+        with Writer(1) as thread:
+            gc = ConntrackGc(maps, executor=thread)
+            await gc.collect()
+            await gc.collect()
+            return gc.ports
+
+    with capture_logs() as told:
+        ports = asyncio.run(walk())
+
+    assert told == [
+        {
+            "event": "nat.ports_exhausted",
+            "log_level": "warning",
+            "ports": 1,
+            "remote": "198.51.100.9",
+            "port": 443,
+            "protocol": "TCP",
+            "address": "192.0.2.1",
+        }
+    ]
+    assert [(one.target.port, one.used) for one in ports.full] == [(443, 1)]
+    assert ports.most[4].used == 1

@@ -22,6 +22,7 @@ from ciliumd.model.identity import Reserved
 from ciliumd.net.devices import NativeDevice
 from ciliumd.net.errors import NetError
 from ciliumd.net.thread import NetlinkStatus
+from ciliumd.reconcile import nat_ports
 from ciliumd.reconcile.loop import ReconcilerStatus, Running
 from ciliumd.reconcile.progress import StageStatus
 from unit.daemon import nodes
@@ -99,7 +100,7 @@ class Host:
         self.scanned = SimpleNamespace(error=None, files=1, objects=2, problems=0)
         self.source = SimpleNamespace(status=lambda: self.scanned)
         self.observer = SimpleNamespace(drifted_rows=0)
-        self.gc = SimpleNamespace(totals=SimpleNamespace(conntrack=0, nat=0))
+        self.gc = SimpleNamespace(totals=SimpleNamespace(conntrack=0, nat=0), ports=nat_ports.NOTHING)
         self.terminator = SimpleNamespace(totals=SimpleNamespace(sockets=0, flows=0, how="sock_diag"))
         self.kernel = SimpleNamespace(kernel="6.1")
 

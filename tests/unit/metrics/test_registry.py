@@ -31,6 +31,7 @@ def providers(**changes):
         "policy_revision": lambda: 7,
         "controllers_failing": lambda: 0,
         "addresses": lambda: {"ipv4": 5},
+        "nat_saturation": lambda: {"ipv4": 0.75},
         "ring": lambda: SimpleNamespace(seen=100, lost=4, subscriber_lost=2),
     }
     return Providers(**defaults | changes)
@@ -75,6 +76,7 @@ def test_drops_and_forwards_by_reason_and_direction(registry):
         ("cilium_policy_endpoint_enforcement_status", {"enforcement=none": 3, "enforcement=ingress": 1}),
         ("cilium_identity", {"type=reserved": 11, "type=cluster_local": 2, "type=node_local": 0}),
         ("cilium_ip_addresses", {"family=ipv4": 5}),
+        ("cilium_nat_endpoint_max_connection", {"family=ipv4": 0.75}),
         ("cilium_services", {"": 4}),
         ("cilium_ipcache_entries", {"": 9}),
         ("cilium_policy", {"": 2}),
