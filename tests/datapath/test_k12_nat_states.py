@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+K12: masqueraded flows in every state, in both families, against reference/masquerade.py.
+
+Packets of pods and answers in any order, errors both ways, rows that the maps forget, conntrack rows that
+expire, the agent's garbage collection.  Every packet that goes on is compared whole.  Every sequence of a few
+steps is tried, and random ones of many, of flows that want one port.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from ipaddress import IPv6Network
+from typing import Any
+
+import pytest
+
+from ciliumd.abi import CtEntry, CtKey, CtKind, NatDir, NatEntry, NatKey
+from ciliumd.daemon.datapath import network6
+from ciliumd.reconcile import gc
+from datapath.harness import DROP, PASS, REDIRECT, Datapath
+from datapath.node import NAT_PORTS, POD_CIDR6
+from datapath.openworld6 import SIX_ONE, SIX_TWO
+from datapath.rows import ONLY_OUT, a16
+from datapath.tally import Tally
+from datapath.wire import GATEWAY
+from fixtures import packets, packets6
+from fixtures.packets import tcp, udp
+from reference.conntrack import FLAGS
+from reference.masquerade import DENIED, NO_MAPPING, STACK, Flow, Masquerade
+
+pytestmark = pytest.mark.datapath
+
+SERVER, SEED = 53, 22
+RANDOM, RANDOM_LONG, STEPS = 40, 600, 40
+LENGTH, LENGTH_LONG = 2, 3
+# Two want one port, one cannot keep its own, one is in nobody's way.
+FLOWS = (Flow("one", 40001), Flow("two", 40001), Flow("one", 7), Flow("two", 40002))
+PODS = {"one": SIX_ONE, "two": SIX_TWO}
+NUMBERS = {("tcp", "IPv4"): 6, ("tcp", "IPv6"): 6, ("udp", "IPv4"): 17, ("udp", "IPv6"): 17}
+NUMBERS |= {("icmp", "IPv4"): 1, ("icmp", "IPv6"): 58}
+# Of the header behind the IP header, where its checksum is.
+SUM_AT = {"tcp": 16, "udp": 6, "icmp": 2}
+Step = tuple[str, Flow, str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How one family spells places and frames."""
+
+    name: str
+    module: Any
+    wire: Callable[..., bytes]
+    hops: str
+    header: int
+
+
+FAMILIES = {
+    "IPv4": Family("IPv4", packets, packets.on_wire, "ttl", 20),
+    "IPv6": Family("IPv6", packets6, packets6.frame, "hlim", 40),
+}
+ROUTER = {"IPv4": GATEWAY.ip, "IPv6": "2001:db8:77::1"}
+STRANGER = {"IPv4": packets.world_two.ip, "IPv6": "2001:db8:77::9"}
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """All frames of one family and protocol."""
+
+    family: Family
+    protocol: str
+
+    def _layer(self, source: int, destination: int, kind: str | None, *, asks: bool) -> Any:
+        if self.protocol == "icmp":
+            return (self.family.module.ping if asks else self.family.module.pong)(
+                source if asks else destination
+            )
+        if self.protocol == "udp":
+            return udp(source, destination)
+        layer = tcp(source, destination)
+        layer.flags = FLAGS["S" if kind is None else kind]
+        return layer
+
+    def sent(self, flow: Flow, kind: str | None, **ip: object) -> bytes:
+        """By the pod."""
+        own = self.family.module
+        layer = self._layer(flow.port, SERVER, kind, asks=True)
+        return bytes(own.from_pod(getattr(own, f"pod_{flow.pod}"), own.world_one.ip, layer, **ip))
+
+    def wired(self, flow: Flow, kind: str | None, port: int) -> bytes:
+        """The same, as it must leave the node."""
+        own = self.family.module
+        pod = getattr(own, f"pod_{flow.pod}")
+        layer = self._layer(port, SERVER, kind, asks=True)
+        return self.family.wire(
+            pod.mac, pod.node_mac, own.node_one.ip, own.world_one.ip, layer, **{self.family.hops: 63}
+        )
+
+    def answer(self, port: int, kind: str | None, *, source: str | None = None, **ip: object) -> bytes:
+        """From the server, or somebody else, to the node."""
+        own = self.family.module
+        layer = self._layer(SERVER, port, kind, asks=False)
+        return self.family.wire(
+            GATEWAY.mac, packets.node_one.mac, source or own.world_one.ip, own.node_one.ip, layer, **ip
+        )
+
+    def received(self, flow: Flow, kind: str | None) -> bytes:
+        """The answer, as the pod must see it."""
+        own = self.family.module
+        layer = self._layer(SERVER, flow.port, kind, asks=False)
+        return bytes(own.to_pod(getattr(own, f"pod_{flow.pod}"), own.world_one.ip, layer))
+
+    def _with_sum_of(self, frame: bytes, other: bytes) -> bytes:
+        """What errors quote keeps the sum that the router, or the pod, saw; an echo's of IPv4 is mended."""
+        if (self.protocol, self.family.name) == ("icmp", "IPv4"):
+            return frame
+        at = 14 + self.family.header + SUM_AT[self.protocol]
+        return frame[:at] + other[at : at + 2] + frame[at + 2 :]
+
+    def error(self, port: int) -> bytes:
+        """A router's, about what left with this port."""
+        own = self.family.module
+        wired = self.wired(FLOWS[0], "A", port)
+        return self.family.wire(
+            *(GATEWAY.mac, packets.node_one.mac, ROUTER[self.family.name], own.node_one.ip),
+            own.unreachable(wired),
+        )
+
+    def error_received(self, flow: Flow, port: int) -> bytes:
+        """The same, as the pod must see it."""
+        own = self.family.module
+        sent = self.sent(flow, "A", **{self.family.hops: 63})
+        quoted = self._with_sum_of(sent, self.wired(flow, "A", port))
+        pod = getattr(own, f"pod_{flow.pod}")
+        return bytes(own.to_pod(pod, ROUTER[self.family.name], own.unreachable(quoted)))
+
+    def complaint(self, flow: Flow) -> bytes:
+        """The pod's own error, about an answer."""
+        own = self.family.module
+        pod = getattr(own, f"pod_{flow.pod}")
+        return bytes(own.from_pod(pod, own.world_one.ip, own.unreachable(self.received(flow, "A"))))
+
+    def complaint_wired(self, flow: Flow, port: int) -> bytes:
+        """The same, as it must leave the node."""
+        own = self.family.module
+        pod = getattr(own, f"pod_{flow.pod}")
+        answer = self.answer(port, "A", **{self.family.hops: 63})
+        quoted = self._with_sum_of(answer, self.received(flow, "A"))
+        return self.family.wire(
+            *(pod.mac, pod.node_mac, own.node_one.ip, own.world_one.ip),
+            own.unreachable(quoted),
+            **{self.family.hops: 63},
+        )
+
+
+class Talk:
+    """The programs and the reference, side by side."""
+
+    def __init__(self, datapath: Datapath, family: Family, protocol: str) -> None:
+        self._frames = _cached(Frames(family, protocol))
+        self._kinds = protocol == "tcp"
+        entries = datapath.generation.entries
+        net0 = datapath.native_device("net0", packets.node_one.ip, ip6=packets6.node_one.ip)
+        self._pods = {
+            name: partial(entries["entry_from_container"].test_run, ifindex=pod.ifindex)
+            for name, pod in PODS.items()
+        }
+        self._out = partial(entries["entry_to_netdev"].test_run, ifindex=net0)
+        self._in = partial(entries["entry_from_netdev"].test_run, ifindex=net0)
+        self._ct, self._snat = datapath.map("ct"), datapath.map("snat")
+        own = family.module
+        self._node, self._world = a16(own.node_one.ip), a16(own.world_one.ip)
+        self._addresses = {"one": a16(own.pod_one.ip), "two": a16(own.pod_two.ip)}
+        self._number = NUMBERS[protocol, family.name]
+        self._remote = 0 if protocol == "icmp" else SERVER
+        self.stranger = STRANGER[family.name]
+        self.forget()
+
+    def forget(self) -> None:
+        """Nothing has happened yet."""
+        for rows in (self._ct, self._snat):
+            rows.delete_batch(list(rows.keys()))
+        self.expected = Masquerade(NAT_PORTS)
+        # Which port a flow had last: its peer does not know what the node has forgotten.
+        self._last: dict[Flow, int] = {}
+
+    # -- steps: each says what is wrong, "" if nothing is ------------------------------------------
+
+    def step(self, step: Step) -> str:
+        """One."""
+        what, flow, kind = step
+        return str(getattr(self, f"_{what}")(flow, kind if self._kinds else None))
+
+    def _sends(self, flow: Flow, kind: str | None) -> str:
+        may_get = self.expected.may_get(flow)
+        passed = self._pods[flow.pod](self._frames("sent", flow, kind))
+        if passed.retval != REDIRECT:
+            return "the pod's packet does not get out"
+        wired = self._out(passed.data)
+        if wired.retval != PASS:
+            return "it does not leave the node"
+        row = self._snat.lookup(self._out_key(flow))
+        if row is None:
+            return "it has no row"
+        port = NatEntry.unpack(row).port
+        if port not in may_get:
+            return f"it leaves with {port}, not with one of {sorted(may_get)}"
+        self.expected.left(flow, kind, port)
+        self._last[flow] = port
+        return "" if wired.data == self._frames("wired", flow, kind, port) else "it leaves otherwise"
+
+    def _answered(self, flow: Flow, kind: str | None) -> str:
+        port = self._last.get(flow, 40033)
+        frame = self._frames("answer", port, kind)
+        return self._arrives(frame, self.expected.answered(port, kind), "received", kind)
+
+    def _strange(self, flow: Flow, kind: str | None) -> str:
+        """Somebody else's packet to the flow's port: nobody's."""
+        frame = self._frames("answer", self._last.get(flow, 40033), kind, source=self.stranger)
+        return self._arrives(frame, STACK, "received", kind)
+
+    def _told(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        port = self._last.get(flow, 40033)
+        return self._arrives(self._frames("error", port), self.expected.told(port), "error_received", port)
+
+    def _arrives(self, frame: bytes, whose: Flow | str, how: str, *about: object) -> str:
+        run = self._in(frame)
+        if whose == STACK:
+            return "" if (run.retval, run.data) == (PASS, frame) else "it is not left to the stack"
+        if whose == DENIED:
+            return "" if run.retval == DROP else "it is not refused"
+        if run.retval != REDIRECT:
+            return f"it does not reach {whose}"
+        return "" if run.data == self._frames(how, whose, *about) else f"{whose} sees something else"
+
+    def _complains(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        passed = self._pods[flow.pod](self._frames("complaint", flow))
+        if passed.retval != REDIRECT:
+            return "the pod's error does not get out"
+        wired, port = self._out(passed.data), self.expected.tells(flow)
+        if port == NO_MAPPING:
+            return "" if wired.retval == DROP else "an error about nothing known leaves the node"
+        if wired.retval != PASS:
+            return "the pod's error does not leave the node"
+        right = wired.data == self._frames("complaint_wired", flow, port)
+        return "" if right else "the pod's error leaves otherwise"
+
+    # -- what maps and time do ---------------------------------------------------------------------
+
+    def _loses_out(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        self._snat.delete(self._out_key(flow))
+        self.expected.out.pop(flow, None)
+        return ""
+
+    def _loses_in(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        for port, owner in self.expected.into.items():
+            if owner == flow:
+                self._snat.delete(self._in_key(port))
+        self.expected.forget_in(flow)
+        return ""
+
+    def _loses_track(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        self._ct.delete(self._ct_key(flow))
+        self.expected.tracked.pop(flow, None)
+        return ""
+
+    def _expires(self, flow: Flow, kind: str | None) -> str:
+        del kind
+        row = self._ct.lookup(self._ct_key(flow))
+        if (row is not None) != self.expected.is_live(flow) and row is None:
+            return "a live flow is not tracked"
+        if row is not None:
+            at = CtEntry.unpack(row)
+            fields = {name: getattr(at, name) for name in CtEntry.__match_args__} | {"expires": 1}
+            self._ct.update(self._ct_key(flow), CtEntry(**fields).pack())
+        self.expected.tracked.pop(flow, None)
+        return ""
+
+    def _collected(self, flow: Flow, kind: str | None) -> str:
+        """The agent's own, when all rows are old enough."""
+        del flow, kind
+        now = int(time.monotonic())
+
+        def is_live(key: bytes) -> bool:
+            row = self._ct.lookup(key)
+            return row is not None and gc.is_live_ct(row, now)
+
+        for keys in gc.expired_nat(list(self._snat.items()), now + gc.NAT_MIN_AGE + 1, is_live_flow=is_live):
+            self._snat.delete_batch(keys)
+        self.expected.collect()
+        return ""
+
+    def wrong(self) -> str:
+        """What is wrong about the rows, after all steps."""
+        out, into = {}, {}
+        flows = {(self._addresses[flow.pod], flow.port): flow for flow in FLOWS}
+        for raw, value in self._snat.items():
+            key, row = NatKey.unpack(raw), NatEntry.unpack(value)
+            if key.dir == NatDir.NAT_OUT:
+                out[flows[key.src, key.sport]] = row.port
+            else:
+                into[key.dport] = flows[row.addr, row.port]
+        if (out, into) != (self.expected.out, self.expected.into):
+            return f"rows are {out} {into}, not {self.expected.out} {self.expected.into}"
+        return ""
+
+    def _out_key(self, flow: Flow) -> bytes:
+        address = self._addresses[flow.pod]
+        return NatKey(address, self._world, flow.port, self._remote, self._number, NatDir.NAT_OUT, 0).pack()
+
+    def _in_key(self, port: int) -> bytes:
+        return NatKey(self._world, self._node, self._remote, port, self._number, NatDir.NAT_IN, 0).pack()
+
+    def _ct_key(self, flow: Flow) -> bytes:
+        address = self._addresses[flow.pod]
+        return CtKey(
+            address, self._world, flow.port, self._remote, self._number, CtKind.CT_KIND_FLOW, 0
+        ).pack()
+
+
+def _cached(frames: Frames) -> Callable[..., bytes]:
+    @cache
+    def frame(what: str, *about: object, **more: object) -> bytes:
+        return bytes(getattr(frames, what)(*about, **more))
+
+    return frame
+
+
+WITH_KIND = ("sends", "answered", "strange")
+WITHOUT_KIND = ("told", "complains", "loses_out", "loses_in", "loses_track", "expires")
+
+
+def _alphabet(protocol: str, flows: tuple[Flow, ...], kinds: tuple[str, ...]) -> list[Step]:
+    named = kinds if protocol == "tcp" else (None,)
+    steps: list[Step] = [
+        *((what, flow, kind) for what in WITH_KIND for flow in flows for kind in named),
+        *((what, flow, None) for what in WITHOUT_KIND for flow in flows),
+        ("collected", flows[0], None),
+    ]
+    return steps
+
+
+@pytest.fixture(scope="module")
+def both_families(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs, masquerading both families; loaded once."""
+    pods = network6("pod_cidr", IPv6Network(POD_CIDR6.with_prefixlen))
+    path = tmp_path_factory.mktemp("k12-nat-states")
+    with Datapath.loaded(path, ipv6=1, masquerade_ipv6=1, **pods) as datapath:
+        yield datapath
+
+
+@pytest.fixture(params=sorted(NUMBERS), ids="-".join)
+def talk(both_families: Datapath, request: pytest.FixtureRequest) -> tuple[Talk, str, str]:
+    """Pods that may open flows, to whom nobody may open any."""
+    protocol, name = request.param
+    both_families.reset()
+    both_families.host_address(packets.node_one.ip)
+    both_families.host_address(packets6.node_one.ip)
+    for pod in PODS.values():
+        both_families.add_endpoint(pod, *ONLY_OUT)
+    return Talk(both_families, FAMILIES[name], protocol), protocol, name
+
+
+def _compare(talk: Talk, sequences: Iterator[tuple[Step, ...]]) -> tuple[Counter[str], list[str]]:
+    counted: Counter[str] = Counter()
+    wrong: list[str] = []
+    for steps in sequences:
+        talk.forget()
+        counted["sequences"] += 1
+        for number, step in enumerate(steps):
+            counted["steps"] += 1
+            if problem := talk.step(step):
+                wrong.append(f"{problem}: step {number} of {steps[: number + 1]}")
+                break
+        else:
+            if problem := talk.wrong():
+                wrong.append(f"{problem}: after {steps}")
+    return counted, wrong
+
+
+def test_every_sequence_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
+    """Of two flows that want one port; each begins with a packet of the first one."""
+    talking, protocol, name = talk
+    alphabet = _alphabet(protocol, FLOWS[:2], ("S", "SA", "A", "FA", "R"))
+    begin: Step = ("sends", FLOWS[0], "S")
+    length = LENGTH_LONG if is_long else LENGTH
+    counted, wrong = _compare(
+        talking, ((begin, *rest) for rest in itertools.product(alphabet, repeat=length))
+    )
+
+    tally(
+        f"K12 NAT states, {name}, {protocol}",
+        injected=counted["steps"],
+        delivered=counted["steps"] - len(wrong),
+        wrong=len(wrong),
+        sequences=counted["sequences"],
+    )
+    assert wrong == []
+
+
+def test_random_sequences_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
+    """Of four flows; packets more often than losses."""
+    talking, protocol, name = talk
+    chance = random.Random(f"{SEED} {name} {protocol}")
+    alphabet = _alphabet(protocol, FLOWS, tuple(FLAGS))
+    weights = [8 if what in {"sends", "answered"} else 2 for what, _, _ in alphabet]
+    counted, wrong = _compare(
+        talking,
+        (
+            tuple(chance.choices(alphabet, weights, k=STEPS))
+            for _ in range(RANDOM_LONG if is_long else RANDOM)
+        ),
+    )
+
+    tally(
+        f"K12 NAT random, {name}, {protocol}",
+        injected=counted["steps"],
+        delivered=counted["steps"] - len(wrong),
+        wrong=len(wrong),
+        sequences=counted["sequences"],
+    )
+    assert wrong == []
