@@ -205,3 +205,38 @@ def test_node_addresses_are_all_but_loopback_and_pods(node: Namespace) -> None:
     assert {ip_address(text) for text in ("192.0.2.10", "192.0.2.11", "10.99.0.1")} == inside(
         node, devices.node_addresses
     )
+
+
+def test_a_node_without_ipv4_loses_what_an_agent_before_had(node: Namespace) -> None:
+    """Its router address and its routes of IPv4 go, those of IPv6 are there; nothing is said about IPv4."""
+    inside(
+        node,
+        ensure_host,
+        replace(WIRING, router6=IPv6Address("fd00::1"), pod_cidr6=IPv6Network("fd00::/112")),
+    )
+    node.sysctl("net/ipv4/conf/all/rp_filter", "1")
+    six = HostWiring(
+        router=None,
+        pod_cidr=None,
+        mtu=1450,
+        router6=IPv6Address("fd00::1"),
+        pod_cidr6=IPv6Network("fd00::/112"),
+    )
+    made = inside(node, ensure_host, six)
+
+    assert made.warnings == ()
+    assert our_routes(node) == {}
+    (host,) = [link for link in node.ip_json("address", "show", "dev", "cilium_host") if link]
+    assert [one["local"] for one in host["addr_info"]] == ["fd00::1"]
+    shown = node.ip_json("-6", "route", "show", "protocol", str(ROUTE_PROTOCOL))
+    assert [route["dst"] for route in shown] == ["fd00::/112"]
+
+
+def test_the_mtu_is_of_the_default_route_whichever_family(node: Namespace) -> None:
+    """That of IPv4 counts where there are both."""
+    assert inside(node, links.uplink_mtu) == 1480
+    node.ip("route", "del", "default")
+    assert inside(node, links.uplink_mtu) is None
+    node.ip("address", "add", "2001:db8::2/64", "dev", "uplink", "nodad")
+    node.ip("route", "add", "default", "via", "2001:db8::1", "dev", "uplink")
+    assert inside(node, links.uplink_mtu) == 1480

@@ -64,7 +64,8 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
         ensure_address(ipr, host.ifindex, wiring.router6)
     # Those to other nodes' pods are somebody else's, who knows better than this which of them stay.
     add_routes(ipr, host.ifindex, _routes(wiring))
-    conflict = sysctl.reverse_path_conflict()
+    # Of IPv4 alone: IPv6 has no such check.
+    conflict = sysctl.reverse_path_conflict() if wiring.router is not None else None
     return HostLinks(
         host=_present(ipr, host.ifindex),
         net=_present(ipr, net.ifindex),
