@@ -38,8 +38,9 @@ ORDER = [
     "test_dual_stack",
     "test_dual_services",
     "test_dual_upstream",
+    "test_ipv6_only",
 ]
-ONLY_LONG = ("test_upstream_groups", "test_dual_upstream")
+ONLY_LONG = ("test_upstream_groups", "test_dual_upstream", "test_ipv6_only")
 BUILD_SECONDS = 2400
 
 
@@ -134,6 +135,18 @@ def dual(request: pytest.FixtureRequest) -> Iterator[Ciliumd]:
         cluster.load(image)
         ciliumd = Ciliumd(cluster)
         ciliumd.install(**{"ipv6.enabled": "true"})
+        ciliumd.wait()
+        yield ciliumd
+
+
+@pytest.fixture(scope="session")
+def six(image: Path) -> Iterator[Ciliumd]:
+    """ciliumd on a cluster of IPv6 alone."""
+    built("k8s_tools.py")
+    with Cluster(nodes=2, six=True) as cluster:
+        cluster.load(image)
+        ciliumd = Ciliumd(cluster)
+        ciliumd.install(**{"ipv4.enabled": "false", "ipv6.enabled": "true"})
         ciliumd.wait()
         yield ciliumd
 

@@ -2,7 +2,7 @@
 """
 A cluster by hand.
 
-    python -m lab.k8s up [--nodes 2] [--dual] [--cni none|bridge] [--proxy none|iptables|nftables]
+    python -m lab.k8s up [--nodes 2] [--dual | --ipv6] [--cni none|bridge] [--proxy none|iptables|nftables]
     python -m lab.k8s list
     python -m lab.k8s run N NODE COMMAND...     on a node of cluster N
     python -m lab.k8s load N ARCHIVE...         images onto every node
@@ -26,7 +26,13 @@ def up(arguments: argparse.Namespace) -> None:
     started = time.monotonic()
     for prefix in sweep():
         print(f"removed {prefix}, which a killed run had left")
-    cluster = Cluster(nodes=arguments.nodes, dual=arguments.dual, cni=arguments.cni, proxy=arguments.proxy)
+    cluster = Cluster(
+        nodes=arguments.nodes,
+        dual=arguments.dual,
+        six=arguments.ipv6,
+        cni=arguments.cni,
+        proxy=arguments.proxy,
+    )
     cluster.up()
     cluster.keep()
     print(f"{cluster.plan.prefix} is up after {time.monotonic() - started:.1f} s")
@@ -47,7 +53,9 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("up")
     command.add_argument("--nodes", type=int, default=2)
-    command.add_argument("--dual", action="store_true", help="both families")
+    families = command.add_mutually_exclusive_group()
+    families.add_argument("--dual", action="store_true", help="both families")
+    families.add_argument("--ipv6", action="store_true", help="IPv6 alone")
     command.add_argument("--cni", choices=["none", "bridge"], default="none")
     command.add_argument("--proxy", choices=["none", *PROXY_MODES], default="none")
     commands.add_parser("list")

@@ -16,7 +16,7 @@ from lab.k8s.kubectl import Kubectl
 from lab.k8s.ledger import Ledger
 from lab.k8s.node import ClusterNode
 from lab.k8s.pki import ADMIN, Pki
-from lab.k8s.plan import FAR, FAR6, Plan
+from lab.k8s.plan import DNS_SERVICE, FAR6, Plan
 from lab.k8s.pod import ClusterPod
 from lab.netns import IP
 from lab.process import REPOSITORY, Process, run
@@ -41,7 +41,8 @@ def programs_directory() -> Path:
 
 class Cluster:
     """
-    One to three nodes, with *dual* of both families.  A context manager that takes them down.
+    One to three nodes, with *dual* of both families, with *six* of IPv6 alone.  A context manager that takes
+    them down.
 
     With *cni* ``none`` and *proxy* ``none`` the nodes stay NotReady and services reach nobody:
     what ciliumd's chart is installed into.  ``bridge`` with ``iptables`` or ``nftables`` is the
@@ -53,6 +54,7 @@ class Cluster:
         *,
         nodes: int = 2,
         dual: bool = False,
+        six: bool = False,
         cni: Literal["none", "bridge"] = "none",
         proxy: Literal["none", "iptables", "nftables"] = "none",
         taints: Sequence[dict[str, str]] = (),
@@ -62,7 +64,7 @@ class Cluster:
         missing = [name for name in NEEDED if not (self.programs / name).exists()]
         if missing and existing is None:
             raise ProgramsMissing(f"{', '.join(missing)} not in {self.programs}: run build/k8s_tools.py")
-        self.plan = existing or plan.take(OUT / "clusters", nodes, dual=dual)
+        self.plan = existing or plan.take(OUT / "clusters", nodes, dual=dual, six=six)
         self._cni = cni
         self._proxy = proxy
         self._taints = list(taints)
@@ -106,13 +108,19 @@ class Cluster:
         self.kubectl.until(
             lambda: self.kubectl.exists("serviceaccount", "default"), "the default account exists"
         )
-        self.kubectl.apply(DNS_MANIFEST)
+        self._apply_dns()
         if self._proxy != "none":
             baseline.start_proxy(self.nodes, self.pki, self.programs, self._proxy)
         if self._cni != "none":
             baseline.configure(self.kubectl, self.nodes)
             self.wait_nodes()
             self.kubectl.rollout("deploy/coredns", "kube-system")
+
+    def _apply_dns(self) -> None:
+        text = DNS_MANIFEST.read_text().replace(DNS_SERVICE, self.plan.dns_service)
+        made = self.plan.directory / DNS_MANIFEST.name
+        made.write_text(text)
+        self.kubectl.apply(made)
 
     def _api_ready(self) -> bool:
         self._control.check()
@@ -121,7 +129,8 @@ class Cluster:
     def _bridge(self) -> None:
         name = f"{self.plan.prefix}-br"
         run([IP, "link", "add", name, "type", "bridge"])
-        run([IP, "address", "add", f"{self.plan.machine}/24", "dev", name])
+        bits = self.plan.network.prefixlen
+        run([IP, "address", "add", f"{self.plan.machine}/{bits}", "dev", name, "nodad"])
         run([IP, "link", "set", name, "up"])
 
     def _world(self) -> None:
@@ -132,8 +141,8 @@ class Cluster:
         for words in (
             ("link", "set", "lo", "up"),
             ("link", "set", "eth0", "up"),
-            ("address", "add", f"{self.plan.world}/24", "dev", "eth0"),
-            ("address", "add", f"{FAR}/32", "dev", "lo"),
+            ("address", "add", f"{self.plan.world}/{self.plan.network.prefixlen}", "dev", "eth0", "nodad"),
+            ("address", "add", self.plan.far, "dev", "lo"),
         ):
             run([IP, "-n", netns, *words])
         if self.plan.dual:

@@ -17,7 +17,7 @@ from lab.k8s import cgroups, images
 from lab.k8s.init import READY
 from lab.k8s.ledger import Ledger, disown
 from lab.k8s.pki import Pki
-from lab.k8s.plan import DNS_SERVICE, Plan
+from lab.k8s.plan import Plan
 from lab.netns import IP
 from lab.process import NSENTER, Process, run
 from lab.waiting import eventually
@@ -47,7 +47,7 @@ class ClusterNode:
         self.index = index
         self.name = f"node{index}"
         self.address = str(plan.node(index))
-        self.address6 = str(plan.node6(index)) if plan.dual else ""
+        self.address6 = str(plan.node6(index)) if plan.dual or plan.six else ""
         self.directory = plan.directory / self.name
         self.cgroup_name = f"{plan.prefix}-n{index}"
         self.netns = plan.netns(f"n{index}")
@@ -67,7 +67,8 @@ class ClusterNode:
         for words in (
             ("link", "set", "lo", "up"),
             ("link", "set", "eth0", "up"),
-            ("address", "add", f"{self.address}/24", "dev", "eth0"),
+            # nodad: it is there at once, and nobody else has it.
+            ("address", "add", f"{self.address}/{self._plan.network.prefixlen}", "dev", "eth0", "nodad"),
             # A local connect() to a service needs a route before its address is translated.
             ("route", "add", "default", "via", str(self._plan.world)),
         ):
@@ -93,7 +94,8 @@ class ClusterNode:
         self._ledger.record(self.name, int(ready.read_text()) if ready.exists() else spawned.pid)
         disown(spawned)
         # kubeadm asks for it before it installs anything (preflight, proc-sys-net-ipv4-ip_forward).
-        knobs = ["ipv4/ip_forward", *(["ipv6/conf/all/forwarding"] if self._plan.dual else [])]
+        six = self._plan.dual or self._plan.six
+        knobs = ["ipv4/ip_forward", *(["ipv6/conf/all/forwarding"] if six else [])]
         for knob in knobs:
             self.run(["/bin/sh", "-c", f"echo 1 > /proc/sys/net/{knob}"])
 
@@ -143,6 +145,7 @@ class ClusterNode:
         return {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
+            "address": "::" if self._plan.six else "0.0.0.0",  # as the kubelet of a test does
             "authentication": {
                 "anonymous": {"enabled": False},
                 "webhook": {"enabled": True},
@@ -151,7 +154,7 @@ class ClusterNode:
             "authorization": {"mode": "Webhook"},
             "cgroupDriver": "cgroupfs",
             "cgroupRoot": f"/{self.cgroup_name}",
-            "clusterDNS": [DNS_SERVICE],
+            "clusterDNS": [self._plan.dns_service],
             "clusterDomain": "cluster.local",
             "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
             "evictionHard": {**low, "nodefs.inodesFree": "1%"},

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from lab.k8s.plan import API_SERVICE, Plan
+from lab.k8s.plan import Plan
 from lab.process import run
 
 OPENSSL: Final = "/usr/bin/openssl"
@@ -62,7 +62,7 @@ class Pki:
         self._make(SERVICE_ACCOUNT, "/CN=service-account")
         names = ["kubernetes", "kubernetes.default", "kubernetes.default.svc"]
         names = [f"DNS:{name}" for name in (*names, f"{names[-1]}.cluster.local", "localhost")]
-        addresses = [f"IP:{address}" for address in ("127.0.0.1", API_SERVICE, self._plan.node(1))]
+        addresses = [f"IP:{address}" for address in ("127.0.0.1", self._plan.api_service, self._plan.node(1))]
         self._sign("apiserver", "/CN=kube-apiserver", f"subjectAltName={','.join(names + addresses)}")
         nodes = {
             f"node{index}": f"/O=system:nodes/CN=system:node:node{index}" for index in self._plan.indexes

@@ -12,10 +12,11 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final
 
+from ciliumd.model.net import Addr
 from lab.k8s.ledger import start_time
 from lab.netns import NETNS_DIRECTORY
 
@@ -31,9 +32,11 @@ API_SERVICE: Final = "10.96.0.1"
 DNS_SERVICE: Final = "10.96.0.10"
 # An address of the world that lies behind the nodes' default route.
 FAR: Final = "203.0.113.10"
-# The same of a cluster with both families.
+# The same of a cluster with both families, or with IPv6 alone.
 SERVICE_CIDR6: Final = "fd00:96::/112"
 POD_CIDR6: Final = "fd00:244::/56"
+API_SERVICE6: Final = "fd00:96::1"
+DNS_SERVICE6: Final = "fd00:96::a"
 FAR6: Final = "2001:db8:203::10"
 
 
@@ -43,12 +46,13 @@ class NoClusterFree(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Names and addresses of cluster *number*; *dual*: of both families, IPv4 first."""
+    """Names and addresses of cluster *number*; *dual*: of both families, IPv4 first; *six*: of IPv6 alone."""
 
     number: int
     directory: Path
     node_count: int
     dual: bool = False
+    six: bool = False
 
     @property
     def prefix(self) -> str:
@@ -56,21 +60,21 @@ class Plan:
         return f"{PREFIX}{self.number}"
 
     @property
-    def network(self) -> IPv4Network:
+    def network(self) -> IPv4Network | IPv6Network:
         """The network between the nodes."""
-        return IPv4Network(f"10.{100 + self.number}.0.0/24")
+        return self.network6 if self.six else IPv4Network(f"10.{100 + self.number}.0.0/24")
 
     @property
-    def machine(self) -> IPv4Address:
+    def machine(self) -> Addr:
         """The machine's own address at the bridge."""
         return self.network[1]
 
     @property
-    def world(self) -> IPv4Address:
+    def world(self) -> Addr:
         """The world's address at the bridge: every node's default gateway."""
         return self.network[2]
 
-    def node(self, index: int) -> IPv4Address:
+    def node(self, index: int) -> Addr:
         """InternalIP of node *index*, counted from 1."""
         return self.network[10 + index]
 
@@ -89,13 +93,30 @@ class Plan:
         return self.network6[10 + index]
 
     def families(self, four: object, six: object) -> str:
-        """Both with a comma between, as Kubernetes' options have them; only *four* where there is no IPv6."""
+        """Both with a comma between, as Kubernetes' options have them; or the only family's."""
+        if self.six:
+            return str(six)
         return f"{four},{six}" if self.dual else str(four)
 
     @property
     def api_server(self) -> str:
         """``https://...`` of the API server, which sits on node1."""
-        return f"https://{self.node(1)}:6443"
+        return f"https://[{self.node(1)}]:6443" if self.six else f"https://{self.node(1)}:6443"
+
+    @property
+    def api_service(self) -> str:
+        """Address of the service of the API server."""
+        return API_SERVICE6 if self.six else API_SERVICE
+
+    @property
+    def dns_service(self) -> str:
+        """Address of the service of cluster DNS."""
+        return DNS_SERVICE6 if self.six else DNS_SERVICE
+
+    @property
+    def far(self) -> str:
+        """The address of the world that lies behind the nodes' default route."""
+        return FAR6 if self.six else FAR
 
     def netns(self, label: str) -> Path:
         """Handle of one of its network namespaces."""
@@ -116,14 +137,14 @@ def registry_lock() -> Iterator[None]:
         yield
 
 
-def take(root: Path, node_count: int, *, dual: bool = False) -> Plan:
+def take(root: Path, node_count: int, *, dual: bool = False, six: bool = False) -> Plan:
     """Take a free number; the cluster's files go below *root*.  Raises :class:`NoClusterFree`."""
     if not 1 <= node_count <= MOST_NODES:
         raise ValueError(f"a cluster has 1 to {MOST_NODES} nodes, not {node_count}")
     with registry_lock():
         for number in range(MOST_CLUSTERS):
             if not _entry(number).exists() and not _in_use(number):
-                plan = Plan(number, root / f"{PREFIX}{number}", node_count, dual)
+                plan = Plan(number, root / f"{PREFIX}{number}", node_count, dual, six)
                 _write(plan, kept=False)
                 return plan
     raise NoClusterFree(f"{MOST_CLUSTERS} clusters run on this machine: see {REGISTRY}")
@@ -148,7 +169,13 @@ def registered(*, abandoned: bool = False) -> list[Plan]:
             entry = json.loads(path.read_text())
             if not abandoned or not (entry["kept"] or start_time(entry["pid"]) == entry["started"]):
                 plans.append(
-                    Plan(entry["number"], Path(entry["directory"]), entry["nodes"], entry.get("dual", False))
+                    Plan(
+                        entry["number"],
+                        Path(entry["directory"]),
+                        entry["nodes"],
+                        entry.get("dual", False),
+                        entry.get("six", False),
+                    )
                 )
     return plans
 
@@ -167,6 +194,7 @@ def _write(plan: Plan, *, kept: bool) -> None:
         "directory": str(plan.directory),
         "nodes": plan.node_count,
         "dual": plan.dual,
+        "six": plan.six,
         "pid": os.getpid(),
         "started": start_time(os.getpid()),
         "kept": kept,
