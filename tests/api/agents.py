@@ -37,7 +37,7 @@ RULES: list[dict[str, Any]] = [
     {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": READ},
     {
         "apiGroups": ["cilium.io"],
-        "resources": ["ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"],
+        "resources": ["ciliumcidrgroups", "ciliumnetworkpolicies", "ciliumclusterwidenetworkpolicies"],
         "verbs": READ,
     },
     {"apiGroups": ["cilium.io"], "resources": ["ciliumnodes"], "verbs": [*WRITE, "list", "watch"]},

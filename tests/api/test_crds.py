@@ -21,6 +21,7 @@ SPEC = {"endpointSelector": {"matchLabels": {"app": "web"}}}
 SAMPLES = {
     "CiliumNetworkPolicy": {"spec": {**SPEC, "ingress": [{"fromEndpoints": [{}]}]}},
     "CiliumClusterwideNetworkPolicy": {"spec": {**SPEC, "egressDeny": [{"toCIDR": ["10.0.0.0/8"]}]}},
+    "CiliumCIDRGroup": {"spec": {"externalCIDRs": ["192.0.2.0/24", "2001:db8::/32"]}},
     "CiliumNode": {
         "spec": {
             "addresses": [
@@ -49,6 +50,7 @@ SAMPLES = {
 COLUMNS = {
     "cnp": ("NAME", "AGE", "VALID"),
     "ccnp": ("NAME", "VALID"),
+    "ccg": ("NAME", "AGE"),
     "cn": ("NAME", "CILIUMINTERNALIP", "INTERNALIP", "AGE"),
     "ciliumid": ("NAME", "NAMESPACE", "AGE"),
     "cep": ("NAME", "SECURITY IDENTITY", "ENDPOINT STATE", "IPV4", "IPV6"),
@@ -81,6 +83,17 @@ REFUSED = {
         {"spec": {**SPEC, "egress": [{"toPorts": [{"ports": [{"port": str(i)} for i in range(41)]}]}]}},
         "spec.egress[0].toPorts[0].ports",
     ),
+    "a group, named and selected": (
+        "CiliumNetworkPolicy",
+        {"spec": {**SPEC, "egress": [{"toCIDRSet": [{"cidrGroupRef": "a", "cidrGroupSelector": {}}]}]}},
+        "spec.egress[0].toCIDRSet[0]",
+    ),
+    "a group without prefixes": ("CiliumCIDRGroup", {"spec": {}}, "spec.externalCIDRs"),
+    "a name in a group": (
+        "CiliumCIDRGroup",
+        {"spec": {"externalCIDRs": ["example.org"]}},
+        "spec.externalCIDRs[0]",
+    ),
     "no labels of an identity": ("CiliumIdentity", {}, "security-labels"),
     "a state nobody knows": ("CiliumEndpoint", {"status": {"state": "fine"}}, "status.state"),
     "a node without spec": ("CiliumNode", {}, "spec"),
@@ -89,7 +102,6 @@ REFUSED = {
 NOT_ENFORCED = {
     "DNS names": {"egress": [{"toFQDNs": [{"matchName": "example.org"}]}]},
     "HTTP": {"ingress": [{"toPorts": [{"ports": [{"port": "80"}], "rules": {"http": [{"method": "GET"}]}}]}]},
-    "groups of CIDRs": {"ingress": [{"fromCIDRSet": [{"cidrGroupRef": "office"}]}]},
     "services": {"egress": [{"toServices": [{"k8sService": {"serviceName": "web", "namespace": "a"}}]}]},
     "mutual authentication": {"ingress": [{"fromEndpoints": [{}], "authentication": {"mode": "required"}}]},
 }

@@ -371,6 +371,31 @@ def test_a_policy_says_whether_it_is_in_force(kubectl, kind, short):
     kubectl.delete(short, "judged")
 
 
+def test_a_policy_says_that_its_group_is_missing(kubectl):
+    """It is valid, and nobody is meant until the group is there."""
+    spec = {"endpointSelector": {}, "ingress": [{"fromCIDRSet": [{"cidrGroupRef": "office"}]}]}
+    kubectl.apply(_cilium("CiliumNetworkPolicy", "grouped", {"spec": spec}))
+    condition = eventually(lambda: _valid(kubectl, "cnp", "grouped"), "the policy is judged")
+    message = "spec.ingress[0] names CiliumCIDRGroup office, which does not exist: it is nobody"
+    assert (condition["status"], condition["reason"], condition["message"]) == (
+        "True",
+        "ReferenceMissing",
+        message,
+    )
+    eventually(
+        lambda: (
+            _events(kubectl, "CiliumNetworkPolicy", "grouped") == [("Warning", "ReferenceMissing", message)]
+        ),
+        "one event",
+    )
+
+    kubectl.apply(_cilium("CiliumCIDRGroup", "office", {"spec": {"externalCIDRs": ["192.0.2.0/24"]}}))
+    eventually(lambda: _valid(kubectl, "cnp", "grouped")["reason"] == "PolicyValid", "it is judged anew")
+    kubectl.delete("ccg", "office")
+    eventually(lambda: _valid(kubectl, "cnp", "grouped")["reason"] == "ReferenceMissing", "and once more")
+    kubectl.delete("cnp", "grouped")
+
+
 def test_a_networkpolicy_gets_an_event_and_nothing_else(kubectl):
     """What the API server lets pass and we cannot enforce: a selector of labels only agents set."""
     selector = {"matchLabels": {"io.kubernetes.pod.namespace": "kube-system"}}

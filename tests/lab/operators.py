@@ -56,7 +56,9 @@ RULES: Final = (
     _rule("cilium.io", "ciliumnodes/status", "patch"),
     _rule("cilium.io", "ciliumidentities", "list patch delete"),
     _rule("cilium.io", "ciliumendpoints", "get list delete"),
-    _rule("cilium.io", "ciliumnetworkpolicies ciliumclusterwidenetworkpolicies", "list watch"),
+    _rule(
+        "cilium.io", "ciliumcidrgroups ciliumnetworkpolicies ciliumclusterwidenetworkpolicies", "list watch"
+    ),
     _rule(
         "cilium.io",
         "ciliumnetworkpolicies/status ciliumclusterwidenetworkpolicies/status",

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from typing import Any, Protocol
 
 from ciliumd import abi
+from ciliumd.daemon.references import References
 from ciliumd.desired.identities import (
     adopt_identities,
     allocate_identities,
@@ -26,6 +27,7 @@ from ciliumd.model.labels import labels_text
 from ciliumd.model.objects import PodRow, RemoteEndpointRow
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import parse
+from ciliumd.tables import Tables
 from property.reference import oracle
 from property.worlds import Case, Document
 
@@ -71,7 +73,7 @@ class Node:
     """What an agent makes of a case's documents."""
 
     def __init__(self, case: Case) -> None:
-        self.policies = policies_of(case.policies)
+        self.policies = policies_in_force(case)
         self._enforcement = Enforcement(case.enforcement)
         namespaces = {key: row for _, key, row in _rows(case.namespaces)}
         here = {key: row for _, key, row in _rows(case.local_pods)}
@@ -147,6 +149,16 @@ def verdict_name(node: Node, judge: Judge, packet: oracle.Packet) -> str:
         packet.port,
     )
     return verdict.name.removeprefix("POLICY_VERDICT_")
+
+
+def policies_in_force(case: Case) -> list[Policy]:
+    """The policies of *case*, with what they refer to filled in."""
+    tables = Tables()
+    for name, key, row in _rows([*case.policies, *case.objects]):
+        getattr(tables, name).set(key, row)
+    references = References(tables)
+    references.refresh()
+    return list(references.policies.values())
 
 
 def policies_of(documents: Iterable[Document]) -> list[Policy]:

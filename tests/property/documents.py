@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from property.reference.oracle import EGRESS, INGRESS
-from property.worlds import APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, some
+from property.worlds import APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, often, some
 
 PREFIXES = (
     "10.0.0.0/8",
@@ -31,6 +31,8 @@ EXCEPTS = {
     "::/0": ("fd00::/8",),
     "fd00::/8": ("fd00:1::/32",),
 }
+GROUPS = ("office", "lab", "spare")
+"""CiliumCIDRGroups that there are; policies name another one, too."""
 ENTITIES = (
     *("all", "none", "cluster", "world", "world-ipv4", "world-ipv6"),
     *("host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged"),
@@ -106,6 +108,17 @@ _CIDR_SET = st.one_of(
         for prefix, excepts in EXCEPTS.items()
     ),
 )
+_GROUP_KEYS = {"site": st.sampled_from(("here", "there")), "role": st.sampled_from(("a", ""))}
+_GROUP_EXCEPTS = some(
+    st.sampled_from(("10.1.2.0/24", "10.1.0.0/16", "192.0.2.9/32", "fd00:1::/32", "0.0.0.0/0"))
+)
+_GROUP_BY_NAME = st.fixed_dictionaries(
+    {"cidrGroupRef": st.sampled_from((*GROUPS, "gone"))}, optional={"except": _GROUP_EXCEPTS}
+)
+_GROUP_BY_LABELS = st.fixed_dictionaries(
+    {"cidrGroupSelector": _selector(_GROUP_KEYS)}, optional={"except": _GROUP_EXCEPTS}
+)
+_CILIUM_CIDR_SET = st.one_of(_CIDR_SET, *often(_GROUP_BY_NAME, 6), *often(_GROUP_BY_LABELS, 6))
 _CILIUM_RANGE = st.one_of(
     *(
         st.fixed_dictionaries(
@@ -163,7 +176,7 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
     peers = {
         f"{side}Endpoints": some(_PEER_SELECTOR),
         f"{side}CIDR": some(st.sampled_from((*PREFIXES, "10.1.2.3", "fd00::1"))),
-        f"{side}CIDRSet": some(_CIDR_SET),
+        f"{side}CIDRSet": some(_CILIUM_CIDR_SET),
         f"{side}Entities": some(st.sampled_from(ENTITIES)),
     }
     one_list = [st.fixed_dictionaries({key: values}) for key, values in peers.items()]
@@ -177,7 +190,8 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
         st.fixed_dictionaries({"toPorts": to_ports}),
         st.fixed_dictionaries({"icmps": icmps}),
     )
-    chosen = st.one_of(*one_list, *one_list, two_lists, empty_list, st.just({}))
+    # Sets of CIDRs have the most fields.
+    chosen = st.one_of(*one_list, *often(one_list[2], 3), two_lists, empty_list, st.just({}))
     return st.builds(_joined, chosen, ports)
 
 
@@ -218,6 +232,22 @@ def _spec_forms(subject: st.SearchStrategy[Document]) -> st.SearchStrategy[Docum
 
 _SPEC_FORMS = _spec_forms(_SUBJECT_SELECTOR)
 _CLUSTERWIDE_SPEC_FORMS = _spec_forms(_CLUSTERWIDE_SUBJECT)
+
+
+@st.composite
+def cidr_group(draw: st.DrawFn, name: str) -> Document:
+    """A CiliumCIDRGroup; one without prefixes is nobody."""
+    labels = st.fixed_dictionaries({}, optional=_GROUP_KEYS)
+    return {
+        "apiVersion": draw(st.sampled_from(("cilium.io/v2", "cilium.io/v2alpha1"))),
+        "kind": "CiliumCIDRGroup",
+        "metadata": {"name": name, "labels": draw(labels)},
+        "spec": {"externalCIDRs": draw(some(st.sampled_from((*PREFIXES, "8.8.8.8/32")), 0, 3))},
+    }
+
+
+OBJECTS = st.tuples(*map(cidr_group, GROUPS))
+"""What policies refer to."""
 
 
 @st.composite

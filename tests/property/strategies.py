@@ -3,7 +3,7 @@
 
 from hypothesis import strategies as st
 
-from property.documents import PORTS, cilium_policy, clusterwide_policy, kubernetes_policy
+from property.documents import OBJECTS, PORTS, cilium_policy, clusterwide_policy, kubernetes_policy
 from property.reference.oracle import ALWAYS, DEFAULT, NEVER
 from property.worlds import LABELS_OF_NAMESPACES, NAMESPACES, PODS, Case, namespace, pod
 
@@ -33,4 +33,5 @@ def cases(draw: st.DrawFn, *, most_policies: int = 5) -> Case:
         traffic=tuple(dict.fromkeys([(named["protocol"], named["containerPort"]), *draw(_TRAFFIC_LIST)])),
         remote=draw(st.integers(0, len(pods) // 2)),
         enforcement=draw(_ENFORCEMENT),
+        objects=draw(OBJECTS),
     )

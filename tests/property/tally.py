@@ -25,7 +25,8 @@ def _cilium_fields() -> Iterable[str]:
         side = "from" if section.startswith("ingress") else "to"
         yield from (f"{section}[].{side}{kind}" for kind in _PEERS)
         yield from (f"{section}[].{side}Endpoints[].{term}" for term in _SELECTOR)
-        yield from (f"{section}[].{side}CIDRSet[].{name}" for name in ("cidr", "except"))
+        yield from (f"{section}[].{side}CIDRSet[].{name}" for name in ("cidr", "except", "cidrGroupRef"))
+        yield from (f"{section}[].{side}CIDRSet[].cidrGroupSelector.{term}" for term in _SELECTOR)
         yield from (f"{section}[].toPorts[].ports[].{name}" for name in ("port", "endPort", "protocol"))
         yield from (f"{section}[].icmps[].fields[].{name}" for name in ("family", "type"))
 

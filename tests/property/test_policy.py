@@ -29,7 +29,7 @@ few = settings(max_examples=settings().max_examples // 5)
 
 def written(case: Case, subject: Subject, packet: Packet) -> str:
     """What the documents say."""
-    return verdict(case.policies, subject, packet, enforcement=case.enforcement)
+    return verdict((*case.policies, *case.objects), subject, packet, enforcement=case.enforcement)
 
 
 def judge_case(case: Case, judges: list[Judge], tally: Tally) -> None:

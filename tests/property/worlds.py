@@ -39,7 +39,7 @@ class Case:
     A world, the policies in it, and packets: every (subject, packet) is judged.
 
     The last *remote* of the *pods* are on another node: peers, never subjects.  *enforcement* is the
-    node's ``enable-policy``.
+    node's ``enable-policy``.  *objects* are what policies refer to.
     """
 
     namespaces: tuple[Document, ...]
@@ -48,6 +48,7 @@ class Case:
     traffic: tuple[tuple[str, int], ...]
     remote: int = 0
     enforcement: str = DEFAULT
+    objects: tuple[Document, ...] = ()
 
     def with_policies(self, *policies: Document) -> "Case":
         """The same world under other policies."""
@@ -117,6 +118,11 @@ def some(
 ) -> st.SearchStrategy[list[Any]]:
     """Short lists."""
     return st.lists(elements, min_size=at_least, max_size=at_most)
+
+
+def often(one: st.SearchStrategy[Any], times: int) -> list[st.SearchStrategy[Any]]:
+    """Branches of one_of that are drawn *times* as often as others: it takes the same strategy once only."""
+    return [one.map(lambda drawn: drawn) for _ in range(times)]
 
 
 APPS = st.sampled_from(("web", "db"))

@@ -25,9 +25,9 @@ from ciliumd.tables import Problem, Tables
 NODE = "node-one"
 HOST_ADDRESSES = (ip_address("10.0.0.254"),)
 STORIES = "stories/v1"
-CLUSTER_SCOPED = frozenset({"Namespace", "CiliumClusterwideNetworkPolicy"})
+CLUSTER_SCOPED = frozenset({"Namespace", "CiliumCIDRGroup", "CiliumClusterwideNetworkPolicy"})
 SOURCES = (
-    *("namespaces", "pods", "services", "slices", "policies"),
+    *("namespaces", "pods", "services", "slices", "policies", "cidr_groups"),
     *("nodes", "remote_endpoints", "cluster_identities", "endpoints"),
 )
 

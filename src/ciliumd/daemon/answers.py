@@ -94,7 +94,7 @@ class Answers:
     def policy(self) -> Json:
         """Policies in force and refused."""
         return views.policy_answer(
-            self._agent.tables.policies.values(),
+            self._agent.plan.references.policies.values(),
             self._agent.tables.problems.view(),
             revision=self._agent.plan.policy_revision,
             cookies=self._agent.plan.policy.cookies,
@@ -109,7 +109,7 @@ class Answers:
             raise RequestRefused(400, f"{dport!r} is no port; write 80/TCP")
         policy = self._agent.plan.policy
         found = explain(
-            self._agent.tables.policies.values(),
+            self._agent.plan.references.policies.values(),
             source=self._party(source),
             destination=self._party(destination),
             protocol=protocol,

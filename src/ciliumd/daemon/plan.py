@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.prefixes import Prefixes
+from ciliumd.daemon.references import References
 from ciliumd.daemon.service_plan import ServicePlan, Surroundings
 from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
@@ -116,6 +117,7 @@ class NodePlan:
         self.policy_revision = 0
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
+        self.references = References(tables)
         self._tables = tables
         self._clock = clock
         self._policies = PolicyVersions(
@@ -171,11 +173,12 @@ class NodePlan:
         """
         if not self._tables.in_sync:
             return
+        self.references.refresh()
         self._plan(
             "identities",
             self._assign_identities,
-            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes", "cluster_identities"),
-            extra=(self.condemned(),),
+            *("endpoints", "pods", "namespaces", "identities", "prefixes", "cluster_identities"),
+            extra=(self.references.revision, self.condemned()),
         )
         api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(cluster_stage.API_SERVER))
         self._plan(
@@ -188,9 +191,9 @@ class NodePlan:
         self._plan(
             "policy",
             self._plan_policies,
-            *("endpoints", "pods", "namespaces", "policies", "identities", "prefixes"),
+            *("endpoints", "pods", "namespaces", "identities", "prefixes"),
             *("cluster_identities", "remote_endpoints"),
-            extra=(self.prefixes.awaited, self.prefixes.stand_ins),
+            extra=(self.references.revision, self.prefixes.awaited, self.prefixes.stand_ins),
         )
         self._policies.retire(self._clock())
         self.prefixes.settle(self._tables.prefixes.view(), self._policies)
@@ -252,7 +255,7 @@ class NodePlan:
         }
         self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
         self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
-        named = cidrs(tables.policies.values())
+        named = cidrs(self.references.policies.values())
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
         for prefix, number in prefixes.assigned.items():
             tables.prefixes.set(prefix, number)
@@ -316,7 +319,7 @@ class NodePlan:
             tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
         )
         self._policies.update(
-            tables.policies.view(),
+            self.references.policies,
             subjects,
             World(self.known_identities, named_ports, self.prefixes.awaited, self.prefixes.stand_ins),
             now=self._clock(),
@@ -328,6 +331,7 @@ class NodePlan:
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
+        self._report("policy", self.references.problems())
         self._report("Endpoint", dict(self._endpoint_problems()))
         self._report("ipcache", self.prefixes.problems())
 

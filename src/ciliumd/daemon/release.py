@@ -80,6 +80,8 @@ class Release:
         self._readers = {
             "services": lambda: plan.services.read("services"),
             "slices": lambda: plan.services.read("slices"),
+            "policies": lambda: plan.references.read("policies"),
+            "cidr_groups": lambda: plan.references.read("cidr_groups"),
             **readers,
         }
         self._clock = clock
@@ -138,7 +140,7 @@ class Release:
             + self._go(
                 tables.prefixes,
                 self._prefixes,
-                wanted=lambda: _among_keys(cidrs(tables.policies.values())),
+                wanted=lambda: _among_keys(cidrs(plan.references.policies.values())),
                 held=held,
             )
         )

@@ -83,6 +83,7 @@ CILIUM_NETWORK_POLICY = _cilium("CiliumNetworkPolicy", "ciliumnetworkpolicies", 
 CILIUM_CLUSTERWIDE_NETWORK_POLICY = _cilium(
     "CiliumClusterwideNetworkPolicy", "ciliumclusterwidenetworkpolicies", namespaced=False
 )
+CILIUM_CIDR_GROUP = _cilium("CiliumCIDRGroup", "ciliumcidrgroups", namespaced=False)
 CILIUM_NODE = _cilium("CiliumNode", "ciliumnodes", namespaced=False)
 CILIUM_IDENTITY = _cilium("CiliumIdentity", "ciliumidentities", namespaced=False)
 CILIUM_ENDPOINT = _cilium("CiliumEndpoint", "ciliumendpoints", namespaced=True)
@@ -95,6 +96,7 @@ TABLES_OF = {
     NETWORK_POLICY: "policies",
     CILIUM_NETWORK_POLICY: "policies",
     CILIUM_CLUSTERWIDE_NETWORK_POLICY: "policies",
+    CILIUM_CIDR_GROUP: "cidr_groups",
     CILIUM_NODE: "nodes",
     CILIUM_IDENTITY: "cluster_identities",
     CILIUM_ENDPOINT: "remote_endpoints",

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Last good policies: what a restarted agent needs of objects it can no longer understand.
+Last good policies, and groups they refer to: what a restarted agent needs of objects it can no longer read.
 
 While an agent runs, an update that is not valid takes nothing away (see ``store``).  Here that memory
-survives the agent: of every policy the document is stored as it was when it was last valid.  It is read
-again as if the API server told it, so it is judged by the agent that reads it, and only for the same object:
-one of the same name and another uid has no past.
+survives the agent: of every policy and group the document is stored as it was when it was last valid.  It
+is read again as if the API server told it, so it is judged by the agent that reads it, and only for the
+same object: one of the same name and another uid has no past.
 
 Documents are in a file and not in memory: they are appended as they arrive, and the file of the agent before
 is read only if an invalid policy is met before all policies are known.
@@ -23,6 +23,7 @@ from typing import Any, Final
 import structlog
 
 from ciliumd.kubernetes.kinds import (
+    CILIUM_CIDR_GROUP,
     CILIUM_CLUSTERWIDE_NETWORK_POLICY,
     CILIUM_NETWORK_POLICY,
     NETWORK_POLICY,
@@ -32,7 +33,9 @@ from ciliumd.model.objects import NamespacedName
 from ciliumd.statefile.journal import Journal, Records
 from ciliumd.statefile.paced import Paced
 
-REMEMBERED: Final = frozenset({NETWORK_POLICY, CILIUM_NETWORK_POLICY, CILIUM_CLUSTERWIDE_NETWORK_POLICY})
+REMEMBERED: Final = frozenset(
+    {NETWORK_POLICY, CILIUM_NETWORK_POLICY, CILIUM_CLUSTERWIDE_NETWORK_POLICY, CILIUM_CIDR_GROUP}
+)
 """Kinds whose absence opens what was closed."""
 
 # Seconds that gather what comes together.
@@ -44,7 +47,9 @@ log = structlog.get_logger("lastgood")
 def essence(document: Mapping[str, Any]) -> str:
     """What decides about the rows of an object, as JSON: not its status, managers and annotations."""
     metadata = document["metadata"]
-    kept = {name: metadata[name] for name in ("name", "namespace", "uid") if name in metadata}
+    # Policies select groups by labels; of others labels decide nothing, and would be written for nothing.
+    names = {"name", "namespace", "uid", *(("labels",) if document["kind"] == CILIUM_CIDR_GROUP.kind else ())}
+    kept = {name: metadata[name] for name in sorted(names & metadata.keys())}
     rest = {name: value for name, value in document.items() if name not in ("metadata", "status")}
     return json.dumps({**rest, "metadata": kept}, separators=(",", ":"))
 
@@ -125,7 +130,7 @@ class LastGoodPolicies:
             self.keep(kind, key, "")
 
     def complete(self) -> None:
-        """Every policy there is was told: what the agent before knew is of no use any more."""
+        """Every policy and group there is was told: what the agent before knew is of no use any more."""
         self._complete = True
         self.recall.end()
         self._wake.set()

@@ -20,8 +20,8 @@ from lightkube.config.kubeconfig import SingleConfig
 
 from ciliumd.kubernetes.client import Api, Listing, Observe
 from ciliumd.kubernetes.errors import ApiError
-from ciliumd.kubernetes.kinds import NETWORK_POLICY, POD, TABLES_OF, Kind, selector
-from ciliumd.kubernetes.lastgood import LastGoodPolicies
+from ciliumd.kubernetes.kinds import POD, TABLES_OF, Kind, selector
+from ciliumd.kubernetes.lastgood import REMEMBERED, LastGoodPolicies
 from ciliumd.kubernetes.pace import Backoff, Pace
 from ciliumd.kubernetes.read import NODE_OBJECTS, number
 from ciliumd.kubernetes.session import Health
@@ -286,7 +286,7 @@ class KubernetesSource:
             return
         if all(self._kinds[other].store.complete for other, table in TABLES_OF.items() if table == name):
             self._table(name).mark_initialized()
-            if name == TABLES_OF[NETWORK_POLICY]:
+            if all(self._table(TABLES_OF[one]).initialized for one in REMEMBERED):
                 self._last_good.complete()
             log.info("kubernetes.table_complete", table=name, rows=len(self._table(name)))
 

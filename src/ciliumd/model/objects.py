@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.service import Backend
 
@@ -72,6 +73,15 @@ class EndpointSliceRow:
     def service_key(self) -> NamespacedName:
         """Key of the service it belongs to."""
         return (self.namespace, self.service)
+
+
+@dataclass(frozen=True, slots=True)
+class CIDRGroupRow:
+    """Prefixes that policies refer to by *name*, or by *labels* (of source ``k8s``)."""
+
+    name: str
+    labels: Labels
+    prefixes: tuple[Prefix, ...]
 
 
 @dataclass(frozen=True, slots=True)

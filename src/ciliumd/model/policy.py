@@ -171,6 +171,23 @@ Peer = PeerSelector | PeerCIDR | PeerEntity
 
 
 @dataclass(frozen=True, slots=True)
+class GroupReference:
+    """
+    The prefixes of the CiliumCIDRGroup *name*, or of all that *selector* selects, without *excepts*.
+
+    The selector is about labels of source ``k8s``.
+    """
+
+    name: str
+    selector: Selector | None = None
+    excepts: tuple[Prefix, ...] = ()
+
+
+Reference = GroupReference
+"""Peers that another object names."""
+
+
+@dataclass(frozen=True, slots=True)
 class PortRule:
     """
     Destination ports of one protocol: TCP, UDP, SCTP or ANY (these three); or a type of ICMP or ICMPV6.
@@ -201,7 +218,8 @@ class Rule:
     One allow or deny in one direction: any of *peers* on any of *ports*.
 
     None means unrestricted (any peer, any protocol and port), an empty tuple means nothing.
-    *origin* says where the rule is written, e.g. ``cnp:default/rule1/ingress/0``.
+    *origin* says where the rule is written, e.g. ``cnp:default/rule1/ingress/0``.  *refers* are further
+    peers that are not known from the policy alone: a rule in force has none (``desired.policy.references``).
     """
 
     direction: Direction
@@ -209,6 +227,7 @@ class Rule:
     peers: tuple[Peer, ...] | None
     ports: tuple[PortRule, ...] | None
     origin: str
+    refers: tuple[Reference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,14 +14,14 @@ from lightkube.config.kubeconfig import SingleConfig
 
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.errors import ApiError
-from ciliumd.kubernetes.kinds import CILIUM_NODE, ENDPOINT_SLICE, NODE, POD, SERVICE, Kind
+from ciliumd.kubernetes.kinds import CILIUM_CIDR_GROUP, CILIUM_NODE, ENDPOINT_SLICE, NODE, POD, SERVICE, Kind
 from ciliumd.operator.gc import EndpointGc, IdentityGc, NodeGc
 from ciliumd.operator.ipam import PodCidrs
 from ciliumd.operator.metrics import Metrics
 from ciliumd.operator.nodes import Marks, Nodes
 from ciliumd.operator.objects import POLICIES, Key, key_of
 from ciliumd.operator.podcidrs import Pool
-from ciliumd.operator.policies import Policies
+from ciliumd.operator.policies import REFERRED, Policies
 from ciliumd.operator.queue import WorkQueue, delay, repeat
 from ciliumd.operator.services import FOLLOWED as SERVICES_FOLLOWED
 from ciliumd.operator.services import Services
@@ -53,6 +53,7 @@ class Work:
             Followed(POD, settings.cilium_pod_labels),
             Followed(CILIUM_NODE),
             *map(Followed, POLICIES),
+            Followed(CILIUM_CIDR_GROUP),
             *SERVICES_FOLLOWED,
         )
         self._nodes = Nodes(
@@ -96,9 +97,9 @@ class Work:
         self._cidr_queue: WorkQueue[str] = WorkQueue("ipam", self._cidrs.reconcile)
         self._node_queue: WorkQueue[str] = WorkQueue("nodes", self._nodes.reconcile, workers=_WORKERS)
         self._orphan_queue: WorkQueue[str] = WorkQueue("node-gc", self._check_orphan)
-        policies = Policies(api, store)
+        self._policies = Policies(api, store)
         self._policy_queue: WorkQueue[tuple[Kind, Key]] = WorkQueue(
-            "policies", policies.reconcile, workers=_WORKERS
+            "policies", self._policies.reconcile, workers=_WORKERS
         )
         self._services = Services(api, store, allowed=settings.allow_external_addresses)
         self._service_queue: WorkQueue[str] = WorkQueue("services", self._services.reconcile)
@@ -111,6 +112,8 @@ class Work:
         follow(CILIUM_NODE, self._cilium_node_changed)
         for kind in POLICIES:
             follow(kind, partial(self._policy_changed, kind))
+        for kind in REFERRED:
+            follow(kind, partial(self._referred_changed, kind))
         for kind in (CILIUM_NODE, ENDPOINT_SLICE, SERVICE):
             follow(kind, partial(self._service_changed, kind))
 
@@ -205,6 +208,10 @@ class Work:
 
     def _policy_changed(self, kind: Kind, key: Key) -> None:
         self._policy_queue.add((kind, key))
+
+    def _referred_changed(self, kind: Kind, key: Key) -> None:
+        for policy in self._policies.naming(kind, key):
+            self._policy_queue.add(policy)
 
     def _service_changed(self, kind: Kind, key: Key) -> None:
         if self._services.changed(kind, key):

@@ -11,6 +11,7 @@ from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
 
+from ciliumd.resources.ciliumcidrgroup import CiliumCIDRGroup
 from ciliumd.resources.ciliumclusterwidenetworkpolicy import CiliumClusterwideNetworkPolicy
 from ciliumd.resources.ciliumendpoint import CiliumEndpoint
 from ciliumd.resources.ciliumidentity import CiliumIdentity
@@ -53,12 +54,14 @@ _KINDS: dict[tuple[str, str], type[Any]] = {
     ("networking.k8s.io/v1", "NetworkPolicy"): NetworkPolicy,
     ("cilium.io/v2", "CiliumNetworkPolicy"): CiliumNetworkPolicy,
     ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"): CiliumClusterwideNetworkPolicy,
+    ("cilium.io/v2", "CiliumCIDRGroup"): CiliumCIDRGroup,
+    ("cilium.io/v2alpha1", "CiliumCIDRGroup"): CiliumCIDRGroup,
     ("cilium.io/v2", "CiliumEndpoint"): CiliumEndpoint,
     ("cilium.io/v2", "CiliumIdentity"): CiliumIdentity,
     ("cilium.io/v2", "CiliumNode"): CiliumNode,
 }
 _CLUSTER_SCOPED = frozenset(
-    {"Namespace", "Node", "CiliumClusterwideNetworkPolicy", "CiliumIdentity", "CiliumNode"}
+    {"Namespace", "Node", "CiliumCIDRGroup", "CiliumClusterwideNetworkPolicy", "CiliumIdentity", "CiliumNode"}
 )
 
 

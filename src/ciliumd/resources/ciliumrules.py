@@ -8,28 +8,29 @@ Says what a valid one means; who wins among policies is decided in ``desired.pol
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from ciliumd.model.policy import (
     ENTITIES,
     Direction,
+    GroupReference,
     Peer,
     PeerCIDR,
     PeerEntity,
     PeerSelector,
     Policy,
     PortRule,
+    Reference,
     Rule,
 )
 from ciliumd.resources.ciliumports import PortAllowRule, PortDenyRule
-from ciliumd.resources.fields import CIDR, CIDROrAddress, Exact, check_excepts, unless_enforced
+from ciliumd.resources.fields import CIDR, CIDROrAddress, Exact, ObjectName, check_excepts, unless_enforced
 from ciliumd.resources.icmp import ICMPRule
-from ciliumd.resources.selectors import CiliumSelector, Scope
+from ciliumd.resources.selectors import CiliumSelector, ObjectSelector, Scope
 
 _AwsGroups = Annotated[None, unless_enforced("the address groups of a cloud provider")]
-_CidrGroups = Annotated[None, unless_enforced("CiliumCIDRGroup")]
 _DnsProxy = Annotated[None, unless_enforced("the DNS proxy")]
 _HostFirewall = Annotated[None, unless_enforced("the host firewall")]
 _MutualAuthentication = Annotated[None, unless_enforced("mutual authentication")]
@@ -48,19 +49,37 @@ def _entity(name: str) -> str:
 
 
 class CIDRRule(Exact):
-    """A prefix without some of its parts."""
+    """A prefix, or those of a CiliumCIDRGroup, without some parts."""
 
-    cidr: CIDR
+    cidr: CIDR | None = None
     excepts: list[CIDR] | None = Field(None, alias="except")
-    cidr_group_ref: _CidrGroups = None
-    cidr_group_selector: _CidrGroups = None
+    cidr_group_ref: ObjectName | None = None
+    cidr_group_selector: ObjectSelector | None = None
 
     @field_validator("excepts")
     @classmethod
     def _are_inside(cls, excepts: list[CIDR] | None, info: ValidationInfo) -> list[CIDR] | None:
-        if "cidr" in info.data:
+        # What is in a group is not known here: an exception outside of it takes nothing away.
+        if info.data.get("cidr") is not None:
             check_excepts(info.data["cidr"], excepts or [])
         return excepts
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        given = [one for one in (self.cidr, self.cidr_group_ref, self.cidr_group_selector) if one is not None]
+        if len(given) != 1:
+            raise ValueError("must have one of cidr, cidrGroupRef and cidrGroupSelector")
+        return self
+
+    def to_peer(self) -> PeerCIDR | GroupReference:
+        """Whom it means."""
+        excepts = tuple(self.excepts or ())
+        if self.cidr is not None:
+            return PeerCIDR(self.cidr, excepts)
+        selector = self.cidr_group_selector
+        return GroupReference(
+            self.cidr_group_ref or "", None if selector is None else selector.to_selector(), excepts
+        )
 
 
 Entity = Annotated[str, AfterValidator(_entity)]
@@ -88,7 +107,14 @@ class _Section(Exact, Generic[Ports]):
 
     def to_model(self, direction: Direction, scope: Scope, *, deny: bool, origin: str) -> Rule:
         """The rule it means in a policy whose peers are looked for in *scope*."""
-        return Rule(direction, deny, self._peers(scope, deny=deny), self._ports(), origin)
+        return Rule(
+            direction,
+            deny,
+            self._peers(scope, deny=deny),
+            self._ports(),
+            origin,
+            refers=tuple(self._references()),
+        )
 
     def _peers(self, scope: Scope, *, deny: bool) -> tuple[Peer, ...] | None:
         # Lists are alternatives and an empty one means nobody.  Without any list the ports alone decide;
@@ -102,9 +128,14 @@ class _Section(Exact, Generic[Ports]):
                 for selector in self.endpoints or ()
             ),
             *(PeerCIDR(prefix) for prefix in self.cidrs or ()),
-            *(PeerCIDR(rule.cidr, tuple(rule.excepts or ())) for rule in self.cidr_set or ()),
+            *(peer for rule in self.cidr_set or () if isinstance(peer := rule.to_peer(), PeerCIDR)),
             *(PeerEntity(name) for name in self.entities or ()),
         )
+
+    def _references(self) -> Iterator[Reference]:
+        for rule in self.cidr_set or ():
+            if isinstance(peer := rule.to_peer(), GroupReference):
+                yield peer
 
     def _ports(self) -> tuple[PortRule, ...] | None:
         if self.icmps:

@@ -97,8 +97,8 @@ class PodExpression(MatchExpression):
     key: PodKey
 
 
-class NamespaceExpression(MatchExpression):
-    """A term about a namespace's label."""
+class ObjectExpression(MatchExpression):
+    """A term about the label of an object that is no endpoint: a namespace, a group."""
 
     key: LabelKey
 
@@ -129,7 +129,7 @@ class NamespaceSelector(Exact):
     """A Kubernetes selector of namespaces."""
 
     match_labels: dict[LabelKey, LabelValue] | None = None
-    match_expressions: list[NamespaceExpression] | None = None
+    match_expressions: list[ObjectExpression] | None = None
 
     def to_selector(self) -> Selector:
         """The pods of the namespaces it selects: all pods when it is empty, never nodes or the world."""
@@ -139,6 +139,17 @@ class NamespaceSelector(Exact):
             read=lambda key: (K8S, NAMESPACE_LABELS_PREFIX + key),
         )
         return both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
+
+
+class ObjectSelector(Exact):
+    """A Kubernetes selector of objects that are no endpoints, by their own labels."""
+
+    match_labels: dict[LabelKey, LabelValue] | None = None
+    match_expressions: list[ObjectExpression] | None = None
+
+    def to_selector(self) -> Selector:
+        """The objects it selects: all when it is empty."""
+        return _selector(self.match_labels, self.match_expressions, read=lambda key: (K8S, key))
 
 
 def both(first: Selector, second: Selector) -> Selector:

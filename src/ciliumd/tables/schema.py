@@ -2,10 +2,10 @@
 """
 The tables of the agent, their keys and their rows.
 
-Objects users write (namespaces, pods, services, slices, policies) are rows as long as they are valid;
-what is wrong with the others is in ``problems``; so are objects that agents write for each other (nodes,
-remote endpoints, cluster identities).  Numbers that others hold on to (identities, service and backend
-ids) are rows too, restored at start, so that ``desired`` needs no memory.
+Objects users write (namespaces, pods, services, slices, policies, CIDR groups) are rows as long as they are
+valid; what is wrong with the others is in ``problems``; so are objects that agents write for each other
+(nodes, remote endpoints, cluster identities).  Numbers that others hold on to (identities, service and
+backend ids) are rows too, restored at start, so that ``desired`` needs no memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,6 +17,7 @@ from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
 from ciliumd.model.objects import (
+    CIDRGroupRow,
     EndpointSliceRow,
     NamespacedName,
     NamespaceRow,
@@ -30,6 +31,7 @@ from ciliumd.tables.numbers import NumberTable
 from ciliumd.tables.table import Index, Table
 
 __all__ = [
+    "CIDRGroupRow",
     "EndpointSliceRow",
     "NamespaceRow",
     "NamespacedName",
@@ -76,6 +78,7 @@ class Snapshot:
     services: Mapping[NamespacedName, Service]
     slices: Mapping[NamespacedName, EndpointSliceRow]
     policies: Mapping[ObjectKey, Policy]
+    cidr_groups: Mapping[str, CIDRGroupRow]
     problems: Mapping[ObjectKey, Problem]
     endpoints: Mapping[int, EndpointSpec]
     nodes: Mapping[str, NodeRow]
@@ -96,6 +99,7 @@ class Tables:
     services: Table[NamespacedName, Service] = field(default_factory=lambda: Table("services"))
     slices: Table[NamespacedName, EndpointSliceRow] = field(default_factory=lambda: Table("slices"))
     policies: Table[ObjectKey, Policy] = field(default_factory=lambda: Table("policies"))
+    cidr_groups: Table[str, CIDRGroupRow] = field(default_factory=lambda: Table("cidr_groups"))
     problems: Table[ObjectKey, Problem] = field(default_factory=lambda: Table("problems"))
     endpoints: Table[int, EndpointSpec] = field(default_factory=lambda: Table("endpoints"))
     nodes: Table[str, NodeRow] = field(default_factory=lambda: Table("nodes"))
@@ -134,6 +138,7 @@ class Tables:
             self.services,
             self.slices,
             self.policies,
+            self.cidr_groups,
             self.nodes,
             self.remote_endpoints,
             self.cluster_identities,
@@ -153,6 +158,7 @@ class Tables:
             services=self.services.view(),
             slices=self.slices.view(),
             policies=self.policies.view(),
+            cidr_groups=self.cidr_groups.view(),
             problems=self.problems.view(),
             endpoints=self.endpoints.view(),
             nodes=self.nodes.view(),

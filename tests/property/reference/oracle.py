@@ -15,6 +15,7 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
 - Denied if any deny rule matches; else allowed if any allow rule matches or the endpoint is not isolated.
 - The node may always reach its own pods, unless a deny rule matches it.
 - Addresses in rules mean what is outside the cluster, never pods or nodes.
+- A CiliumCIDRGroup stands for its prefixes, by name or by its labels; one that does not exist for nobody.
 - NetworkPolicy: no peers, or an empty list, is everybody.  Cilium's kinds: no peers is everybody if there
   are ports or ICMP types, nobody otherwise; an empty list is nobody.
 - Ports are those of TCP, UDP and SCTP; a rule without ports or ICMP types is all traffic.
@@ -53,19 +54,25 @@ __all__ = ["EGRESS", "INGRESS", "Address", "Node", "Packet", "Peer", "Pod", "Str
 ALLOW, DENY, DEFAULT_DENY = "ALLOW", "DENY", "DEFAULT_DENY"
 DEFAULT, ALWAYS, NEVER = "default", "always", "never"
 
+_POLICIES = ("NetworkPolicy", "CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
 _ICMP_NAMES = {"IPv4": {"EchoReply": 0, "EchoRequest": 8}, "IPv6": {"EchoRequest": 128}}
 
 
 def verdict(
     documents: Iterable[Document], subject: Subject, packet: Packet, *, enforcement: str = DEFAULT
 ) -> str:
-    """Judge *packet* from or to *subject*: ALLOW, DENY (by a deny rule) or DEFAULT_DENY."""
+    """
+    Judge *packet* from or to *subject*: ALLOW, DENY (by a deny rule) or DEFAULT_DENY.
+
+    Among the *documents* are the objects that policies refer to.
+    """
     if enforcement == NEVER:
         return ALLOW
     isolated = enforcement == ALWAYS or subject == Node("init")
     allowed = denied = False
+    documents = list(documents)
     for policy in documents:
-        for part in _parts(policy):
+        for part in _parts(policy, documents):
             if not part.selects(subject):
                 continue
             isolated |= part.isolates(packet.direction)
@@ -78,7 +85,9 @@ def verdict(
     return ALLOW if allowed or not isolated else DEFAULT_DENY
 
 
-def _parts(policy: Document) -> Iterator["_Cilium | _Kubernetes"]:
+def _parts(policy: Document, documents: Sequence[Document]) -> Iterator["_Cilium | _Kubernetes"]:
+    if policy["kind"] not in _POLICIES:
+        return
     is_clusterwide = policy["kind"] == "CiliumClusterwideNetworkPolicy"
     namespace = policy["metadata"].get("namespace") or "default"
     if policy["kind"] == "NetworkPolicy":
@@ -86,7 +95,7 @@ def _parts(policy: Document) -> Iterator["_Cilium | _Kubernetes"]:
         return
     for spec in [policy.get("spec"), *(policy.get("specs") or [])]:
         if spec is not None:
-            yield _Cilium(None if is_clusterwide else namespace, spec)
+            yield _Cilium(None if is_clusterwide else namespace, spec, documents)
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,7 @@ class _Kubernetes:
 class _Cilium:
     namespace: str | None
     spec: Document
+    documents: Sequence[Document]
 
     def selects(self, subject: Subject) -> bool:
         if self.namespace is not None and getattr(subject, "namespace", None) != self.namespace:
@@ -179,9 +189,26 @@ class _Cilium:
         return (
             any(self._endpoint_matches(s, packet.peer, deny=deny) for s in lists.get("Endpoints", ()))
             or any(in_cidr(cidr, None, packet.peer) for cidr in lists.get("CIDR", ()))
-            or any(in_cidr(s["cidr"], s.get("except"), packet.peer) for s in lists.get("CIDRSet", ()))
+            or any(
+                in_cidr(cidr, s.get("except"), packet.peer)
+                for s in lists.get("CIDRSet", ())
+                for cidr in self._cidrs(s)
+            )
             or any(_is_entity(name, packet.peer) for name in lists.get("Entities", ()))
         )
+
+    def _cidrs(self, written: Document) -> Iterator[str]:
+        if written.get("cidr") is not None:
+            yield written["cidr"]
+        for group in self.documents:
+            if group["kind"] != "CiliumCIDRGroup":
+                continue
+            labels = group["metadata"].get("labels") or {}
+            if written.get("cidrGroupRef") == group["metadata"]["name"] or (
+                written.get("cidrGroupSelector") is not None
+                and selected(written["cidrGroupSelector"], labels.get)
+            ):
+                yield from group["spec"]["externalCIDRs"]
 
     def _endpoint_matches(self, selector: Document, peer: Peer, *, deny: bool) -> bool:
         if isinstance(peer, Stranger) or not selected(selector, cilium_labels(peer)):

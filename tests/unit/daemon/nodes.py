@@ -24,7 +24,7 @@ INGRESS, EGRESS = Direction.INGRESS, Direction.EGRESS
 TCP = 6
 HTTP = {"http": ("TCP", 8080)}
 SOURCES = (
-    *("namespaces", "pods", "services", "slices", "policies"),
+    *("namespaces", "pods", "services", "slices", "policies", "cidr_groups"),
     *("nodes", "remote_endpoints", "cluster_identities", "endpoints"),
 )
 

@@ -24,16 +24,6 @@ NOT_ENFORCED = [
     ("ingress: [{fromGroups: [{}]}]", "ingress[0].fromGroups", GROUPS),
     ("ingress: [{fromNodes: [{}]}]", "ingress[0].fromNodes", NODES),
     ("ingress: [{authentication: {mode: required}}]", "ingress[0].authentication", "mutual authentication"),
-    (
-        "ingress: [{fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: x}]}]",
-        "ingress[0].fromCIDRSet[0].cidrGroupRef",
-        "CiliumCIDRGroup",
-    ),
-    (
-        "ingressDeny: [{fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupSelector: {}}]}]",
-        "ingressDeny[0].fromCIDRSet[0].cidrGroupSelector",
-        "CiliumCIDRGroup",
-    ),
     ("egress: [{toRequires: [{}]}]", "egress[0].toRequires", REQUIREMENTS),
     ("egress: [{toServices: [{}]}]", "egress[0].toServices", "services as peers"),
     ("egress: [{toFQDNs: [{matchName: x}]}]", "egress[0].toFQDNs", "the DNS proxy"),

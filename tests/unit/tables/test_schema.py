@@ -25,6 +25,7 @@ def test_in_sync_only_when_every_source_has_reported() -> None:
         tables.services,
         tables.slices,
         tables.policies,
+        tables.cidr_groups,
         tables.nodes,
         tables.remote_endpoints,
         tables.cluster_identities,

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic import BaseModel
 
+from ciliumd.resources.ciliumcidrgroup import CiliumCIDRGroup
 from ciliumd.resources.ciliumclusterwidenetworkpolicy import CiliumClusterwideNetworkPolicy
 from ciliumd.resources.ciliumnetworkpolicy import CiliumNetworkPolicy
 from ciliumd.resources.crd import shapes
@@ -25,11 +26,11 @@ Raised with every change of a schema.  It stays below every version of Cilium's 
 know all of our fields, so they are left in place where Cilium was before, and put back if it returns.
 """
 
-_NULLABLE_CIDRS: Final[Schema] = {
+_CIDRS: Final[Schema] = {
     "type": "array",
-    "nullable": True,
     "items": {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$"},
 }
+_NULLABLE_CIDRS: Final[Schema] = {**_CIDRS, "nullable": True}
 
 
 def _one_of(*fields: str) -> list[Schema]:
@@ -62,10 +63,16 @@ _CONDITIONS: Final[Schema] = {
 _POLICY_HINTS: Final[dict[str, Schema]] = {
     # What selects and what is selected may be written in ways that are refused by name, not as missing.
     "RuleSpec": {"required": [], "oneOf": _one_of("endpointSelector", "nodeSelector")},
-    "CIDRRule": {"required": [], "oneOf": _one_of("cidr", "cidrGroupRef", "cidrGroupSelector")},
+    "CIDRRule": {"oneOf": _one_of("cidr", "cidrGroupRef", "cidrGroupSelector")},
     "*.fromCIDR": _NULLABLE_CIDRS,
     "*.toCIDR": _NULLABLE_CIDRS,
     "CIDRRule.cidr": {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+/[0-9]{1,3}$"},
+    "CIDRRule.cidrGroupRef": {
+        "type": "string",
+        "description": "Name of a CiliumCIDRGroup; one that does not exist is nobody.",
+        "maxLength": 253,
+        "pattern": r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$",
+    },
     "CIDRRule.except": _NULLABLE_CIDRS,
     "PortProtocol.port": {
         "type": "string",
@@ -112,6 +119,8 @@ class CustomKind:
     categories: tuple[str, ...] = ("cilium",)
     columns: tuple[Column, ...] = ()
     version: str = "v2"
+    also: tuple[str, ...] = ()
+    """Older versions with the same fields, which are served as deprecated."""
     status: bool = True
     """Whether status is a subresource: written apart from the rest."""
     hints: dict[str, Schema] = field(default_factory=dict)
@@ -150,7 +159,15 @@ class CustomKind:
             "apiVersion": "apiextensions.k8s.io/v1",
             "kind": "CustomResourceDefinition",
             "metadata": {"name": self.name, "labels": {VERSION_LABEL: SCHEMA_VERSION}},
-            "spec": {"group": GROUP, "names": names, "scope": self.scope, "versions": [version]},
+            "spec": {
+                "group": GROUP,
+                "names": names,
+                "scope": self.scope,
+                "versions": [
+                    version,
+                    *({**version, "name": name, "storage": False, "deprecated": True} for name in self.also),
+                ],
+            },
         }
 
 
@@ -177,6 +194,16 @@ KINDS: Final = (
         categories=("cilium", "ciliumpolicy"),
         columns=(_VALID,),
         hints={**_POLICY_HINTS, "CiliumClusterwideNetworkPolicy.status": _CONDITIONS},
+    ),
+    CustomKind(
+        "CiliumCIDRGroup",
+        "ciliumcidrgroups",
+        "Cluster",
+        CiliumCIDRGroup,
+        short_names=("ccg",),
+        also=("v2alpha1",),
+        status=False,
+        hints={"CIDRGroupSpec.externalCIDRs": _CIDRS},
     ),
     CustomKind(
         "CiliumNode",

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies in force follow what they refer to: what a change touches, and nothing else."""
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ciliumd.daemon.references import References
+from ciliumd.desired.policy import select
+from ciliumd.model.labels import K8S, Label
+from ciliumd.model.objects import CIDRGroupRow
+from ciliumd.model.policy import GroupReference, Selector
+from ciliumd.tables import Problem, Tables
+from unit.daemon import nodes
+from unit.daemon.nodes import EGRESS, cidr, says
+from unit.daemon.test_prefixes import number, with_pod, word, written
+
+OFFICE, LAB, WHOLE = "198.51.100.0/24", "203.0.113.0/24", "0.0.0.0/0"
+HERE = Selector(frozenset({(K8S, "site", "here")}))
+
+
+def group(name, *prefixes, site=""):
+    """A group with the label site, if any."""
+    labels = frozenset({Label(K8S, "site", site)}) if site else frozenset()
+    return CIDRGroupRow(name, labels, tuple(map(ip_network, prefixes)))
+
+
+def put(tables, *groups):
+    """Groups that are there."""
+    for one in groups:
+        tables.cidr_groups.set(one.name, one)
+
+
+def named(name, *excepts):
+    """A reference by name."""
+    return GroupReference(name, excepts=tuple(map(ip_network, excepts)))
+
+
+def referring(name, *references, peers=(), deny=False, app="web"):
+    """A policy about where the pods of an app may go."""
+    made = nodes.policy(
+        name,
+        nodes.rule(cidr(WHOLE), direction=EGRESS, deny=deny),
+        subject=nodes.subject(app=app),
+        ingress=False,
+        egress=True,
+    )
+    (rule,) = made.rules
+    return replace(made, rules=(replace(rule, peers=tuple(peers), refers=references),))
+
+
+def in_force(references, name):
+    """The peers of the one rule of a policy."""
+    (rule,) = references.policies["CNP", "shop", name].rules
+    assert rule.refers == ()
+    return rule.peers
+
+
+def test_policies_without_references_are_the_table_itself():
+    """Nothing is copied for who refers to nothing."""
+    tables = Tables()
+    references = References(tables)
+    nodes.add_policy(tables, nodes.policy("plain", nodes.rule(cidr(OFFICE))))
+    references.refresh()
+    assert references.policies["CNP", "shop", "plain"] is tables.policies.get(("CNP", "shop", "plain"))
+    revision = references.revision
+    put(tables, group("office", OFFICE))
+    references.refresh()
+    assert references.revision == revision
+
+
+def test_groups_by_name_and_label_are_their_prefixes():
+    """In the order of addresses, each once, beside what the rule names itself."""
+    tables = Tables()
+    put(tables, group("office", LAB, OFFICE), group("lab", LAB, site="here"), group("far", "10.0.0.0/8"))
+    nodes.add_policy(
+        tables, referring("both", named("office"), GroupReference("", HERE), peers=(cidr("10.9.0.0/16"),))
+    )
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "both") == (cidr("10.9.0.0/16"), cidr(OFFICE), cidr(LAB))
+
+
+def test_exceptions_hold_for_every_prefix_of_a_group():
+    """One inside takes a part away, one around takes all of it; others say nothing."""
+    tables = Tables()
+    put(tables, group("office", "10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"))
+    excepts = ("10.1.0.0/16", "192.0.0.0/16", "198.51.100.0/24")
+    nodes.add_policy(tables, referring("some", named("office", *excepts)))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "some") == (cidr("10.0.0.0/8", "10.1.0.0/16"), cidr("2001:db8::/32"))
+
+
+def test_a_group_that_is_missing_is_nobody_and_told():
+    """By the field it is named in, until it is there."""
+    tables = Tables()
+    nodes.add_policy(tables, referring("early", named("office"), named("lab")))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "early") == ()
+    missing = "names CiliumCIDRGroup {}, which does not exist: it is nobody"
+    assert references.problems() == {
+        ("CNP", "shop", "early"): Problem(
+            "spec.egress[0]", f"{missing.format('office')}; spec.egress[0] {missing.format('lab')}"
+        )
+    }
+    put(tables, group("office", OFFICE), group("lab"))
+    references.refresh()
+    assert in_force(references, "early") == (cidr(OFFICE),)
+    assert references.problems() == {}
+    tables.cidr_groups.delete("office")
+    references.refresh()
+    assert in_force(references, "early") == ()
+
+
+def test_a_change_costs_the_policies_that_refer_to_it():
+    """All others stay the same objects, and a change that changes nothing is none."""
+    tables = Tables()
+    put(tables, group("office", OFFICE), group("lab", LAB))
+    for name in ("office", "lab"):
+        nodes.add_policy(tables, referring(name, named(name)))
+    references = References(tables)
+    references.refresh()
+    before, revision = dict(references.policies), references.revision
+    put(tables, group("lab", LAB, "10.0.0.0/8"), group("office", OFFICE, site="there"))
+    references.refresh()
+    changed = {key for key, one in references.policies.items() if one is not before[key]}
+    assert changed == {("CNP", "shop", "lab")}
+    assert references.revision == revision + 1
+    put(tables, group("office", OFFICE, site="here"))
+    references.refresh()
+    assert references.revision == revision + 1
+
+
+def test_a_prefix_of_a_group_is_in_the_ipcache_before_its_rules():
+    """As if the policy named it itself, also when only the group changes."""
+    kernel = with_pod()
+    put(kernel.tables, group("office", OFFICE))
+    nodes.add_policy(kernel.tables, referring("no-office", named("office"), deny=True))
+    kernel.round(3)
+    office = number(kernel, ip_network(OFFICE))
+    assert says(kernel.node, 1, office, direction=EGRESS) == "DENY"
+
+    before = word(kernel)
+    put(kernel.tables, group("office", OFFICE, LAB))
+    kernel.round()
+    lab = number(kernel, ip_network(LAB))
+    assert written(kernel, ip_network(LAB)) == lab
+    assert word(kernel) == before
+    assert says(kernel.node, 1, lab, direction=EGRESS) == "ALLOW"
+    kernel.round()
+    assert says(kernel.node, 1, lab, direction=EGRESS) == "DENY"
+
+    kernel.tables.cidr_groups.delete("office")
+    kernel.round(2)
+    assert says(kernel.node, 1, lab, direction=EGRESS) == "ALLOW"
+    assert kernel.tables.problems.get(("CNP", "shop", "no-office")).field == "spec.egress[0]"
+
+
+def test_an_endpoint_no_policy_of_the_group_concerns_stays_as_it_is():
+    """Its rules are the same objects, so it keeps its version."""
+    kernel = with_pod()
+    nodes.add_pod(kernel.tables, 2, {"app": "db"})
+    put(kernel.tables, group("office", OFFICE))
+    nodes.add_policy(kernel.tables, referring("office", named("office")))
+    kernel.round(3)
+    policy = kernel.node.plan.policy
+    versions, rules = dict(policy.versions), dict(policy.rules)
+    put(kernel.tables, group("office", LAB))
+    kernel.round(2)
+    assert policy.versions[2] == versions[2]
+    assert policy.rules[2] is rules[2]
+    assert policy.versions[1] != versions[1]
+
+
+NAMES = ("a", "b", "c")
+PREFIXES = (OFFICE, LAB, "10.0.0.0/8", "10.1.0.0/16")
+REFERENCES = st.one_of(
+    st.builds(named, st.sampled_from(NAMES), st.sampled_from(PREFIXES)),
+    st.just(GroupReference("", HERE)),
+    st.just(GroupReference("", Selector())),
+)
+STEPS = st.one_of(
+    st.builds(
+        lambda name, prefixes, site: ("cidr_groups", name, group(name, *prefixes, site=site)),
+        st.sampled_from(NAMES),
+        st.lists(st.sampled_from(PREFIXES), max_size=2),
+        st.sampled_from(("", "here")),
+    ),
+    st.builds(
+        lambda name, found: ("policies", ("CNP", "shop", name), referring(name, *found)),
+        st.sampled_from(NAMES),
+        st.lists(REFERENCES, max_size=2),
+    ),
+    st.builds(lambda name: ("cidr_groups", name, None), st.sampled_from(NAMES)),
+    st.builds(lambda name: ("policies", ("CNP", "shop", name), None), st.sampled_from(NAMES)),
+)
+
+
+@given(st.lists(st.tuples(STEPS, st.booleans()), max_size=20))
+def test_what_was_followed_is_what_is_read_at_once(steps):
+    """Whatever came in which order: policies and problems are those of somebody who begins now."""
+    tables = Tables()
+    followed = References(tables)
+    for (table, key, row), look in steps:
+        if row is None:
+            getattr(tables, table).delete(key)
+        else:
+            getattr(tables, table).set(key, row)
+        if look:
+            followed.refresh()
+    followed.refresh()
+    fresh = References(tables)
+    fresh.refresh()
+    assert dict(followed.policies) == dict(fresh.policies)
+    assert followed.problems() == fresh.problems()
+
+
+def test_a_rule_whose_references_are_nobody_is_left_out():
+    """Neither an allow nor a deny of everybody."""
+    tables = Tables()
+    nodes.add_policy(tables, referring("nobody", named("gone")))
+    references = References(tables)
+    references.refresh()
+    labels = nodes.subject(app="web").match_labels
+    found = select(references.policies.values(), frozenset(Label(*one) for one in labels))
+    assert found.rules == ()
+    assert found.egress_enforced
