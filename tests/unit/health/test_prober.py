@@ -152,6 +152,7 @@ def test_new_and_changed_nodes_are_asked_at_once_and_others_are_not():
         current.append(target("b", host=("192.0.2.2",), endpoint=()))
         made.nodes_changed()
         await until(lambda: len(network.asked) == 4)
+        await until(lambda: len(list(made.results())) == 2)
         current[0] = target("a", host=("192.0.2.9",), endpoint=())
         assert [one.target.name for one in made.results()] == ["b"]
         made.nodes_changed()
