@@ -43,6 +43,8 @@ class Cluster:
             )
             for number in (1, 2)
         )
+        self.also: dict[str, str] = {}
+        """A second InternalIP by a node's name, to be told before :meth:`start`."""
         self._numbers: dict[tuple[tuple[str, str], ...], int] = {}
 
     def start(self) -> Self:
@@ -138,6 +140,7 @@ class Cluster:
             "spec": {
                 "addresses": [
                     {"type": "InternalIP", "ip": node.address},
+                    *([{"type": "InternalIP", "ip": self.also[node.name]}] if node.name in self.also else ()),
                     *([{"type": "CiliumInternalIP", "ip": self.router(node)}] if self._ipv4 else ()),
                     *([{"type": "CiliumInternalIP", "ip": self.router6(node)}] if self._ipv6 else ()),
                 ],
@@ -155,7 +158,7 @@ class Cluster:
                 "identity": {"id": number, "labels": []},
                 "networking": {
                     "addressing": [
-                        ({"ipv4": pod.address} if self._ipv4 else {})
+                        ({"ipv4": pod.address} if pod.address else {})
                         | ({"ipv6": pod.address6} if self._ipv6 else {})
                     ],
                     "node": node.address,
