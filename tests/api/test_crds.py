@@ -102,7 +102,6 @@ REFUSED = {
 NOT_ENFORCED = {
     "DNS names": {"egress": [{"toFQDNs": [{"matchName": "example.org"}]}]},
     "HTTP": {"ingress": [{"toPorts": [{"ports": [{"port": "80"}], "rules": {"http": [{"method": "GET"}]}}]}]},
-    "services": {"egress": [{"toServices": [{"k8sService": {"serviceName": "web", "namespace": "a"}}]}]},
     "mutual authentication": {"ingress": [{"fromEndpoints": [{}], "authentication": {"mode": "required"}}]},
 }
 

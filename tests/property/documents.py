@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from property.reference.oracle import EGRESS, INGRESS
-from property.worlds import APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, often, some
+from property.worlds import ADDRESSES, APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, often, some
 
 PREFIXES = (
     "10.0.0.0/8",
@@ -119,6 +119,23 @@ _GROUP_BY_LABELS = st.fixed_dictionaries(
     {"cidrGroupSelector": _selector(_GROUP_KEYS)}, optional={"except": _GROUP_EXCEPTS}
 )
 _CILIUM_CIDR_SET = st.one_of(_CIDR_SET, *often(_GROUP_BY_NAME, 6), *often(_GROUP_BY_LABELS, 6))
+_NAMESPACE_OR_ANY = {"namespace": st.sampled_from(NAMESPACES)}
+_SERVICE_BY_NAME = st.fixed_dictionaries(
+    {
+        "k8sService": st.fixed_dictionaries(
+            {"serviceName": st.sampled_from(("front", "front", "kubernetes", "gone"))},
+            optional=_NAMESPACE_OR_ANY,
+        )
+    }
+)
+_SERVICE_BY_LABELS = st.fixed_dictionaries(
+    {
+        "k8sServiceSelector": st.fixed_dictionaries(
+            {"selector": _selector(_GROUP_KEYS)}, optional=_NAMESPACE_OR_ANY
+        )
+    }
+)
+_SERVICES = st.one_of(*often(_SERVICE_BY_NAME, 2), *often(_SERVICE_BY_LABELS, 3))
 _CILIUM_RANGE = st.one_of(
     *(
         st.fixed_dictionaries(
@@ -179,6 +196,8 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
         f"{side}CIDRSet": some(_CILIUM_CIDR_SET),
         f"{side}Entities": some(st.sampled_from(ENTITIES)),
     }
+    if side == "to":
+        peers["toServices"] = some(_SERVICES)
     one_list = [st.fixed_dictionaries({key: values}) for key, values in peers.items()]
     empty_list = st.sampled_from([{key: []} for key in peers])
     two_lists = st.fixed_dictionaries({}, optional=peers)
@@ -190,8 +209,10 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
         st.fixed_dictionaries({"toPorts": to_ports}),
         st.fixed_dictionaries({"icmps": icmps}),
     )
-    # Sets of CIDRs have the most fields.
-    chosen = st.one_of(*one_list, *often(one_list[2], 3), two_lists, empty_list, st.just({}))
+    # Sets of CIDRs and services have the most fields.
+    chosen = st.one_of(
+        *one_list, *often(one_list[2], 3), *often(one_list[-1], 3), two_lists, empty_list, st.just({})
+    )
     return st.builds(_joined, chosen, ports)
 
 
@@ -246,7 +267,40 @@ def cidr_group(draw: st.DrawFn, name: str) -> Document:
     }
 
 
-OBJECTS = st.tuples(*map(cidr_group, GROUPS))
+@st.composite
+def service(draw: st.DrawFn, namespace: str, name: str) -> tuple[Document, Document]:
+    """A service, with a selector or without, and endpoints that count in the latter case only."""
+    key = {"name": name, "namespace": namespace}
+    selector = st.fixed_dictionaries({}, optional=_PLAIN_KEYS)
+    made = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {**key, "labels": draw(st.fixed_dictionaries({}, optional=_GROUP_KEYS))},
+        "spec": {"clusterIP": "None", "ports": [{"port": 80}], "selector": draw(selector)},
+    }
+    addresses = draw(some(st.sampled_from([one for one in ADDRESSES if "." in one]), 0, 3))
+    slice_ = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {**key, "labels": {"kubernetes.io/service-name": name}},
+        "addressType": "IPv4",
+        "ports": [{"name": "", "port": 80}],
+        "endpoints": [{"addresses": [one]} for one in addresses],
+    }
+    return made, slice_
+
+
+_SERVICE_OBJECTS = st.tuples(
+    service("blue", "front"),
+    service("green", "front"),
+    service("blue", "back"),
+    service("default", "kubernetes"),
+)
+OBJECTS = st.builds(
+    lambda groups, services: (*groups, *(one for pair in services for one in pair)),
+    st.tuples(*map(cidr_group, GROUPS)),
+    _SERVICE_OBJECTS,
+)
 """What policies refer to."""
 
 

@@ -24,6 +24,12 @@ def _cilium_fields() -> Iterable[str]:
     for section in (*_SECTIONS, *(name + "Deny" for name in _SECTIONS)):
         side = "from" if section.startswith("ingress") else "to"
         yield from (f"{section}[].{side}{kind}" for kind in _PEERS)
+        if side == "to":
+            yield from (
+                f"{section}[].toServices[].k8sService.{name}" for name in ("serviceName", "namespace")
+            )
+            yield f"{section}[].toServices[].k8sServiceSelector.namespace"
+            yield from (f"{section}[].toServices[].k8sServiceSelector.selector.{term}" for term in _SELECTOR)
         yield from (f"{section}[].{side}Endpoints[].{term}" for term in _SELECTOR)
         yield from (f"{section}[].{side}CIDRSet[].{name}" for name in ("cidr", "except", "cidrGroupRef"))
         yield from (f"{section}[].{side}CIDRSet[].cidrGroupSelector.{term}" for term in _SELECTOR)

@@ -28,7 +28,7 @@ from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
-from ciliumd.model.objects import NamespacedName
+from ciliumd.model.objects import API_SERVER, NamespacedName
 from ciliumd.model.policy import Enforcement
 from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
@@ -180,7 +180,7 @@ class NodePlan:
             *("endpoints", "pods", "namespaces", "identities", "prefixes", "cluster_identities"),
             extra=(self.references.revision, self.condemned()),
         )
-        api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(cluster_stage.API_SERVER))
+        api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(API_SERVER))
         self._plan(
             "beyond",
             lambda: self._plan_beyond(api_servers),

@@ -2,27 +2,33 @@
 """
 The policies in force, kept equal to those that are written and to what these refer to.
 
-A change costs what it touches: of a group that changes, the references that mean it are filled in again, and
-of policies those that have such a reference.  All others stay the same objects.  What is filled in is a
-function of the tables (``desired.policy.references``); what is kept here only saves asking.
+A change costs what it touches: of a group or service that changes, the references that mean it are filled in
+again, and of policies those that have such a reference.  All others stay the same objects.  What is filled in
+is a function of the tables (``desired.policy.references``); what is kept here only saves asking.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ciliumd.desired.policy.references import (
     filled,
     means_group,
+    means_service,
     missing,
+    peers_behind,
     peers_of_groups,
     references_of,
 )
-from ciliumd.model.policy import GroupReference, Peer, Policy, Reference
+from ciliumd.model.net import Addr
+from ciliumd.model.objects import NamespacedName
+from ciliumd.model.policy import GroupReference, Peer, Policy, Reference, ServiceReference
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 from ciliumd.tables.table import Table
 
 if TYPE_CHECKING:
     from ciliumd.model.objects import CIDRGroupRow
+    from ciliumd.model.service import Service
 
 Key = TypeVar("Key", bound=Hashable)
 Row = TypeVar("Row")
@@ -37,7 +43,11 @@ class References:
         self.revision = 0
         self._tables = tables
         self._groups: Meant[GroupReference, str, CIDRGroupRow] = Meant(tables.cidr_groups, means_group)
-        self._read = 0
+        self._services: Meant[ServiceReference, NamespacedName, Service] = Meant(
+            tables.services, means_service
+        )
+        self._addresses: dict[NamespacedName, frozenset[Addr]] = {}
+        self._read = {"policies": 0, "slices": 0}
         self._having: dict[ObjectKey, frozenset[Reference]] = {}
         self._users: dict[Reference, set[ObjectKey]] = {}
         self._fills: dict[Reference, tuple[Peer, ...]] = {}
@@ -48,15 +58,17 @@ class References:
 
     def read(self, table: str) -> int:
         """Up to which revision of a table this has read."""
-        return {"policies": self._read, "cidr_groups": self._groups.read}[table]
+        return {**self._read, "cidr_groups": self._groups.read, "services": self._services.read}[table]
 
     def refresh(self) -> None:
         """Bring :attr:`policies` up to date with the tables."""
-        changed, self._read = self._tables.policies.changes_since(self._read)
+        changed, self._read["policies"] = self._tables.policies.changes_since(self._read["policies"])
         self._changed |= changed
         for key in changed:
             self._connect(key)
-        self._stale |= self._groups.refresh(self._users)
+        self._stale |= self._groups.refresh(one for one in self._users if isinstance(one, GroupReference))
+        self._stale |= self._services.refresh(one for one in self._users if isinstance(one, ServiceReference))
+        self._look_at_slices()
         self._changed |= self._fill()
         if not self._changed:
             return
@@ -78,7 +90,7 @@ class References:
         return {name: problem(all_of_it) for name, all_of_it in found.items() if all_of_it}
 
     def _exists(self, one: Reference) -> bool:
-        return bool(self._groups.of(one))
+        return bool(self._groups.of(one) if isinstance(one, GroupReference) else self._services.of(one))
 
     def _connect(self, key: ObjectKey) -> None:
         """A policy is new, other than before, or gone: it has other references."""
@@ -97,14 +109,39 @@ class References:
                 del self._users[one]
                 self._fills.pop(one, None)
 
+    def _look_at_slices(self) -> None:
+        """The addresses behind services without a selector: they are few, of all the services there are."""
+        changed, self._read["slices"] = self._tables.slices.changes_since(self._read["slices"])
+        if changed:
+            moved = {key for key, known in self._addresses.items() if self._behind(key) != known}
+            self._stale |= self._services.meaning(moved)
+
+    def _behind(self, service: NamespacedName) -> frozenset[Addr]:
+        rows = self._tables.slices_behind(service)
+        return frozenset(backend.addr for row in rows for _, backend in row.backends)
+
+    def _peers(self, one: Reference) -> tuple[Peer, ...]:
+        if isinstance(one, GroupReference):
+            return peers_of_groups(one, self._groups.of(one))
+        peers: dict[Peer, None] = {}
+        for service in sorted(self._services.of(one), key=lambda service: service.key):
+            addresses: frozenset[Addr] = frozenset()
+            if not service.selector:
+                self._addresses[service.key] = addresses = self._behind(service.key)
+            peers.update(dict.fromkeys(peers_behind(service, addresses)))
+        return tuple(peers)
+
     def _fill(self) -> set[ObjectKey]:
         """Fill in what is new or means something else; the policies that have it."""
         concerned: set[ObjectKey] = set()
         for one in self._stale & self._users.keys():
-            peers = peers_of_groups(one, self._groups.of(one))
+            peers = self._peers(one)
             if self._fills.get(one) != peers:
                 self._fills[one] = peers
                 concerned |= self._users[one]
+        if self._stale:
+            kept = self._services.keys()
+            self._addresses = {key: known for key, known in self._addresses.items() if key in kept}
         self._stale = set()
         return concerned
 
@@ -146,6 +183,14 @@ class Meant(Generic[Asked, Key, Row]):
         """The rows that it means."""
         rows = (self._table.get(key) for key in self._found.get(one, ()))
         return [row for row in rows if row is not None]
+
+    def keys(self) -> set[Key]:
+        """The keys of all rows that are meant."""
+        return set().union(*self._found.values())
+
+    def meaning(self, keys: AbstractSet[Key]) -> set[Asked]:
+        """The references that mean one of the rows."""
+        return {one for one, found in self._found.items() if not found.isdisjoint(keys)}
 
     def _is_meant(self, one: Asked, key: Key) -> bool:
         row = self._table.get(key)

@@ -78,8 +78,8 @@ class Release:
         self._rows = rows
         self._settled = settled
         self._readers = {
-            "services": lambda: plan.services.read("services"),
-            "slices": lambda: plan.services.read("slices"),
+            "services": lambda: min(plan.services.read("services"), plan.references.read("services")),
+            "slices": lambda: min(plan.services.read("slices"), plan.references.read("slices")),
             "policies": lambda: plan.references.read("policies"),
             "cidr_groups": lambda: plan.references.read("cidr_groups"),
             **readers,

@@ -14,17 +14,14 @@ from ciliumd.desired.ipcache import Beyond, Owner
 from ciliumd.model.identity import Reserved
 from ciliumd.model.net import Addr, Prefix, addr16, fold32
 from ciliumd.model.objects import (
+    API_SERVER,
     CILIUM_INTERNAL_IP,
     EXTERNAL_IP,
     INTERNAL_IP,
     EndpointSliceRow,
-    NamespacedName,
     NodeRow,
     RemoteEndpointRow,
 )
-
-API_SERVER: NamespacedName = ("default", "kubernetes")
-"""The service whose endpoints are the API server's own addresses."""
 
 
 class Neighbours:

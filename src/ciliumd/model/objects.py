@@ -17,6 +17,9 @@ from ciliumd.model.service import Backend
 NamespacedName = tuple[str, str]
 """(namespace, name)."""
 
+API_SERVER: NamespacedName = ("default", "kubernetes")
+"""The service whose endpoints are the API server's own addresses."""
+
 INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP = "InternalIP", "ExternalIP", "CiliumInternalIP"
 """Types of a node's addresses."""
 

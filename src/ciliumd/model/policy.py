@@ -183,7 +183,20 @@ class GroupReference:
     excepts: tuple[Prefix, ...] = ()
 
 
-Reference = GroupReference
+@dataclass(frozen=True, slots=True)
+class ServiceReference:
+    """
+    What is behind the service *name*, or behind all that *selector* selects; empty *namespace*: in any.
+
+    The selector is about labels of source ``k8s``.
+    """
+
+    namespace: str
+    name: str
+    selector: Selector | None = None
+
+
+Reference = GroupReference | ServiceReference
 """Peers that another object names."""
 
 

@@ -157,7 +157,8 @@ class Service:
     """
     A service and the frontends this node serves for it.
 
-    *selector* is empty for services whose endpoints somebody else writes.  *affinity_timeout* is in
+    *selector* is empty for services whose endpoints somebody else writes; *labels* are its own, by which
+    policies select it.  *affinity_timeout* is in
     seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
     come from, or with *denies_sources* may not; without any they come from everywhere.  *distribution* is
     which backends are preferred.  *created* is the creation time as written, for precedence.
@@ -181,6 +182,7 @@ class Service:
     created: str = ""
     health_check_node_port: int = 0
     proxy: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

@@ -15,8 +15,8 @@ import structlog
 
 from ciliumd.desired.policy.references import missing, references_of
 from ciliumd.kubernetes.client import Api, Json
-from ciliumd.kubernetes.kinds import CILIUM_CIDR_GROUP, NETWORK_POLICY, Kind
-from ciliumd.model.policy import Policy, Reference
+from ciliumd.kubernetes.kinds import CILIUM_CIDR_GROUP, NETWORK_POLICY, SERVICE, Kind
+from ciliumd.model.policy import GroupReference, Policy, Reference
 from ciliumd.operator.events import warn
 from ciliumd.operator.objects import Key, change, condition, key_of, with_condition
 from ciliumd.operator.store import Store
@@ -27,7 +27,7 @@ SUCCEEDED: Final = "Policy validation succeeded"
 REASON_VALID: Final = "PolicyValid"
 REASON_INVALID: Final = "PolicyInvalid"
 REASON_MISSING: Final = "ReferenceMissing"
-REFERRED: Final = (CILIUM_CIDR_GROUP,)
+REFERRED: Final = (CILIUM_CIDR_GROUP, SERVICE)
 """Kinds of objects that policies name."""
 
 log = structlog.get_logger("policies")
@@ -75,7 +75,11 @@ class Policies:
             await warn(self._api, policy, REASON_INVALID if problem else REASON_MISSING, problem or absent)
 
     def _exists(self, reference: Reference) -> bool:
-        return self._store.get(CILIUM_CIDR_GROUP, ("", reference.name)) is not None
+        if isinstance(reference, GroupReference):
+            return self._store.get(CILIUM_CIDR_GROUP, ("", reference.name)) is not None
+        if reference.namespace:
+            return self._store.get(SERVICE, (reference.namespace, reference.name)) is not None
+        return any(name == reference.name for _, name in self._store.rows(SERVICE))
 
     async def _state(self, kind: Kind, policy: Json, problem: str, absent: str) -> None:
         wanted = _condition(policy, problem, absent)
@@ -91,7 +95,9 @@ def _text(problems: Iterable[tuple[str, str]]) -> str:
 
 
 def _names(reference: Reference, kind: Kind, name: Key) -> bool:
-    return kind == CILIUM_CIDR_GROUP and reference.name == name[1]
+    if isinstance(reference, GroupReference):
+        return kind == CILIUM_CIDR_GROUP and reference.name == name[1]
+    return kind == SERVICE and reference.name == name[1] and reference.namespace in ("", name[0])
 
 
 def _condition(policy: Json, problem: str, absent: str) -> dict[str, Any]:

@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ciliumd.desired.cluster import API_SERVER, api_server_addresses
+from ciliumd.desired.cluster import api_server_addresses
 from ciliumd.desired.guard import guard
 from ciliumd.desired.services import by_service, refused_claims
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.kinds import CILIUM_NODE, ENDPOINT_SLICE, SERVICE, Kind
 from ciliumd.model.net import Prefix
+from ciliumd.model.objects import API_SERVER
 from ciliumd.operator.events import warn
 from ciliumd.operator.objects import Key
 from ciliumd.operator.store import Store

@@ -24,9 +24,18 @@ from ciliumd.model.policy import (
     PortRule,
     Reference,
     Rule,
+    ServiceReference,
 )
 from ciliumd.resources.ciliumports import PortAllowRule, PortDenyRule
-from ciliumd.resources.fields import CIDR, CIDROrAddress, Exact, ObjectName, check_excepts, unless_enforced
+from ciliumd.resources.fields import (
+    CIDR,
+    CIDROrAddress,
+    Exact,
+    NamespaceName,
+    ObjectName,
+    check_excepts,
+    unless_enforced,
+)
 from ciliumd.resources.icmp import ICMPRule
 from ciliumd.resources.selectors import CiliumSelector, ObjectSelector, Scope
 
@@ -38,7 +47,6 @@ _NodeIdentities = Annotated[None, unless_enforced("identities of nodes by their 
 _Requirements = Annotated[
     None, unless_enforced("requirement rules; write the labels into the peers' selectors")
 ]
-_ServiceBackends = Annotated[None, unless_enforced("services as peers")]
 _VerdictLogs = Annotated[None, unless_enforced("flow events that carry the text")]
 
 
@@ -82,6 +90,42 @@ class CIDRRule(Exact):
         )
 
 
+class ServiceByName(Exact):
+    """A service; without a namespace the services of that name in all of them."""
+
+    service_name: ObjectName
+    namespace: NamespaceName | None = None
+
+
+class ServicesByLabels(Exact):
+    """Services of a namespace, or of all of them."""
+
+    selector: ObjectSelector
+    namespace: NamespaceName | None = None
+
+
+class ServicePeer(Exact):
+    """What is behind services: their pods, or their endpoints' addresses if they select none."""
+
+    k8s_service: ServiceByName | None = Field(None, alias="k8sService")
+    k8s_service_selector: ServicesByLabels | None = Field(None, alias="k8sServiceSelector")
+
+    @model_validator(mode="after")
+    def _says_one_thing(self) -> Self:
+        if (self.k8s_service is None) == (self.k8s_service_selector is None):
+            raise ValueError("must have one of k8sService and k8sServiceSelector")
+        return self
+
+    def to_reference(self) -> ServiceReference:
+        """Whom it means."""
+        named, selected = self.k8s_service, self.k8s_service_selector
+        if selected is not None:
+            return ServiceReference(selected.namespace or "", "", selected.selector.to_selector())
+        return (
+            ServiceReference(named.namespace or "", named.service_name) if named else ServiceReference("", "")
+        )
+
+
 Entity = Annotated[str, AfterValidator(_entity)]
 
 
@@ -119,8 +163,7 @@ class _Section(Exact, Generic[Ports]):
     def _peers(self, scope: Scope, *, deny: bool) -> tuple[Peer, ...] | None:
         # Lists are alternatives and an empty one means nobody.  Without any list the ports alone decide;
         # a rule with neither means nobody too: it is how default deny is switched on.
-        lists = (self.endpoints, self.cidrs, self.cidr_set, self.entities)
-        if all(peers is None for peers in lists) and (self.to_ports or self.icmps):
+        if all(peers is None for peers in self._lists()) and (self.to_ports or self.icmps):
             return None
         return (
             *(
@@ -131,6 +174,10 @@ class _Section(Exact, Generic[Ports]):
             *(peer for rule in self.cidr_set or () if isinstance(peer := rule.to_peer(), PeerCIDR)),
             *(PeerEntity(name) for name in self.entities or ()),
         )
+
+    def _lists(self) -> tuple[list[Any] | None, ...]:
+        """Every list of peers."""
+        return (self.endpoints, self.cidrs, self.cidr_set, self.entities)
 
     def _references(self) -> Iterator[Reference]:
         for rule in self.cidr_set or ():
@@ -171,9 +218,16 @@ class _Egress(_Section[Ports]):
     cidr_set: list[CIDRRule] | None = Field(None, alias="toCIDRSet")
     entities: list[Entity] | None = Field(None, alias="toEntities")
     to_requires: _Requirements = None
-    to_services: _ServiceBackends = None
+    to_services: list[ServicePeer] | None = None
     to_groups: _AwsGroups = None
     to_nodes: _NodeIdentities = None
+
+    def _lists(self) -> tuple[list[Any] | None, ...]:
+        return (*super()._lists(), self.to_services)
+
+    def _references(self) -> Iterator[Reference]:
+        yield from super()._references()
+        yield from (service.to_reference() for service in self.to_services or ())
 
 
 class EgressDenyRule(_Egress[PortDenyRule]):

@@ -247,6 +247,7 @@ class ServiceResource(Lenient):
             created=self.metadata.creation_timestamp or "",
             health_check_node_port=spec.health_port(),
             proxy=self.metadata.proxy,
+            labels=tuple(sorted((self.metadata.labels or {}).items())),
         )
         return [("services", service.key, service)]
 

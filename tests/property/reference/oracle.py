@@ -16,6 +16,9 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
 - The node may always reach its own pods, unless a deny rule matches it.
 - Addresses in rules mean what is outside the cluster, never pods or nodes.
 - A CiliumCIDRGroup stands for its prefixes, by name or by its labels; one that does not exist for nobody.
+- A service stands for the pods it selects, by their own labels in its namespace; without a selector for the
+  addresses of its endpoints outside the cluster, and default/kubernetes for the API server as well.  Where
+  no namespace is given, services of all of them are meant.
 - NetworkPolicy: no peers, or an empty list, is everybody.  Cilium's kinds: no peers is everybody if there
   are ports or ICMP types, nobody otherwise; an empty list is nobody.
 - Ports are those of TCP, UDP and SCTP; a rule without ports or ICMP types is all traffic.
@@ -181,7 +184,7 @@ class _Cilium:
         side = "from" if packet.direction == INGRESS else "to"
         lists = {
             kind: rule.get(side + kind)
-            for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities")
+            for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities", "Services")
             if rule.get(side + kind) is not None
         }
         if not lists:
@@ -195,6 +198,42 @@ class _Cilium:
                 for cidr in self._cidrs(s)
             )
             or any(_is_entity(name, packet.peer) for name in lists.get("Entities", ()))
+            or any(self._is_behind(written, packet.peer) for written in lists.get("Services", ()))
+        )
+
+    def _is_behind(self, written: Document, peer: Peer) -> bool:
+        for service in self.documents:
+            if service["kind"] != "Service":
+                continue
+            meta = service["metadata"]
+            named, chosen = written.get("k8sService"), written.get("k8sServiceSelector")
+            if (named or chosen).get("namespace") not in (None, meta["namespace"]):
+                continue
+            if named is not None and named["serviceName"] != meta["name"]:
+                continue
+            if chosen is not None and not selected(chosen["selector"], (meta.get("labels") or {}).get):
+                continue
+            if self._has_behind(service, peer):
+                return True
+        return False
+
+    def _has_behind(self, service: Document, peer: Peer) -> bool:
+        meta, selector = service["metadata"], service["spec"].get("selector")
+        if selector:
+            return (
+                isinstance(peer, Pod)
+                and peer.namespace == meta["namespace"]
+                and selected({"matchLabels": selector}, own_labels(peer).get)
+            )
+        if (meta["namespace"], meta["name"]) == ("default", "kubernetes") and peer == Node("kube-apiserver"):
+            return True
+        return isinstance(peer, Address) and any(
+            peer.ip in endpoint["addresses"]
+            for one in self.documents
+            if one["kind"] == "EndpointSlice"
+            and one["metadata"]["namespace"] == meta["namespace"]
+            and one["metadata"]["labels"]["kubernetes.io/service-name"] == meta["name"]
+            for endpoint in one["endpoints"]
         )
 
     def _cidrs(self, written: Document) -> Iterator[str]:

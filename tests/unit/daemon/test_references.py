@@ -2,17 +2,18 @@
 """Policies in force follow what they refer to: what a change touches, and nothing else."""
 
 from dataclasses import replace
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd.daemon.references import References
 from ciliumd.desired.policy import select
-from ciliumd.model.labels import K8S, Label
+from ciliumd.model.labels import K8S, POD_NAMESPACE, Label
 from ciliumd.model.objects import CIDRGroupRow
-from ciliumd.model.policy import GroupReference, Selector
-from ciliumd.tables import Problem, Tables
+from ciliumd.model.policy import GroupReference, PeerEntity, PeerSelector, Selector, ServiceReference
+from ciliumd.model.service import Backend, Service
+from ciliumd.tables import EndpointSliceRow, Problem, Tables
 from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, cidr, says
 from unit.daemon.test_prefixes import number, with_pod, word, written
@@ -56,6 +57,24 @@ def in_force(references, name):
     (rule,) = references.policies["CNP", "shop", name].rules
     assert rule.refers == ()
     return rule.peers
+
+
+def service(name, namespace="shop", *, selector=(), labels=()):
+    """A service as far as it matters here."""
+    return Service(namespace, name, "ClusterIP", (), (), selector=tuple(selector), labels=tuple(labels))
+
+
+def behind(name, *addresses, namespace="shop", number=0):
+    """A slice of a service."""
+    backends = tuple(("", Backend(ip_address(one), 80, "TCP")) for one in addresses)
+    return EndpointSliceRow(namespace, f"{name}-{number}", name, backends)
+
+
+def serve(tables, one, *slices):
+    """A service and its slices."""
+    tables.services.set(one.key, one)
+    for row in slices:
+        tables.slices.set((row.namespace, row.name), row)
 
 
 def test_policies_without_references_are_the_table_itself():
@@ -176,13 +195,98 @@ def test_an_endpoint_no_policy_of_the_group_concerns_stays_as_it_is():
     assert policy.versions[1] != versions[1]
 
 
+def test_a_service_with_a_selector_is_its_pods():
+    """Those of its namespace; the addresses of its endpoints do not count."""
+    tables = Tables()
+    serve(tables, service("db", selector=[("app", "db")]), behind("db", "192.0.2.1"))
+    nodes.add_policy(tables, referring("db", ServiceReference("shop", "db")))
+    references = References(tables)
+    references.refresh()
+    labels = {(K8S, "app", "db"), (K8S, POD_NAMESPACE, "shop")}
+    assert in_force(references, "db") == (PeerSelector(Selector(frozenset(labels))),)
+
+
+def test_a_service_that_selects_labels_of_the_agent_is_nobody():
+    """No pod has them of its own."""
+    tables = Tables()
+    serve(tables, service("db", selector=[(POD_NAMESPACE, "blue")]))
+    nodes.add_policy(tables, referring("db", ServiceReference("", "db")))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "db") == ()
+    assert references.problems() == {}
+
+
+def test_a_service_without_a_selector_is_the_addresses_of_its_endpoints():
+    """They follow its slices, those of other services cost nothing."""
+    tables = Tables()
+    serve(tables, service("out"), behind("out", "192.0.2.1"), behind("out", "2001:db8::1", number=1))
+    serve(tables, service("other"), behind("other", "192.0.2.9"))
+    nodes.add_policy(tables, referring("out", ServiceReference("", "out")))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "out") == (cidr("192.0.2.1/32"), cidr("2001:db8::1/128"))
+    revision = references.revision
+    serve(tables, service("other"), behind("other", "192.0.2.10"))
+    references.refresh()
+    assert references.revision == revision
+    serve(tables, service("out"), behind("out", "192.0.2.1", "192.0.2.2"))
+    tables.slices.delete(("shop", "out-1"))
+    references.refresh()
+    assert in_force(references, "out") == (cidr("192.0.2.1/32"), cidr("192.0.2.2/32"))
+
+
+def test_the_service_of_the_api_server_is_its_identity_as_well():
+    """Its addresses are those of nodes, which no CIDR means."""
+    tables = Tables()
+    serve(tables, service("kubernetes", "default"), behind("kubernetes", "192.0.2.1", namespace="default"))
+    nodes.add_policy(tables, referring("api", ServiceReference("default", "kubernetes")))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "api") == (cidr("192.0.2.1/32"), PeerEntity("kube-apiserver"))
+
+
+def test_services_are_selected_by_their_own_labels():
+    """In one namespace or in all, and follow them."""
+    tables = Tables()
+    serve(tables, service("a", labels=[("site", "here")]), behind("a", "192.0.2.1"))
+    serve(tables, service("b", "blue", labels=[("site", "here")]), behind("b", "192.0.2.2", namespace="blue"))
+    nodes.add_policy(tables, referring("all", ServiceReference("", "", HERE)))
+    nodes.add_policy(tables, referring("one", ServiceReference("shop", "", HERE)))
+    references = References(tables)
+    references.refresh()
+    assert in_force(references, "all") == (cidr("192.0.2.2/32"), cidr("192.0.2.1/32"))
+    assert in_force(references, "one") == (cidr("192.0.2.1/32"),)
+    serve(tables, service("a"))
+    references.refresh()
+    assert in_force(references, "all") == (cidr("192.0.2.2/32"),)
+    assert in_force(references, "one") == ()
+
+
+def test_a_service_that_is_missing_is_told():
+    """With its namespace, if it has one."""
+    tables = Tables()
+    nodes.add_policy(tables, referring("a", ServiceReference("shop", "db")))
+    nodes.add_policy(tables, referring("b", ServiceReference("", "db")))
+    references = References(tables)
+    references.refresh()
+    text = "names Service {}, which does not exist: it is nobody"
+    assert references.problems() == {
+        ("CNP", "shop", "a"): Problem("spec.egress[0]", text.format("shop/db")),
+        ("CNP", "shop", "b"): Problem("spec.egress[0]", text.format("db of any namespace")),
+    }
+
+
 NAMES = ("a", "b", "c")
 PREFIXES = (OFFICE, LAB, "10.0.0.0/8", "10.1.0.0/16")
 REFERENCES = st.one_of(
     st.builds(named, st.sampled_from(NAMES), st.sampled_from(PREFIXES)),
     st.just(GroupReference("", HERE)),
     st.just(GroupReference("", Selector())),
+    st.builds(ServiceReference, st.sampled_from(("", "shop")), st.sampled_from(NAMES)),
+    st.builds(ServiceReference, st.sampled_from(("", "blue")), st.just(""), st.just(HERE)),
 )
+KEYS = st.tuples(st.sampled_from(("shop", "blue")), st.sampled_from(NAMES))
 STEPS = st.one_of(
     st.builds(
         lambda name, prefixes, site: ("cidr_groups", name, group(name, *prefixes, site=site)),
@@ -195,12 +299,29 @@ STEPS = st.one_of(
         st.sampled_from(NAMES),
         st.lists(REFERENCES, max_size=2),
     ),
+    st.builds(
+        lambda key, selector, labels: (
+            "services",
+            key,
+            service(key[1], key[0], selector=selector, labels=labels),
+        ),
+        KEYS,
+        st.sampled_from(((), (("app", "db"),))),
+        st.sampled_from(((), (("site", "here"),))),
+    ),
+    st.builds(
+        lambda key, of, addresses: ("slices", key, behind(of, *addresses, namespace=key[0])),
+        KEYS,
+        st.sampled_from(NAMES),
+        st.lists(st.sampled_from(("192.0.2.1", "192.0.2.2")), max_size=2),
+    ),
+    st.builds(lambda table, key: (table, key, None), st.sampled_from(("services", "slices")), KEYS),
     st.builds(lambda name: ("cidr_groups", name, None), st.sampled_from(NAMES)),
     st.builds(lambda name: ("policies", ("CNP", "shop", name), None), st.sampled_from(NAMES)),
 )
 
 
-@given(st.lists(st.tuples(STEPS, st.booleans()), max_size=20))
+@given(st.lists(st.tuples(STEPS, st.booleans()), max_size=30))
 def test_what_was_followed_is_what_is_read_at_once(steps):
     """Whatever came in which order: policies and problems are those of somebody who begins now."""
     tables = Tables()

@@ -25,7 +25,6 @@ NOT_ENFORCED = [
     ("ingress: [{fromNodes: [{}]}]", "ingress[0].fromNodes", NODES),
     ("ingress: [{authentication: {mode: required}}]", "ingress[0].authentication", "mutual authentication"),
     ("egress: [{toRequires: [{}]}]", "egress[0].toRequires", REQUIREMENTS),
-    ("egress: [{toServices: [{}]}]", "egress[0].toServices", "services as peers"),
     ("egress: [{toFQDNs: [{matchName: x}]}]", "egress[0].toFQDNs", "the DNS proxy"),
     ("egress: [{toGroups: [{}]}]", "egress[0].toGroups", GROUPS),
     ("egressDeny: [{toNodes: [{}]}]", "egressDeny[0].toNodes", NODES),

@@ -8,10 +8,25 @@ references applies to nobody, be it an allow or a deny.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from ipaddress import ip_network
 
-from ciliumd.model.net import Prefix
-from ciliumd.model.objects import CIDRGroupRow
-from ciliumd.model.policy import GroupReference, Peer, PeerCIDR, Policy, Reference, Rule
+from ciliumd.model.identity import Reserved
+from ciliumd.model.labels import K8S, POD_NAMESPACE, Label, is_reserved_key
+from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.objects import API_SERVER, CIDRGroupRow
+from ciliumd.model.policy import (
+    GroupReference,
+    Peer,
+    PeerCIDR,
+    PeerEntity,
+    PeerSelector,
+    Policy,
+    Reference,
+    Rule,
+    Selector,
+    ServiceReference,
+)
+from ciliumd.model.service import Service
 
 Fills = Mapping[Reference, tuple[Peer, ...]]
 """The peers that each reference stands for."""
@@ -39,6 +54,31 @@ def peers_of_groups(reference: GroupReference, groups: Iterable[CIDRGroupRow]) -
     )
 
 
+def means_service(reference: ServiceReference, service: Service) -> bool:
+    """Whether *service* is one of those that are meant."""
+    if reference.namespace not in ("", service.namespace):
+        return False
+    if reference.selector is None:
+        return reference.name == service.name
+    return reference.selector.matches(frozenset(Label(K8S, key, value) for key, value in service.labels))
+
+
+def peers_behind(service: Service, addresses: Iterable[Addr]) -> tuple[Peer, ...]:
+    """
+    Who is behind *service*: the pods it selects, or the *addresses* of its endpoints if it selects none.
+
+    Addresses are those outside the cluster, as in any rule; those of the API server have an identity.
+    """
+    if service.selector:
+        if any(is_reserved_key(key) for key, _ in service.selector):
+            return ()  # A pod has no such label of its own.
+        labels = {(K8S, key, value) for key, value in service.selector}
+        return (PeerSelector(Selector(frozenset({*labels, (K8S, POD_NAMESPACE, service.namespace)}))),)
+    prefixes = sorted({ip_network(addr) for addr in addresses}, key=_order)
+    peers: tuple[Peer, ...] = tuple(PeerCIDR(prefix) for prefix in prefixes)
+    return (*peers, PeerEntity(Reserved.KUBE_APISERVER.label)) if service.key == API_SERVER else peers
+
+
 def filled(policy: Policy, fills: Fills) -> Policy:
     """*policy* as it comes into force: with peers in place of references."""
     return replace(policy, rules=tuple(_filled(rule, fills) for rule in policy.rules))
@@ -53,7 +93,13 @@ def missing(policy: Policy, exists: Callable[[Reference], bool]) -> Iterator[tup
 
 
 def _name(reference: Reference) -> str:
-    return f"CiliumCIDRGroup {reference.name}"
+    match reference:
+        case GroupReference(name):
+            return f"CiliumCIDRGroup {name}"
+        case ServiceReference("", name):
+            return f"Service {name} of any namespace"
+        case ServiceReference(namespace, name):
+            return f"Service {namespace}/{name}"
 
 
 def _field(policy: Policy, rule: Rule) -> str:
