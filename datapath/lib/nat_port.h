@@ -185,11 +185,14 @@ static __always_inline __be16 nat_port_at(const struct nat_walk *walk, __u32 i)
 	return bpf_htons(cfg_nat_port_min + (walk->start + i * walk->stride) % range);
 }
 
-/* Whether one of *tries* ports is free: p->nat.in has it then. */
-static __always_inline int nat_search(struct packet *p, __u32 tries)
+/* 1: one of *tries* ports is free; p->nat.in has it then. */
+static __always_inline int nat_look_for_free(__u32 tries)
 {
 	struct nat_walk walk = nat_walk_from_anywhere(tries);
+	struct packet *p = packet_in_hand();
 
+	if (!p)
+		return 0;
 #pragma clang loop unroll(disable)
 	for (__u32 i = 0; i < tries; i++) {
 		p->nat.in.dport = nat_port_at(&walk, i);
@@ -199,23 +202,48 @@ static __always_inline int nat_search(struct packet *p, __u32 tries)
 	return 0;
 }
 
+__noinline int nat_look(void)
+{
+	return nat_look_for_free(NAT_TRIES);
+}
+
+__noinline int nat_look_quickly(void)
+{
+	return nat_look_for_free(NAT_QUICK_TRIES);
+}
+
+/* 1: one of NAT_HANDOVERS ports is over; p->nat.in has it then. */
+__noinline int nat_look_for_old(void)
+{
+	struct nat_walk walk = nat_walk_from_anywhere(NAT_HANDOVERS);
+	struct packet *p = packet_in_hand();
+
+	if (!p)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (__u32 i = 0; i < NAT_HANDOVERS; i++) {
+		p->nat.in.dport = nat_port_at(&walk, i);
+		if (nat_port_is_over())
+			return 1;
+	}
+	return 0;
+}
+
 /* A free port for the flow of the packet in hand, of whose IN row p->nat.in has all but the port; 0: none. */
 __noinline int nat_find_port(void)
 {
 	struct packet *p = packet_in_hand();
-	int quick;
 
 	if (!p)
 		return 0;
-	quick = nat_rests();
-#pragma clang loop unroll(disable)
+	if (nat_rests())
+		return nat_look_quickly() && !nat_give(p, BPF_NOEXIST) ?
+			       bpf_ntohs(p->nat.in.dport) :
+			       0;
+	/* Not as a loop: clang enters that in the middle, and Linux 5.10 takes no way back to there. */
+#pragma unroll
 	for (int round = 0; round < NAT_ROUNDS; round++) {
-		if (!nat_search(p, quick ? NAT_QUICK_TRIES : NAT_TRIES)) {
-			if (quick)
-				return 0;
-			continue;
-		}
-		if (!nat_give(p, BPF_NOEXIST))
+		if (nat_look() && !nat_give(p, BPF_NOEXIST))
 			return bpf_ntohs(p->nat.in.dport);
 	}
 	return 0;
@@ -228,18 +256,9 @@ __noinline int nat_find_port_of_old(void)
 
 	if (!p || nat_rests())
 		return 0;
-#pragma clang loop unroll(disable)
+#pragma unroll
 	for (int round = 0; round < NAT_ROUNDS; round++) {
-		struct nat_walk walk = nat_walk_from_anywhere(NAT_HANDOVERS);
-		__u32 i;
-
-#pragma clang loop unroll(disable)
-		for (i = 0; i < NAT_HANDOVERS; i++) {
-			p->nat.in.dport = nat_port_at(&walk, i);
-			if (nat_port_is_over())
-				break;
-		}
-		if (i < NAT_HANDOVERS && nat_take_over())
+		if (nat_look_for_old() && nat_take_over())
 			return bpf_ntohs(p->nat.in.dport);
 	}
 	nat_rest();
