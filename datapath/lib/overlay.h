@@ -73,13 +73,14 @@ static __always_inline int is_tunnel_packet(const struct packet *p)
 
 /*
  * Whether a packet, or one of those it will be cut into, must not be fragmented and does not fit
- * the tunnel.  Others that do not fit travel in fragments of the outer packet.
+ * the tunnel.  Others that do not fit travel in fragments of the outer packet; over IPv6 there are
+ * none, for the kernel fragments what a socket sent, and nothing else.
  */
 static __always_inline int exceeds_tunnel(const struct __sk_buff *skb, const struct packet *p)
 {
 	__u32 size = skb->len - L3_OFF;
 
-	if (!cfg_overlay_mtu || !(p->flags & PKT_DONT_FRAGMENT))
+	if (!cfg_overlay_mtu || (!cfg_tunnel_ipv6 && !(p->flags & PKT_DONT_FRAGMENT)))
 		return 0;
 	if (skb->gso_size)
 		size = skb->gso_size + p->ihl +

@@ -22,6 +22,7 @@ from datapath.tunnel import (
     router_two,
     tunnel_node,
 )
+from fixtures import packets
 from fixtures.packets import UDP, Ether, Raw, assert_frame, tcp
 from fixtures.packets6 import (
     IPv6,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.datapath
 
 HEADERS = 14 + 40 + 8 + 8  # of Ethernet, IPv6, UDP, VXLAN
+MTU = 1500 - HEADERS  # what carries a frame has no Ethernet header in its own MTU, but that of the frame
 two, two_again = Place6("2001:db8:9::2", node_two), Place6("2001:db8:9::12", node_two)
 stranger = Place6("2001:db8:9::66", node_two)
 router_away, unpublished = Place6("fd00:2::1", router_two), Place6("fd00:2::63", router_two)
@@ -52,7 +54,7 @@ router_away, unpublished = Place6("fd00:2::1", router_two), Place6("fd00:2::63",
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
     """A node whose tunnel is of IPv6, and its neighbours."""
-    with tunnel_node(tmp_path_factory.mktemp("underlay6"), ipv6=1, tunnel_ipv6=1) as made:
+    with tunnel_node(tmp_path_factory.mktemp("underlay6"), ipv6=1, tunnel_ipv6=1, overlay_mtu=MTU) as made:
         for place in (two, two_again):
             words = ["neighbour", "add", place.ip, "lladdr", place.mac, "dev", "net0"]
             subprocess.run([IP_TOOL, *words], check=True, capture_output=True)
@@ -165,6 +167,19 @@ def test_the_tunnels_own_packets_are_no_masquerades_answers(six: Tunnel) -> None
     assert six.arrives(brought(two.ip, AWAY, answer)).pod
     left(six.pod_sends(from_pod(pod_one, pod_away.ip, tcp(80, 30001, "SA"))))
     assert not list(six.datapath.map("snat").items())
+
+
+def test_what_does_not_fit_is_told_although_it_might_be_cut(six: Tunnel) -> None:
+    """Nobody cuts the outer packet over IPv6: a packet of IPv4 that says it may be is refused, too."""
+    six.datapath.ipcache(packets.pod_away.ip, AWAY, tunnel=two.ip)
+    fits = MTU - 20 - 8
+    whole = packets.from_pod(packets.pod_one, packets.pod_away.ip, packets.udp(5000, 53, bytes(fits)))
+    left(six.pod_sends(whole))
+    sent = packets.from_pod(packets.pod_one, packets.pod_away.ip, packets.udp(5000, 53, bytes(fits + 1)))
+    outcome = six.pod_sends(sent, frames=1)
+    assert outcome.reasons == [DropReason.DROP_FRAG_NOSUPPORT]
+    (told,) = outcome.pod
+    assert Ether(told)[packets.ICMP].nexthopmtu == MTU
 
 
 def test_nobody_forges_a_nodes_packets(six: Tunnel) -> None:
