@@ -22,7 +22,16 @@ _PORTS = [
         ]
     }
 ]
-_CIDR_SET = [{"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.3.4/32"]}, {"cidr": "fd00::/8"}]
+_CIDR_SET = [
+    {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.2.3.4/32"]},
+    {"cidr": "fd00::/8"},
+    {"cidrGroupRef": "offices", "except": ["198.51.100.128/25"]},
+    {"cidrGroupSelector": {"matchLabels": {"site": "north"}}},
+]
+_SERVICES = [
+    {"k8sService": {"serviceName": "sample", "namespace": "red"}},
+    {"k8sServiceSelector": {"selector": {"matchLabels": {"app": "web"}}}},
+]
 _RULES = {
     "ingress": [
         {"fromEndpoints": [_SELECTOR, {}], "toPorts": _PORTS},
@@ -34,6 +43,7 @@ _RULES = {
         {"toEndpoints": [_SELECTOR], "toPorts": _PORTS},
         {"toCIDRSet": _CIDR_SET, "icmps": [{"fields": [{"family": "IPv6", "type": 128}]}]},
         {"toEntities": ["kube-apiserver"]},
+        {"toServices": _SERVICES},
     ],
     "egressDeny": [{"toCIDR": ["203.0.113.7"]}],
     "enableDefaultDeny": {"ingress": True, "egress": False},
@@ -187,6 +197,11 @@ SAMPLES: tuple[Document, ...] = (
             {"endpointSelector": {"matchLabels": {"k8s:io.kubernetes.pod.namespace": "red"}}, **_RULES},
             {"endpointSelector": {"matchLabels": {"reserved:health": ""}}, "ingress": [{}]},
         ],
+    ),
+    _cilium(
+        "CiliumCIDRGroup",
+        metadata={"name": "offices", "labels": {"site": "north"}},
+        spec={"externalCIDRs": ["198.51.100.0/24", "2001:db8:7::/48", "203.0.113.9"]},
     ),
     _cilium(
         "CiliumNode",

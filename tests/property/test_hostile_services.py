@@ -95,7 +95,7 @@ class Field:
                 "node",
                 "default",
                 (ip_address(OWN),),
-                pod_cidr=ip_network("10.0.0.0/24"),
+                pod_cidrs=(ip_network("10.0.0.0/24"),),
                 serves6=EVERY_KIND,
                 protected=((ip_address(ITS_URL), "the API server's"), (ip_address(RESOLVER), "a resolver's")),
             ),
