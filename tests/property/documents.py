@@ -220,17 +220,24 @@ def _joined(first: Document, second: Document) -> Document:
     return {**first, **second}
 
 
+def _requiring(side: str, rule: st.SearchStrategy[Document]) -> st.SearchStrategy[Document]:
+    """Rules of which some require something of the peers of all."""
+    required = st.fixed_dictionaries({f"{side}Requires": some(_PEER_SELECTOR, 0, 1)})
+    return st.one_of(*often(rule, 4), st.builds(_joined, rule, required))
+
+
 CILIUM_RULES = {INGRESS: _cilium_rule("from"), EGRESS: _cilium_rule("to")}
-"""Rules of ingress and ingressDeny, of egress and egressDeny."""
+"""Rules of ingress and ingressDeny, of egress and egressDeny; none that takes something from others."""
 
 
 def _cilium_spec(subject: st.SearchStrategy[Document], *, most_rules: int) -> st.SearchStrategy[Document]:
     ingress, egress = CILIUM_RULES[INGRESS], CILIUM_RULES[EGRESS]
+    requiring = {side: _requiring(side, rule) for side, rule in (("from", ingress), ("to", egress))}
     return st.fixed_dictionaries(
         {"endpointSelector": subject},
         optional={
-            "ingress": _section(ingress, most_rules),
-            "egress": _section(egress, most_rules),
+            "ingress": _section(requiring["from"], most_rules),
+            "egress": _section(requiring["to"], most_rules),
             "ingressDeny": _section(ingress, most_rules),
             "egressDeny": _section(egress, most_rules),
             "enableDefaultDeny": st.fixed_dictionaries(

@@ -30,6 +30,8 @@ def _cilium_fields() -> Iterable[str]:
             )
             yield f"{section}[].toServices[].k8sServiceSelector.namespace"
             yield from (f"{section}[].toServices[].k8sServiceSelector.selector.{term}" for term in _SELECTOR)
+        if not section.endswith("Deny"):
+            yield from (f"{section}[].{side}Requires[].{term}" for term in _SELECTOR)
         yield from (f"{section}[].{side}Endpoints[].{term}" for term in _SELECTOR)
         yield from (f"{section}[].{side}CIDRSet[].{name}" for name in ("cidr", "except", "cidrGroupRef"))
         yield from (f"{section}[].{side}CIDRSet[].cidrGroupSelector.{term}" for term in _SELECTOR)

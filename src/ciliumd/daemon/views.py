@@ -133,6 +133,7 @@ def policy_model(policy: Policy) -> Json:
                 "deny": rule.deny,
                 "peers": None if rule.peers is None else [peer_text(peer) for peer in rule.peers],
                 "ports": None if rule.ports is None else [port_text(port) for port in rule.ports],
+                **({"requires": [selector_text(one) for one in rule.requires]} if rule.requires else {}),
             }
             for rule in policy.rules
         ],

@@ -233,6 +233,8 @@ class Rule:
     None means unrestricted (any peer, any protocol and port), an empty tuple means nothing.
     *origin* says where the rule is written, e.g. ``cnp:default/rule1/ingress/0``.  *refers* are further
     peers that are not known from the policy alone: a rule in force has none (``desired.policy.references``).
+    *requires* is what every peer that is selected by labels must be as well, in this and in all other allow
+    rules of the direction that the endpoint is under; an endpoint's have none (``desired.policy.select``).
     """
 
     direction: Direction
@@ -241,6 +243,7 @@ class Rule:
     ports: tuple[PortRule, ...] | None
     origin: str
     refers: tuple[Reference, ...] = ()
+    requires: tuple[Selector, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,9 +44,7 @@ _DnsProxy = Annotated[None, unless_enforced("the DNS proxy")]
 _HostFirewall = Annotated[None, unless_enforced("the host firewall")]
 _MutualAuthentication = Annotated[None, unless_enforced("mutual authentication")]
 _NodeIdentities = Annotated[None, unless_enforced("identities of nodes by their labels")]
-_Requirements = Annotated[
-    None, unless_enforced("requirement rules; write the labels into the peers' selectors")
-]
+_Requirements = Annotated[None, unless_enforced("requirements of denials: they would narrow every other one")]
 _VerdictLogs = Annotated[None, unless_enforced("flow events that carry the text")]
 
 
@@ -158,12 +156,20 @@ class _Section(Exact, Generic[Ports]):
             self._ports(),
             origin,
             refers=tuple(self._references()),
+            requires=tuple(
+                scope.peers(selector.to_selector(), deny=False) for selector in self._requirements()
+            ),
         )
 
     def _peers(self, scope: Scope, *, deny: bool) -> tuple[Peer, ...] | None:
         # Lists are alternatives and an empty one means nobody.  Without any list the ports alone decide;
-        # a rule with neither means nobody too: it is how default deny is switched on.
-        if all(peers is None for peers in self._lists()) and (self.to_ports or self.icmps):
+        # a rule with neither means nobody too: it is how default deny is switched on.  One that requires
+        # something of others' peers allows nobody by itself.
+        if (
+            not self._requirements()
+            and all(peers is None for peers in self._lists())
+            and (self.to_ports or self.icmps)
+        ):
             return None
         return (
             *(
@@ -174,6 +180,10 @@ class _Section(Exact, Generic[Ports]):
             *(peer for rule in self.cidr_set or () if isinstance(peer := rule.to_peer(), PeerCIDR)),
             *(PeerEntity(name) for name in self.entities or ()),
         )
+
+    def _requirements(self) -> list[CiliumSelector]:
+        """What all peers must be that are selected by labels."""
+        return []
 
     def _lists(self) -> tuple[list[Any] | None, ...]:
         """Every list of peers."""
@@ -197,7 +207,6 @@ class _Ingress(_Section[Ports]):
     cidrs: list[CIDROrAddress] | None = Field(None, alias="fromCIDR")
     cidr_set: list[CIDRRule] | None = Field(None, alias="fromCIDRSet")
     entities: list[Entity] | None = Field(None, alias="fromEntities")
-    from_requires: _Requirements = None
     from_groups: _AwsGroups = None
     from_nodes: _NodeIdentities = None
 
@@ -205,11 +214,17 @@ class _Ingress(_Section[Ports]):
 class IngressDenyRule(_Ingress[PortDenyRule]):
     """Who must not come in on which ports."""
 
+    from_requires: _Requirements = None
+
 
 class IngressRule(_Ingress[PortAllowRule]):
     """Who may come in on which ports."""
 
+    from_requires: list[CiliumSelector] | None = None
     authentication: _MutualAuthentication = None
+
+    def _requirements(self) -> list[CiliumSelector]:
+        return self.from_requires or []
 
 
 class _Egress(_Section[Ports]):
@@ -217,7 +232,6 @@ class _Egress(_Section[Ports]):
     cidrs: list[CIDROrAddress] | None = Field(None, alias="toCIDR")
     cidr_set: list[CIDRRule] | None = Field(None, alias="toCIDRSet")
     entities: list[Entity] | None = Field(None, alias="toEntities")
-    to_requires: _Requirements = None
     to_services: list[ServicePeer] | None = None
     to_groups: _AwsGroups = None
     to_nodes: _NodeIdentities = None
@@ -233,12 +247,18 @@ class _Egress(_Section[Ports]):
 class EgressDenyRule(_Egress[PortDenyRule]):
     """Where not to go on which ports."""
 
+    to_requires: _Requirements = None
+
 
 class EgressRule(_Egress[PortAllowRule]):
     """Where to go on which ports."""
 
+    to_requires: list[CiliumSelector] | None = None
     to_fqdns: _DnsProxy = Field(None, alias="toFQDNs")
     authentication: _MutualAuthentication = None
+
+    def _requirements(self) -> list[CiliumSelector]:
+        return self.to_requires or []
 
 
 class DefaultDeny(Exact):

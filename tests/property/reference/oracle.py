@@ -19,6 +19,8 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
 - A service stands for the pods it selects, by their own labels in its namespace; without a selector for the
   addresses of its endpoints outside the cluster, and default/kubernetes for the API server as well.  Where
   no namespace is given, services of all of them are meant.
+- What an allow rule requires (fromRequires, toRequires) is required of every peer that an allow rule of the
+  direction selects by labels, in any policy of the endpoint; by itself it allows nobody.
 - NetworkPolicy: no peers, or an empty list, is everybody.  Cilium's kinds: no peers is everybody if there
   are ports or ICMP types, nobody otherwise; an empty list is nobody.
 - Ports are those of TCP, UDP and SCTP; a rule without ports or ICMP types is all traffic.
@@ -74,13 +76,12 @@ def verdict(
     isolated = enforcement == ALWAYS or subject == Node("init")
     allowed = denied = False
     documents = list(documents)
-    for policy in documents:
-        for part in _parts(policy, documents):
-            if not part.selects(subject):
-                continue
-            isolated |= part.isolates(packet.direction)
-            allowed |= part.matches(subject, packet, deny=False)
-            denied |= part.matches(subject, packet, deny=True)
+    parts = [part for policy in documents for part in _parts(policy, documents) if part.selects(subject)]
+    fulfils = all(part.is_fulfilled(packet) for part in parts)
+    for part in parts:
+        isolated |= part.isolates(packet.direction)
+        allowed |= part.matches(subject, packet, deny=False, fulfils=fulfils)
+        denied |= part.matches(subject, packet, deny=True, fulfils=True)
     if packet.direction == INGRESS and packet.peer == Node("host"):
         allowed = True
     if denied:
@@ -119,18 +120,24 @@ class _Kubernetes:
             return direction.capitalize() in listed
         return direction == INGRESS or bool(self.spec.get("egress"))
 
-    def matches(self, subject: Subject, packet: Packet, *, deny: bool) -> bool:
+    def is_fulfilled(self, _packet: Packet) -> bool:
+        return True
+
+    def matches(self, subject: Subject, packet: Packet, *, deny: bool, fulfils: bool) -> bool:
         if deny or not self.isolates(packet.direction):
             return False
         side = "from" if packet.direction == INGRESS else "to"
         return any(
-            self._peers_match(rule.get(side), packet.peer)
+            self._peers_match(rule.get(side), packet.peer, fulfils=fulfils)
             and self._ports_match(rule.get("ports"), subject, packet)
             for rule in self.spec.get(packet.direction) or []
         )
 
-    def _peers_match(self, peers: Sequence[Document] | None, peer: Peer) -> bool:
-        return not peers or any(self._peer_matches(written, peer) for written in peers)
+    def _peers_match(self, peers: Sequence[Document] | None, peer: Peer, *, fulfils: bool) -> bool:
+        return not peers or any(
+            self._peer_matches(written, peer) and (fulfils or written.get("ipBlock") is not None)
+            for written in peers
+        )
 
     def _peer_matches(self, written: Document, peer: Peer) -> bool:
         if written.get("ipBlock") is not None:
@@ -173,24 +180,39 @@ class _Cilium:
             return bool(chosen)
         return bool(self.spec.get(direction) or self.spec.get(direction + "Deny"))
 
-    def matches(self, subject: Subject, packet: Packet, *, deny: bool) -> bool:
+    def is_fulfilled(self, packet: Packet) -> bool:
+        """Whether the peer is all that rules of this direction require."""
+        side = "from" if packet.direction == INGRESS else "to"
+        return all(
+            self._endpoint_matches(required, packet.peer, deny=False)
+            for rule in self.spec.get(packet.direction) or []
+            for required in rule.get(side + "Requires") or []
+        )
+
+    def matches(self, subject: Subject, packet: Packet, *, deny: bool, fulfils: bool) -> bool:
         section = packet.direction + ("Deny" if deny else "")
         return any(
-            self._peers_match(rule, packet, deny=deny) and self._ports_match(rule, subject, packet)
+            self._peers_match(rule, packet, deny=deny, fulfils=fulfils)
+            and self._ports_match(rule, subject, packet)
             for rule in self.spec.get(section) or []
         )
 
-    def _peers_match(self, rule: Document, packet: Packet, *, deny: bool) -> bool:
+    def _peers_match(self, rule: Document, packet: Packet, *, deny: bool, fulfils: bool) -> bool:
         side = "from" if packet.direction == INGRESS else "to"
         lists = {
             kind: rule.get(side + kind)
             for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities", "Services")
             if rule.get(side + kind) is not None
         }
+        if not lists and rule.get(side + "Requires"):
+            return False
         if not lists:
             return bool(rule.get("toPorts") or rule.get("icmps"))
         return (
-            any(self._endpoint_matches(s, packet.peer, deny=deny) for s in lists.get("Endpoints", ()))
+            (
+                fulfils
+                and any(self._endpoint_matches(s, packet.peer, deny=deny) for s in lists.get("Endpoints", ()))
+            )
             or any(in_cidr(cidr, None, packet.peer) for cidr in lists.get("CIDR", ()))
             or any(
                 in_cidr(cidr, s.get("except"), packet.peer)
@@ -198,7 +220,10 @@ class _Cilium:
                 for cidr in self._cidrs(s)
             )
             or any(_is_entity(name, packet.peer) for name in lists.get("Entities", ()))
-            or any(self._is_behind(written, packet.peer) for written in lists.get("Services", ()))
+            or any(
+                self._is_behind(written, packet.peer) and (fulfils or not isinstance(packet.peer, Pod))
+                for written in lists.get("Services", ())
+            )
         )
 
     def _is_behind(self, written: Document, peer: Peer) -> bool:

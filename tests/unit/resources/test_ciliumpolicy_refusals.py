@@ -15,16 +15,16 @@ SELECT_ALL = "{endpointSelector: {}, "
 PROXY = "the L7 proxy"
 GROUPS = "the address groups of a cloud provider"
 NODES = "identities of nodes by their labels"
-REQUIREMENTS = "requirement rules; write the labels into the peers' selectors"
+REQUIREMENTS = "requirements of denials: they would narrow every other one"
 
 NOT_ENFORCED = [
     ("nodeSelector: {}", "nodeSelector", "the host firewall"),
     ("log: {value: x}", "log", "flow events that carry the text"),
-    ("ingress: [{fromRequires: [{}]}]", "ingress[0].fromRequires", REQUIREMENTS),
+    ("ingressDeny: [{fromRequires: [{}]}]", "ingressDeny[0].fromRequires", REQUIREMENTS),
     ("ingress: [{fromGroups: [{}]}]", "ingress[0].fromGroups", GROUPS),
     ("ingress: [{fromNodes: [{}]}]", "ingress[0].fromNodes", NODES),
     ("ingress: [{authentication: {mode: required}}]", "ingress[0].authentication", "mutual authentication"),
-    ("egress: [{toRequires: [{}]}]", "egress[0].toRequires", REQUIREMENTS),
+    ("egressDeny: [{toRequires: [{}]}]", "egressDeny[0].toRequires", REQUIREMENTS),
     ("egress: [{toFQDNs: [{matchName: x}]}]", "egress[0].toFQDNs", "the DNS proxy"),
     ("egress: [{toGroups: [{}]}]", "egress[0].toGroups", GROUPS),
     ("egressDeny: [{toNodes: [{}]}]", "egressDeny[0].toNodes", NODES),

@@ -17,7 +17,17 @@ from ciliumd.desired.policy.rules import NamedPorts, resolve_names
 from ciliumd.model.identity import Reserved, reserved_labels
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Direction, Enforcement, NamedPort, PeerCIDR, Policy, Rule
+from ciliumd.model.policy import (
+    Direction,
+    Enforcement,
+    NamedPort,
+    PeerCIDR,
+    PeerSelector,
+    Policy,
+    Requirement,
+    Rule,
+    Selector,
+)
 
 _INIT = reserved_labels(Reserved.INIT)
 _HOST = reserved_labels(Reserved.HOST)
@@ -28,7 +38,8 @@ class EndpointRules:
     """
     Every rule that applies to an endpoint, sorted by origin, and who switched default deny on.
 
-    Named ports of ingress rules are numbers here already, since the pod they are on is the endpoint.
+    Named ports of ingress rules are numbers here already, since the pod they are on is the endpoint; what
+    rules require of the peers of others is in these.
     The default: no policy selects it, everything is allowed.
     """
 
@@ -88,7 +99,7 @@ def select(
         if policy.default_deny_egress:
             egress.add(policy.origin)
         rules.extend(_numbered(rule, named) for rule in policy.rules)
-    effective = (rule for rule in rules if rule.peers != () and rule.ports != ())
+    effective = (rule for rule in _narrowed(rules) if rule.peers != () and rule.ports != ())
     return EndpointRules(
         tuple(sorted(effective, key=lambda rule: (rule.origin, rule.direction, rule.deny))),
         tuple(sorted(ingress)),
@@ -113,6 +124,43 @@ def prefixes_of(rules: Iterable[Rule]) -> set[Prefix]:
             if isinstance(peer, PeerCIDR):
                 found.update(prefix for prefix in (peer.prefix, *peer.excepts) if prefix.prefixlen)
     return found
+
+
+def _narrowed(rules: Iterable[Rule]) -> list[Rule]:
+    """*rules*, with what any of them requires in the peers of every allow rule of its direction."""
+    rules = list(rules)
+    required: dict[Direction, set[Selector]] = {}
+    for rule in rules:
+        if rule.requires:
+            required.setdefault(rule.direction, set()).update(rule.requires)
+    if not required:
+        return rules
+    wanted = {direction: _all_of(selectors) for direction, selectors in required.items()}
+    return [
+        rule if rule.deny or rule.direction not in wanted else _narrow(rule, wanted[rule.direction])
+        for rule in rules
+    ]
+
+
+def _narrow(rule: Rule, wanted: Selector) -> Rule:
+    peers = rule.peers and tuple(
+        PeerSelector(_all_of((peer.selector, wanted))) if isinstance(peer, PeerSelector) else peer
+        for peer in rule.peers
+    )
+    return replace(rule, peers=peers, requires=())
+
+
+def _all_of(selectors: Iterable[Selector]) -> Selector:
+    """What all of *selectors* select, written the same in whichever order they come."""
+    selectors = list(selectors)
+    terms = {term for one in selectors for term in one.expressions}
+    return Selector(
+        frozenset().union(*(one.match_labels for one in selectors)), tuple(sorted(terms, key=_term_order))
+    )
+
+
+def _term_order(term: Requirement) -> tuple[str, str, str, list[str]]:
+    return (term.source, term.key, term.op, sorted(term.values))
 
 
 def _numbered(rule: Rule, named: NamedPorts) -> Rule:
