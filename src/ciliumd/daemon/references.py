@@ -69,6 +69,9 @@ class References:
         self._stale |= self._groups.refresh(one for one in self._users if isinstance(one, GroupReference))
         self._stale |= self._services.refresh(one for one in self._users if isinstance(one, ServiceReference))
         self._look_at_slices()
+        # One policy may have taken up a reference in the very moment another dropped it.
+        self._fills = {one: peers for one, peers in self._fills.items() if one in self._users}
+        self._stale |= self._users.keys() - self._fills.keys()
         self._changed |= self._fill()
         if not self._changed:
             return
@@ -107,7 +110,6 @@ class References:
             self._users[one].discard(key)
             if not self._users[one]:
                 del self._users[one]
-                self._fills.pop(one, None)
 
     def _look_at_slices(self) -> None:
         """The addresses behind services without a selector: they are few, of all the services there are."""

@@ -336,7 +336,7 @@ class Known:
 
     def allows(self, flow: Flow) -> bool:
         """Whether these objects allow *flow*, whoever of those it may be is behind its addresses."""
-        policies = list(self._all(*POLICY_KINDS))
+        policies = list(self._all(*POLICY_KINDS, kinds.SERVICE, kinds.ENDPOINT_SLICE))
         for (_, subject), peer in product(self.subjects(flow.subject), self.peers(flow.peer)):
             named = self._with_ports_of_the_like(peer)
             packet = oracle.Packet(flow.direction, named, flow.protocol, flow.port)

@@ -154,6 +154,19 @@ def test_a_change_costs_the_policies_that_refer_to_it():
     assert references.revision == revision + 1
 
 
+def test_a_reference_that_changes_hands_is_filled_in():
+    """One policy drops it in the moment another takes it up, in whichever order that is read."""
+    for names in (("a", "b"), ("b", "a")):
+        tables = Tables()
+        put(tables, group("office", OFFICE))
+        references = References(tables)
+        for holder, other in (names, names[::-1]) * 4:
+            nodes.add_policy(tables, referring(holder, named("office")))
+            nodes.add_policy(tables, referring(other))
+            references.refresh()
+            assert in_force(references, holder) == (cidr(OFFICE),)
+
+
 def test_a_prefix_of_a_group_is_in_the_ipcache_before_its_rules():
     """As if the policy named it itself, also when only the group changes."""
     kernel = with_pod()
