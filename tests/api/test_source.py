@@ -190,7 +190,7 @@ def test_status_tells_what_is_followed(follower):
     assert status.initialized
     assert status.server_version.startswith("v1.")
     assert "cilium/v2::CiliumNetworkPolicy" in status.apis
-    assert len(status.apis) == 11
+    assert len(status.apis) == 12
 
 
 def test_definitions_that_come_late_are_waited_for(tmp_path):

@@ -45,6 +45,8 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "trace_events": (0, 1),
     "policy_verdict_events": (0, 1),
 }
+# ... which the agent leaves as they are without the one they are about (``daemon.datapath.options``) ...
+ABOUT = {"tunnel_ipv6": "tunnel", "masquerade_ipv6": "ipv6", "loopback_ipv6_head": "ipv6"}
 # ... and those that are numbers to calculate with.
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
@@ -159,6 +161,8 @@ def loads(name: str) -> list[Load]:
     wanted = [Load({}, tuple(programs))]
     for values in itertools.product(*(SWITCHES[option] for option in switches)):
         options = dict(zip(switches, values, strict=True))
+        if not _happens(options):
+            continue
         new = []
         for program in programs:
             key = program, frozenset((option, options[option]) for option in read[program] & set(options))
@@ -168,6 +172,15 @@ def loads(name: str) -> list[Load]:
         if new:
             wanted.append(Load(options, tuple(new)))
     return wanted
+
+
+def _happens(options: Mapping[str, int]) -> bool:
+    """Whether an agent may set these options together."""
+    return all(
+        options.get(one, off) == off or options.get(other) != SWITCHES[other][0]
+        for one, other in ABOUT.items()
+        for off in [SWITCHES[one][0]]
+    )
 
 
 @contextlib.contextmanager
