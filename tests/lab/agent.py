@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any, Final, Self
@@ -29,6 +29,20 @@ CILIUM: Final = "ciliumd.cli.main"
 
 class AgentEnded(AssertionError):
     """The agent ended when it should run; the text has its exit code and the end of its log."""
+
+
+class _Asked(Client):
+    """A client that tells what an agent that does not answer in time was about."""
+
+    def __init__(self, path: str, *, timeout: float, threads: Callable[[], str]) -> None:
+        super().__init__(path, timeout=timeout)
+        self._threads = threads
+
+    def _unreachable(self, error: Exception) -> CommandError:
+        told = super()._unreachable(error)
+        if isinstance(error, TimeoutError):
+            told.add_note(self._threads())
+        return told
 
 
 class Agent:
@@ -50,7 +64,7 @@ class Agent:
         self.socket = socket
         self.wrapper = list(wrapper)
         self.process: Process | None = None
-        self.client = Client(str(socket), timeout=10.0 * PATIENCE)
+        self.client = _Asked(str(socket), timeout=10.0 * PATIENCE, threads=self.threads)
         self._outlive = outlive
 
     @property
@@ -138,6 +152,15 @@ class Agent:
     def log_tail(self, lines: int = LOG_TAIL) -> str:
         """The end of its log."""
         return "\n".join(["--- end of the agent's log ---", *self.log_text().splitlines()[-lines:]])
+
+    def threads(self) -> str:
+        """Where the kernel has each of its threads, for root."""
+        lines = ["--- the agent's threads in the kernel ---"]
+        for task in sorted(Path(f"/proc/{self.process.pid}/task").glob("*")) if self.process else ():
+            with contextlib.suppress(OSError):
+                lines.append(f"{task.name} {(task / 'comm').read_text().strip()}")
+                lines += [f"  {line}" for line in (task / "stack").read_text().splitlines()]
+        return "\n".join(lines)
 
     # -- asking it -----------------------------------------------------------------------------
 
