@@ -227,6 +227,8 @@ def test_policy(
             },
         ),
     )
+    # Known before the pod is, so that it is under these rules from its first moment.
+    node.apply("pod-default-newcomer", manifests.pod("newcomer", {"app": "strict"}))
     node.apply("ranges", ranges("strict", 655))
     eventually(lambda: "strict" in str(node.agent.get("policy").get("problems")), "status names the endpoint")
     new = node.pod("newcomer", {"app": "strict"}).serve(tcp=(80, 101))

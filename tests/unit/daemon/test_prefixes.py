@@ -253,3 +253,23 @@ def test_rules_that_do_not_fit_leave_their_endpoint_with_rules_that_know_new_pre
     inner = number(kernel, ip_network("10.1.0.0/16"))
     assert written(kernel, ip_network("10.1.0.0/16")) == inner
     assert says(kernel.node, 1, inner, direction=EGRESS) == "DENY"
+
+
+def test_a_newcomer_whose_rules_do_not_fit_is_shut_and_ready(monkeypatch):
+    """It has no rules of before to go on under: nobody in, nobody out, until its rules fit."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 2, {"app": "db"})
+    with monkeypatch.context() as narrow:
+        narrow.setattr("ciliumd.desired.policy.versions.too_large", lambda *_: "too large")
+        nodes.add_policy(kernel.tables, nodes.policy("web", nodes.rule(nodes.app("db"))))
+        nodes.add_pod(kernel.tables, 1, {"app": "web"})
+        kernel.round()
+        assert kernel.node.plan.policy.versions[1] in kernel.node.plan.policy.states
+        assert word(kernel) is not None
+        assert ("Endpoint", "shop", "pod-1") in kernel.tables.problems
+        db = kernel.node.plan.identities[2]
+        assert says(kernel.node, 1, db) == says(kernel.node, 1, db, direction=EGRESS) == "DEFAULT_DENY"
+    nodes.add_policy(kernel.tables, nodes.policy("web", nodes.rule(nodes.app("db"), nodes.app("cache"))))
+    kernel.round()
+    assert ("Endpoint", "shop", "pod-1") not in kernel.tables.problems
+    assert says(kernel.node, 1, db) == says(kernel.node, 1, db, direction=EGRESS) == "ALLOW"

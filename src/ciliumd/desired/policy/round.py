@@ -100,8 +100,9 @@ class Round:
 
     *selected* are the rules that apply to each subject, *sets* those that every endpoint is under: not the
     same for endpoints that are *waiting*, which stay under those of before, or without any.  *added* is what
-    is written to each version (all of a new one), after *removed* is gone from it.  *next_version* is the
-    first number that no version has after this.
+    is written to each version (all of a new one), after *removed* is gone from it.  *shut* is the version of
+    those whose rules do not fit and which have none of before.  *next_version* is the first number that no
+    version has after this.
     """
 
     policies: Mapping[ObjectKey, Policy]
@@ -116,6 +117,7 @@ class Round:
     removed: dict[int, list[Place]] = field(default_factory=dict)
     housed: dict[RuleSet, int] = field(default_factory=dict)
     problems: dict[RuleSet, str] = field(default_factory=dict)
+    shut: int | None = None
 
     def rule_sets(self) -> Iterator[RuleSet]:
         """The rules in use, each once."""

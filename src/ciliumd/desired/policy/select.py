@@ -66,6 +66,10 @@ class EndpointRules:
         return bool(self.default_deny_egress)
 
 
+SHUT = EndpointRules((), (ALWAYS_ORIGIN,), (ALWAYS_ORIGIN,))
+"""Nobody in and nobody out, as for an endpoint that is in default deny and has no rules."""
+
+
 def select(
     policies: Iterable[Policy],
     labels: Labels,

@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
-from ciliumd.desired.policy.ruling import ClassesExhaustedError
-from ciliumd.desired.policy.select import EndpointRules, select
+from ciliumd.desired.policy.ruling import ClassesExhaustedError, Ruling
+from ciliumd.desired.policy.select import SHUT, EndpointRules, select
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import Subject, World, WorldChanges
 from ciliumd.model.identity import NumericIdentity
@@ -110,6 +110,9 @@ class Versions:
                 under[one].add(self.versions[number])
         for one, preferred in under.items():
             self._house(todo, one, preferred)
+        if any(one in todo.problems and self._kept(number) is None for number, one in sets.items()):
+            state = Ruling(SHUT, self._cache).resolve(world.named_ports, world.stand_ins)
+            todo.shut = self._home(todo, state, ())
         return todo
 
     def commit(self, todo: Round, *, now: float) -> None:
@@ -134,7 +137,7 @@ class Versions:
         self.versions = {
             number: version
             for number, one in sets.items()
-            if (version := self._version(number, one)) is not None
+            if (version := self._version(number, one, todo.shut)) is not None
         }
         used = set(self.versions.values())
         self._retired = {v: self._retired.get(v, now + RETIRE_AFTER) for v in self._contents if v not in used}
@@ -239,10 +242,15 @@ class Versions:
             rules = (rule for one in living for rule in one.rules.rules)
             self._cache.keep_only({peer for rule in rules for peer in rule.peers or ()})
 
-    def _version(self, number: int, rule_set: RuleSet) -> int | None:
-        """The version of an endpoint: that of its rules, or while they do not fit the one it has."""
+    def _version(self, number: int, rule_set: RuleSet, shut: int | None) -> int | None:
+        """The version of an endpoint: that of its rules, while they do not fit the one it has, or *shut*."""
         if not rule_set.problem:
             return rule_set.version
+        kept = self._kept(number)
+        return shut if kept is None else kept
+
+    def _kept(self, number: int) -> int | None:
+        """The version an endpoint has, if it is still there."""
         kept = self.versions.get(number)
         return kept if kept in self._contents else None
 
@@ -300,6 +308,10 @@ class Versions:
         if problem := too_large(len(state.classes), len(state.entries)):
             todo.problems[rule_set] = problem
             return
+        todo.housed[rule_set] = self._home(todo, state, preferred)
+
+    def _home(self, todo: Round, state: MapState, preferred: Collection[int]) -> int:
+        """The version that says what *state* does, which is made if there is none."""
         wanted = Version(state)
         version = self._same(todo, wanted, preferred)
         if version is None:
@@ -309,7 +321,7 @@ class Versions:
             todo.next_version = version + 1
             todo.contents[version] = wanted
             todo.added[version] = state
-        todo.housed[rule_set] = version
+        return version
 
     def _same(self, todo: Round, wanted: Version, preferred: Collection[int]) -> int | None:
         """The version that says what is *wanted*; of several a *preferred* one, else the lowest."""
