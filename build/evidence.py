@@ -2,7 +2,8 @@
 """
 What long runs and benchmarks measured, kept with the commit it was measured on, under docs/evidence/.
 
-`build/dev test --long LAYER` writes LAYER.json; `build/dev bench SUITE`, unless it was quick, writes
+`build/dev test --long LAYER` writes LAYER.json, in which each part says when it was measured where there are
+parts (`--kernel 5.10 --part 1/4`); `build/dev bench SUITE`, unless it was quick, writes
 bench-SUITE.json, in which each section says when it was measured.  Both say whether the checkout had
 changes that are in no commit; a release is asked for evidence that had none.
 
@@ -68,12 +69,13 @@ def write(
     failed: int,
     skipped: int,
     tests: dict[str, dict[str, Any]],
+    part: str | None = None,
 ) -> Path:
     """
     Write the file called *name* of what *command* measured on the checkout *of*; its path.
 
     *tests* has what a test recorded by its name: ``figure``, lines of text, ``data``, decoded JSON, and
-    ``failed`` where it did not pass.
+    ``failed`` where it did not pass.  Of a *part* the others stay as they are, if there are as many of them.
     """
     document = {
         "command": command,
@@ -86,7 +88,17 @@ def write(
         "skipped": skipped,
         "tests": tests,
     }
-    return _keep(name, document)
+    if part is None:
+        return _keep(name, document)
+    path = DIRECTORY / f"{name}.json"
+    kept: dict[str, Any] = json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
+    same = {one: measured for one, measured in kept.items() if parts_of(one) == parts_of(part)}
+    return _keep(name, {"parts": dict(sorted({**same, part: document}.items()))})
+
+
+def parts_of(part: str) -> int:
+    """How many there are of this *part*."""
+    return int(part.partition("/")[2])
 
 
 def write_bench(report: Path) -> Path | None:

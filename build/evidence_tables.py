@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evidence import DIRECTORY
+from evidence import DIRECTORY, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,7 +57,7 @@ class Row:
     commits: set[str] = field(default_factory=set)
     dates: set[str] = field(default_factory=set)
     uncommitted: bool = False
-    # Layers of which other tests failed: what they would have recorded is in no row.
+    # Layers of which other tests failed or were not run: what they would have recorded is in no row.
     broken: set[str] = field(default_factory=set)
 
     def of(self, about: Mapping[str, Any]) -> None:
@@ -141,15 +141,20 @@ def read(directory: Path = DIRECTORY) -> tuple[dict[str, list[Row]], list[str]]:
     problems: list[str] = []
     for path in sorted(directory.glob("*.json")):
         document = json.loads(path.read_text())
+        layer = path.stem.partition("-")[0]  # of kernels-5.10
         if "tests" in document:
-            problems += read_layer(path.stem, document, rows)
+            problems += read_layer(layer, document, rows)
+        elif "parts" in document:
+            problems += read_parts(layer, document["parts"], rows)
         else:
             problems += read_bench(document, rows)
     return rows, problems
 
 
-def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:
-    """Add the rows of a layer's file; what cannot be added."""
+def read_layer(
+    layer: str, document: Mapping[str, Any], rows: dict[str, list[Row]], lacks: Iterable[str] = ()
+) -> Iterator[str]:
+    """Add the rows of a layer's file, of which something *lacks*; what cannot be added."""
     for test, measured in document["tests"].items():
         data = measured.get("data", [])
         for recorded in data if isinstance(data, list) else [data]:
@@ -161,10 +166,20 @@ def read_layer(layer: str, document: Mapping[str, Any], rows: dict[str, list[Row
             row.add(recorded)
             row.of(document)
             row.tests.add(test)
+            row.broken.update(lacks)
             if document["failed"]:
                 row.broken.add(f"{document['failed']} tests of {layer} failed")
             if measured.get("failed") and test not in row.failed:
                 row.failed.append(test)
+
+
+def read_parts(layer: str, parts: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:
+    """Add the rows of a layer's parts; what cannot be added."""
+    count = parts_of(next(iter(parts)))
+    missing = [part for number in range(1, count + 1) if (part := f"{number}/{count}") not in parts]
+    for part, document in parts.items():
+        lacks = [f"{document['command'].replace(part, one)} was not run" for one in missing]
+        yield from read_layer(layer, document, rows, lacks)
 
 
 def read_bench(document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernels.machine import Told, boot
-from kernels.selection import ALL, CASES, cases
+from kernels.selection import ALL, CASES, Part, cases
 from lab import nextversion
 from lab.process import REPOSITORY
 
@@ -23,11 +23,12 @@ MEASURED = DIRECTORY / "measured.json"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """``--long``: all of tests/datapath and tests/netns.  ``--kernel``: one only."""
+    """``--long``: all of tests/datapath and tests/netns, or ``--part`` of them.  ``--kernel``: one only."""
     # tests/e2e has the same option.
     with contextlib.suppress(ValueError):
         parser.addoption("--long", action="store_true", help="all tests of the datapath and the network")
     parser.addoption("--kernel", choices=KERNELS, help="this kernel only")
+    parser.addoption("--part", type=Part.read, metavar="N/M", help="of --long, the N-th of M parts only")
 
 
 def chosen(config: pytest.Config) -> tuple[str, ...]:
@@ -40,7 +41,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test for each check of each kernel, so that a failure names both."""
     kernels = chosen(metafunc.config)
     if "check" in metafunc.fixturenames:
-        checks = cases(is_long=metafunc.config.getoption("--long"))
+        checks = cases(is_long=metafunc.config.getoption("--long"), part=metafunc.config.getoption("--part"))
         pairs = [(kernel, check) for kernel in kernels for check in checks]
         metafunc.parametrize(("kernel", "check"), pairs, ids=["-".join(pair) for pair in pairs])
     elif "kernel" in metafunc.fixturenames:
@@ -48,9 +49,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With one kernel only, nothing is compared."""
-    if config.getoption("--kernel"):
-        left_out = [item for item in items if "all_guests" in getattr(item, "fixturenames", ())]
+    """With one kernel only, nothing is compared; a part loads some of the programs."""
+    unfit = {"all_guests"} if config.getoption("--kernel") else set()
+    if config.getoption("--part"):
+        unfit.add("whole_guests")
+    left_out = [item for item in items if unfit.intersection(getattr(item, "fixturenames", ()))]
+    if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
 
@@ -70,7 +74,7 @@ def manifest(request: pytest.FixtureRequest) -> dict[str, dict[str, str]]:
 @pytest.fixture(scope="session")
 def guests(manifest: dict[str, dict[str, str]], request: pytest.FixtureRequest) -> dict[str, Told]:
     """What every kernel told; kept for the page in docs/ and for expected_skips.toml."""
-    is_long = request.config.getoption("--long")
+    is_long, part = request.config.getoption("--long"), request.config.getoption("--part")
     names = chosen(request.config)
 
     def run(name: str) -> Told:
@@ -78,6 +82,7 @@ def guests(manifest: dict[str, dict[str, str]], request: pytest.FixtureRequest) 
             Path(manifest[name]["image"]),
             DIRECTORY / "root.cpio",
             tests=ALL if is_long else (str(CASES.relative_to(REPOSITORY)),),
+            part=part,
             output=DIRECTORY / name,
             seconds=LONG_SECONDS if is_long else SECONDS,
         )
@@ -85,6 +90,8 @@ def guests(manifest: dict[str, dict[str, str]], request: pytest.FixtureRequest) 
     # While one waits, another has the processor.
     with ThreadPoolExecutor(len(names)) as pool:
         told = dict(zip(names, pool.map(run, names), strict=True))
+    if part is not None:
+        return told
     before = json.loads(MEASURED.read_text()) if MEASURED.exists() and names != KERNELS else {}
     now = {name: measured(manifest[name], told[name]) for name in names}
     MEASURED.write_text(json.dumps(before | now, indent=2))
@@ -94,6 +101,12 @@ def guests(manifest: dict[str, dict[str, str]], request: pytest.FixtureRequest) 
 @pytest.fixture(scope="session")
 def all_guests(guests: dict[str, Told]) -> dict[str, Told]:
     """For tests that compare kernels: they are left out where one was chosen."""
+    return guests
+
+
+@pytest.fixture(scope="session")
+def whole_guests(guests: dict[str, Told]) -> dict[str, Told]:
+    """For what only all tests tell: they are left out where a part was chosen."""
     return guests
 
 

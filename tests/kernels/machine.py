@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
+from kernels.selection import Part
 from lab.process import placed
 
 QEMU: Final = "/usr/bin/qemu-system-x86_64"
@@ -99,8 +100,11 @@ def accelerator() -> tuple[str, str]:
     return "tcg,tb-size=512", EMULATED
 
 
-def boot(kernel: Path, root: Path, *, tests: Sequence[str], output: Path, seconds: float) -> Told:
+def boot(
+    kernel: Path, root: Path, *, tests: Sequence[str], part: Part | None = None, output: Path, seconds: float
+) -> Told:
     """Run a guest to its end, or until its time is over."""
+    ordered = f"ciliumd.tests={','.join(tests)}" + (f" ciliumd.part={part}" if part else "")
     console, facts, errors = (
         output.with_name(f"{output.name}.{kind}") for kind in ("console", "facts", "qemu")
     )
@@ -112,7 +116,7 @@ def boot(kernel: Path, root: Path, *, tests: Sequence[str], output: Path, second
         *("-nodefaults", "-nographic", "-no-reboot"),
         *("-serial", f"file:{console}", "-serial", f"file:{facts}"),
         *("-kernel", kernel, "-initrd", root),
-        *("-append", f"{COMMAND_LINE} ciliumd.tests={','.join(tests)}"),
+        *("-append", f"{COMMAND_LINE} {ordered}"),
     ]
     late = threading.Event()
     with errors.open("wb") as output_of_qemu:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kernels.machine import Told, boot
+from kernels.selection import Part
 
 pytestmark = pytest.mark.kernels
 
@@ -48,3 +49,15 @@ def test_what_a_guest_told_is_counted_and_a_cut_line_is_a_problem(tmp_path: Path
     assert told.counts() == {"passed": 2, "failed": 1, "skipped": 1}
     assert told.problems == ['not a line of facts: {"test": "e", "outc']
     assert not told.ended
+
+
+def test_every_file_is_in_one_part() -> None:
+    """Whatever is added to them."""
+    parts = [Part(number, 5) for number in range(1, 6)]
+    files = [file for part in parts for file in part.files()]
+
+    assert Part.read("5/5") == parts[-1]
+    assert all(part.files() for part in parts)
+    assert sorted(files) == Part(1, 1).files()
+    with pytest.raises(ValueError, match="6/5 is not a part"):
+        Part.read("6/5")

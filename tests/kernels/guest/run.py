@@ -3,7 +3,8 @@
 The guest's only program: tells what the kernel has, then runs tests, and tells each outcome at once.
 
 A line of JSON per fact goes to the second serial port; the console is for people.  What to run is in the
-kernel's command line: ``ciliumd.tests`` names the file of a selection, or a path below tests/.
+kernel's command line: ``ciliumd.tests`` names the file of a selection, or a path below tests/;
+``ciliumd.part`` which part of all tests.
 """
 
 import json
@@ -21,11 +22,12 @@ sys.path.append("build")
 import results
 from ciliumd.bpf.object import embedded
 from kernels.guest.facts import FEATURES
+from kernels.selection import Part
 
 ROOT = Path(__file__).resolve().parents[3]
 CHANNEL = Path("/dev/ttyS1")
 TABLE = ROOT / "build" / "out" / "verifier.json"
-WORD = "ciliumd.tests="
+TESTS, PART = "ciliumd.tests=", "ciliumd.part="
 LAYERS = ("datapath", "netns")
 
 
@@ -82,7 +84,9 @@ def run_layer(words: list[str]) -> None:
 def selected() -> list[str]:
     """What the command line asks for."""
     words = Path("/proc/cmdline").read_text().split()
-    (named,) = [word.removeprefix(WORD).split(",") for word in words if word.startswith(WORD)]
+    for part in [word.removeprefix(PART) for word in words if word.startswith(PART)]:
+        return Part.read(part).files()
+    (named,) = [word.removeprefix(TESTS).split(",") for word in words if word.startswith(TESTS)]
     return [
         line
         for name in named

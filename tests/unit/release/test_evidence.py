@@ -105,6 +105,38 @@ def test_on_other_kernels_a_case_is_the_kernel(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + len(names) + 2
 
 
+def test_parts_are_kept_by_part_and_all_are_asked_for(tmp_path, monkeypatch, capsys):
+    """Each of its own commit; those of another division are of no use any more."""
+    monkeypatch.setattr(evidence, "DIRECTORY", tmp_path)
+    counts = {"seconds": 1.0, "passed": 3, "failed": 0, "skipped": 0}
+
+    def run(part, commit):
+        tests = {"a::test_guest[5.10]": {"data": {"kernel": "5.10.0", "passed": 3}}}
+        command = f"build/dev test --part {part} kernels"
+        evidence.write(
+            "kernels-5.10",
+            evidence.Checkout(commit, False),
+            command=command,
+            tests=tests,
+            part=part,
+            **counts,
+        )
+
+    def told():
+        main(["kernels"], tmp_path)
+        return [line for line in capsys.readouterr().out.splitlines() if "5.10" in line or "--part" in line]
+
+    run("1/3", "a" * 40)
+    run("2/2", "b" * 40)
+    row, missing = told()
+    assert re.split(r"  +", row) == ["5.10", "passed", "b" * 9, row.split()[3], "kernel 5.10.0, passed 3"]
+    assert missing == "  MISSING: build/dev test --part 1/2 kernels was not run"
+    run("1/2", "c" * 40)
+    assert [re.split(r"  +", row)[2:5:2] for row in told()] == [
+        [f"{'b' * 9} {'c' * 9}", "kernel 5.10.0, passed 6"]
+    ]
+
+
 def section(**more):
     """What a benchmark measured."""
     figure = {"name": "ADD", "value": 78.4, "unit": "ms", "goal": "<= 60", "met": False}
