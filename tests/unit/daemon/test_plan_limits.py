@@ -14,8 +14,8 @@ from unit.daemon import nodes
 from unit.daemon.nodes import EGRESS, says, two_pods
 
 
-def test_rules_that_do_not_fit_keep_their_endpoint_closed_or_as_it_was_after_a_restart(monkeypatch):
-    """The version in force is known from the kernel."""
+def test_rules_that_do_not_fit_keep_their_endpoint_shut_or_as_it_was_after_a_restart(monkeypatch):
+    """The version in force is known from the kernel; who has none gets one that lets nobody in or out."""
     node = two_pods()
     kept = node.plan.policy.versions[1]
     classes = abi.MAPS["cilium_policy_classes_v1"]
@@ -27,7 +27,8 @@ def test_rules_that_do_not_fit_keep_their_endpoint_closed_or_as_it_was_after_a_r
     assert "at most 1 fit" in again.tables.problems.get(("Endpoint", "shop", "pod-1")).message
     nodes.add_pod(again.tables, 3, {"app": "web"})
     again.refresh()
-    assert 3 not in again.plan.policy.versions
+    peer = again.plan.identities[2]
+    assert says(again, 3, peer) == says(again, 3, peer, direction=EGRESS) == "DEFAULT_DENY"
 
 
 def test_rules_that_do_not_fit_leave_the_endpoint_what_it_has(monkeypatch):
