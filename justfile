@@ -61,6 +61,10 @@ faults *arguments:
 kernels *arguments:
     build/dev test {{ arguments }} kernels
 
+# Mistakes in what decides about packets: that each can be made; --long makes them and runs the tests that find them.
+mutants *arguments:
+    build/dev test {{ arguments }} mutants
+
 # A real API server with our kinds, agent sources and operator.
 api:
     build/dev test api

@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 # Cheapest first, but for the programs of the clusters: they are built before the layers that need them.
 DEFAULT = (
     *("unit", "stories", "property", "datapath", "netns", "faults", "lint"),
-    *("chart", "api", "kernels", "e2e", "demo"),
+    *("mutants", "chart", "api", "kernels", "e2e", "demo"),
 )
 # Emulated machines take minutes of processor time: begun beside the first of these, which mostly wait, with
 # what they leave, and awaited before the layers that count packets of a whole cluster.
 BESIDE = {"kernels": frozenset({"netns", "faults"})}
-NEED_ROOT = frozenset({"datapath", "netns", "faults", "e2e", "demo"})
+NEED_ROOT = frozenset({"datapath", "netns", "faults", "mutants", "e2e", "demo"})
 NEED_CLUSTER_TOOLS = frozenset({"chart", "api", "e2e", "demo"})
 # Those with a longer form, for what a release is asked and not every change.
 HAVE_LONG = frozenset(
-    {"unit", "stories", "property", "datapath", "netns", "faults", "kernels", "api", "e2e"},
+    {"unit", "stories", "property", "datapath", "netns", "faults", "mutants", "kernels", "api", "e2e"},
 )
 LONG = {
     "CILIUMD_CNI_OPERATIONS": "1000",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = frozenset(
-    {"unit", "stories", "property", "datapath", "netns", "faults", "kernels", "api", "chart", "e2e", "demo"}
+    {"unit", "stories", "property", "datapath", "netns", "faults", "kernels", "api", "chart", "e2e", "demo", "mutants"}
 )
 HERE = Path(__file__).parent
 
