@@ -175,6 +175,11 @@ class NodePlan:
             return
         self.references.refresh()
         self._plan(
+            "references",
+            lambda: self._report("policy", self.references.problems()),
+            extra=(self.references.revision, self.references.missing),
+        )
+        self._plan(
             "identities",
             self._assign_identities,
             *("endpoints", "pods", "namespaces", "identities", "prefixes", "cluster_identities"),
@@ -331,7 +336,6 @@ class NodePlan:
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
-        self._report("policy", self.references.problems())
         self._report("Endpoint", dict(self._endpoint_problems()))
         self._report("ipcache", self.prefixes.problems())
 

@@ -36,11 +36,12 @@ Asked = TypeVar("Asked", bound=Reference)
 
 
 class References:
-    """*policies* are those in force; *revision* grows whenever they change."""
+    """*policies* are those in force; *revision* grows whenever they change; *missing* does not exist."""
 
     def __init__(self, tables: Tables) -> None:
         self.policies: Mapping[ObjectKey, Policy] = tables.policies.view()
         self.revision = 0
+        self.missing: frozenset[Reference] = frozenset()
         self._tables = tables
         self._groups: Meant[GroupReference, str, CIDRGroupRow] = Meant(tables.cidr_groups, means_group)
         self._services: Meant[ServiceReference, NamespacedName, Service] = Meant(
@@ -72,6 +73,8 @@ class References:
         # One policy may have taken up a reference in the very moment another dropped it.
         self._fills = {one: peers for one, peers in self._fills.items() if one in self._users}
         self._stale |= self._users.keys() - self._fills.keys()
+        if self._stale or self._changed:
+            self.missing = frozenset(one for one in self._users if not self._exists(one))
         self._changed |= self._fill()
         if not self._changed:
             return

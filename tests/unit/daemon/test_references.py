@@ -192,6 +192,20 @@ def test_a_prefix_of_a_group_is_in_the_ipcache_before_its_rules():
     assert kernel.tables.problems.get(("CNP", "shop", "no-office")).field == "spec.egress[0]"
 
 
+def test_what_comes_to_the_same_but_exists_is_told_no_more():
+    """A group without prefixes is as nobody as none: only what is said of the policy changes."""
+    kernel = with_pod()
+    nodes.add_policy(kernel.tables, referring("office", named("office")))
+    kernel.round(2)
+    assert kernel.tables.problems.get(("CNP", "shop", "office")).field == "spec.egress[0]"
+    put(kernel.tables, group("office"))
+    kernel.round()
+    assert kernel.tables.problems.get(("CNP", "shop", "office")) is None
+    kernel.tables.cidr_groups.delete("office")
+    kernel.round()
+    assert kernel.tables.problems.get(("CNP", "shop", "office")) is not None
+
+
 def test_an_endpoint_no_policy_of_the_group_concerns_stays_as_it_is():
     """Its rules are the same objects, so it keeps its version."""
     kernel = with_pod()
