@@ -116,6 +116,15 @@ def test_among_rules_that_agree_the_smallest_origin_is_named() -> None:
     assert len([key for key in state.entries if key.direction == INGRESS and key.class_id]) == 2
 
 
+def test_a_narrower_rule_of_a_smaller_origin_is_named_where_it_holds() -> None:
+    """Though its row says nothing else than the one around it."""
+    rules = rules_of(rule(app("db"), ports=HTTP, origin="a"), rule(app("db"), origin="b"))
+    state = resolve(rules, identities())
+
+    assert lookup(state, DB, INGRESS, TCP, 80)[1] == cookie("a")
+    assert lookup(state, DB, INGRESS, TCP, 81)[1] == cookie("b")
+
+
 def test_narrow_allow_does_not_punch_through_wide_deny() -> None:
     """Deny of a peer on all ports holds on the port another rule allows."""
     state = resolve(
@@ -363,6 +372,17 @@ def test_new_identity_of_new_content_gets_a_fresh_class() -> None:
     assert added.entries.keys().isdisjoint(state.entries)
     assert added.classes[3000, INGRESS] not in state.classes.values()
     assert state.with_added(added).meaning() == resolve(rules, identities() | {3000: pod("late")}).meaning()
+
+
+def test_a_fresh_class_is_nobody_elses_in_whichever_order_rows_are_read() -> None:
+    """As they are after a restart: a hash knows no order."""
+    ports = {name: (PortRule("TCP", port),) for port, name in enumerate(("db", "web", "other", "late"), 80)}
+    rules = rules_of(*(rule(app(name), ports=which) for name, which in ports.items()))
+    state = resolve(rules, identities())
+    read = MapState(state.classes, dict(reversed(state.entries.items())))
+
+    assert len(set(state.classes.values())) > 2
+    assert classify(rules, {3000: pod("late")}, read).entries.keys().isdisjoint(state.entries)
 
 
 def test_identity_that_changes_its_labels_is_reclassified() -> None:
