@@ -18,9 +18,9 @@ from ciliumd.desired.lbrows import (
     SlotRow,
     backend_row,
     is_whole_address,
-    lb_rows,
     no_row,
     rows_but_backends,
+    with_backends,
 )
 from ciliumd.desired.services import ServedFrontend, ServiceProblem
 from ciliumd.model.objects import NamespacedName
@@ -124,10 +124,10 @@ class LbBook:
 
     def all(self) -> LbRows:
         """Every row, put together; for views and tests."""
-        return self._computed(lb_rows, (one for served in self._served.values() for one in served))
+        return with_backends(self._computed(one for served in self._served.values() for one in served))
 
-    def _computed(self, rows: Callable[..., LbRows], served: Iterable[ServedFrontend]) -> LbRows:
-        return rows(
+    def _computed(self, served: Iterable[ServedFrontend]) -> LbRows:
+        return rows_but_backends(
             served,
             self._service_ids(),
             self._backend_ids(),
@@ -142,7 +142,7 @@ class LbBook:
 
     def _rows_of(self, served: Frontends) -> ServiceRows:
         """The rows of one service, but those of its backends, which depend on others."""
-        rows = self._computed(rows_but_backends, served)
+        rows = self._computed(served)
         whole = {key: value for key, value in rows.frontends.items() if is_whole_address(key)}
         own = {
             "revnat": rows.revnat,

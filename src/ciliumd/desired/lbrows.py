@@ -109,11 +109,11 @@ def lb_rows(
     left out and reported; so is a backend without one.  *slot_row* answers the row that a slot has by now:
     a backend stays in its slot, so that one that goes moves one other and not all behind it.
     """
-    rows = rows_but_backends(
-        served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip, slot_row=slot_row
+    return with_backends(
+        rows_but_backends(
+            served, service_ids, backend_ids, external_cluster_ip=external_cluster_ip, slot_row=slot_row
+        )
     )
-    rows.backends.update(backend_row(key, number, state) for number, (key, state) in sorted(rows.fit.items()))
-    return rows
 
 
 def rows_but_backends(
@@ -152,6 +152,12 @@ def rows_but_backends(
         rows.revnat.update([_revnat_row(one.frontend.key, service_id)])
         if one.service.affinity_timeout:
             rows.matches.update((match_key(backend, service_id), _MATCHES) for backend in chosen)
+    return rows
+
+
+def with_backends(rows: LbRows) -> LbRows:
+    """The *rows* of all frontends, completed by those of the backends."""
+    rows.backends.update(backend_row(key, number, state) for number, (key, state) in sorted(rows.fit.items()))
     return rows
 
 
