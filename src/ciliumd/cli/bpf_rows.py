@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
+from ciliumd.model.net import prefix_order
+
 Json = dict[str, Any]
 Lines = dict[str, list[str]]
 
@@ -54,8 +56,7 @@ def host_port(address: str, port: int) -> str:
 
 
 def _address_order(text: str) -> tuple[int, int, int]:
-    network = ip_network(text)
-    return (network.version, int(network.network_address), network.prefixlen)
+    return prefix_order(ip_network(text))
 
 
 def endpoint_lines(rows: Iterable[Json], slots: Mapping[int, Json]) -> Lines:
@@ -109,7 +110,7 @@ def ipcache_lookup(rows: Iterable[Json], address: str) -> Json | None:
     length = -1
     for row in rows:
         network = ip_network(ipcache_prefix(row))
-        if network.version == wanted.version and wanted in network and network.prefixlen > length:
+        if wanted in network and network.prefixlen > length:
             best, length = row, network.prefixlen
     return best
 

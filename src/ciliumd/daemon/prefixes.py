@@ -14,11 +14,10 @@ See docs/decisions/0019-prefixes-before-rules.md.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from ciliumd.desired.identities import prefix_order
 from ciliumd.desired.ipcache import WORLD_PREFIXES, Owner
 from ciliumd.desired.policy import StandIns
 from ciliumd.model.identity import NumericIdentity
-from ciliumd.model.net import Prefix, is_single
+from ciliumd.model.net import Prefix, holds, is_single, prefix_order
 from ciliumd.tables.schema import ObjectKey, Problem
 
 Numbers = Mapping[Prefix, NumericIdentity]
@@ -150,7 +149,7 @@ def _nested(prefixes: set[Prefix]) -> Iterator[tuple[Prefix, list[Prefix]]]:
     """Every prefix with those of *prefixes* around it, the widest first."""
     around: list[Prefix] = []
     for prefix in sorted(prefixes, key=prefix_order):
-        while around and not (around[-1].version == prefix.version and prefix.network_address in around[-1]):
+        while around and not holds(around[-1], prefix):
             around.pop()
         yield prefix, around
         around.append(prefix)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from ciliumd import abi
 from ciliumd.desired.ipcache import Beyond, Owner
 from ciliumd.model.identity import Reserved
-from ciliumd.model.net import Addr, Prefix, addr16, fold32
+from ciliumd.model.net import Addr, Prefix, addr16, fold32, prefix_order
 from ciliumd.model.objects import (
     API_SERVER,
     CILIUM_INTERNAL_IP,
@@ -80,9 +80,7 @@ class Neighbours:
             for cidr in node.pod_cidrs
             if cidr.version in families
         }
-        return tuple(
-            sorted(cidrs, key=lambda cidr: (cidr.version, cidr.network_address.packed, cidr.prefixlen))
-        )
+        return tuple(sorted(cidrs, key=prefix_order))
 
 
 def beyond(

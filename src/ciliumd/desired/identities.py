@@ -25,7 +25,7 @@ from ciliumd.model.identity import (
     reserved_labels,
 )
 from ciliumd.model.labels import Labels, labels_text, pod_labels
-from ciliumd.model.net import Prefix
+from ciliumd.model.net import Prefix, prefix_order
 from ciliumd.model.objects import NamespacedName, NamespaceRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import NamedPort
 
@@ -130,11 +130,6 @@ def allocate_prefixes(
 ) -> Allocation[Prefix]:
     """New node-local identities for the *wanted* prefixes that have none."""
     return allocate(existing, wanted, free_numbers(existing, LOCAL_MIN, LOCAL_MAX), order=prefix_order)
-
-
-def prefix_order(prefix: Prefix) -> tuple[int, int, int]:
-    """Sorts prefixes of both families: IPv4 first, by address, wider before narrower."""
-    return (prefix.version, int(prefix.network_address), prefix.prefixlen)
 
 
 def identity_of(labels: Labels, identities: Mapping[Labels, NumericIdentity]) -> NumericIdentity | None:

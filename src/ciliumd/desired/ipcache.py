@@ -15,7 +15,7 @@ from typing import NamedTuple
 from ciliumd import abi
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import NumericIdentity, Reserved
-from ciliumd.model.net import Addr, Prefix, addr16, fold32, is_single, prefix_bits16
+from ciliumd.model.net import Addr, Prefix, addr16, fold32, holds, is_single, prefix_bits16, prefix_order
 
 _CLUSTER_BITS = 32
 _LOCAL_CLUSTER = 0
@@ -113,8 +113,8 @@ def _within(prefixes: Collection[Prefix]) -> dict[bytes, list[tuple[bool, bytes]
     """The next longer of *prefixes* in each of them, as keys; without them all of it is the world."""
     found: dict[bytes, list[tuple[bool, bytes]]] = {}
     around: list[Prefix] = []
-    for prefix in sorted(prefixes, key=lambda one: (one.version, int(one.network_address), one.prefixlen)):
-        while around and not _holds(around[-1], prefix):
+    for prefix in sorted(prefixes, key=prefix_order):
+        while around and not holds(around[-1], prefix):
             around.pop()
         if around:
             single = is_single(prefix)
@@ -122,10 +122,6 @@ def _within(prefixes: Collection[Prefix]) -> dict[bytes, list[tuple[bool, bytes]
             found.setdefault(prefix_key(around[-1]), []).append((single, key))
         around.append(prefix)
     return found
-
-
-def _holds(outer: Prefix, inner: Prefix) -> bool:
-    return outer.version == inner.version and inner.network_address in outer
 
 
 def identity_of(

@@ -2,7 +2,7 @@
 """
 Addresses as the datapath spells them: 16 bytes, IPv4 mapped into IPv6 (RFC 4291 2.5.5.2).
 
-Conversions only; which address means what is not decided here.
+Conversions, and how prefixes lie to each other; which address means what is not decided here.
 """
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -33,6 +33,16 @@ def prefix_bits16(prefix: Prefix) -> int:
 def is_single(prefix: Prefix) -> bool:
     """Whether *prefix* holds exactly one address."""
     return prefix.prefixlen == prefix.max_prefixlen
+
+
+def holds(outer: Prefix, inner: Prefix) -> bool:
+    """Whether all of *inner* lies in *outer*; nothing of one family lies in the other."""
+    return outer.prefixlen <= inner.prefixlen and inner.network_address in outer
+
+
+def prefix_order(prefix: Prefix) -> tuple[int, int, int]:
+    """Sorts prefixes of both families: IPv4 first, by address, wider before narrower."""
+    return (prefix.version, int(prefix.network_address), prefix.prefixlen)
 
 
 def fold32(data: bytes) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from ciliumd.model.labels import ANY, Label, Labels
-from ciliumd.model.net import Prefix
+from ciliumd.model.net import Prefix, holds
 
 ANY_SOURCE = ANY
 """Label source of a selector that accepts the key from every source."""
@@ -142,15 +142,9 @@ class PeerCIDR:
 
     def covers(self, prefix: Prefix) -> bool:
         """Tell whether every address of *prefix* is in this peer's prefix, and it lies in no exception."""
-        outer = self.prefix
-        return (
-            prefix.version == outer.version
-            and prefix.prefixlen >= outer.prefixlen
-            and _leading_bits(prefix, outer.prefixlen) == _leading_bits(outer, outer.prefixlen)
-            and not any(
-                length <= prefix.prefixlen and _leading_bits(prefix, length) in holes
-                for length, holes in self._holes.items()
-            )
+        return holds(self.prefix, prefix) and not any(
+            length <= prefix.prefixlen and _leading_bits(prefix, length) in bits
+            for length, bits in self._holes.items()
         )
 
 

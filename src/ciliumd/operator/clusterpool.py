@@ -10,7 +10,7 @@ from bisect import bisect_right, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from ciliumd.model.net import Prefix
+from ciliumd.model.net import Prefix, holds
 
 
 class PoolError(Exception):
@@ -146,7 +146,7 @@ class ClusterPool:
     def _next_index(self, starts: Sequence[int]) -> int:
         """Number of the block behind the last one; 0 if that is in none of the CIDRs."""
         for cidr, start in zip(self.cidrs, starts, strict=True):
-            if self.after is not None and _inside(self.after, cidr):
+            if self.after is not None and holds(cidr, self.after):
                 offset = int(self.after.network_address) - int(cidr.network_address)
                 return start + (offset >> (cidr.max_prefixlen - self.mask_size)) + 1
         return 0
@@ -165,7 +165,3 @@ class ClusterPool:
 
 def _interval(prefix: Prefix) -> tuple[int, int, int]:
     return prefix.version, int(prefix.network_address), int(prefix.broadcast_address)
-
-
-def _inside(block: Prefix, cidr: Prefix) -> bool:
-    return block.version == cidr.version and block.subnet_of(cidr)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic.alias_generators import to_camel
 
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, Prefix, holds
 from ciliumd.resources.errors import not_enforced
 
 Row = tuple[str, Any, Any]
@@ -170,5 +170,5 @@ class ObjectMeta(Lenient):
 def check_excepts(prefix: Prefix, excepts: list[Prefix]) -> None:
     """Every one of *excepts* must be a part of *prefix*; ValueError otherwise."""
     for excepted in excepts:
-        if excepted.version != prefix.version or not excepted.subnet_of(prefix):  # type: ignore[arg-type]
+        if not holds(prefix, excepted):
             raise ValueError(f"{excepted} is not inside {prefix}")

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ciliumd.model.net import addr16, addr_from16, fold32, is_single, mac_bytes, mac_str, prefix_bits16
+from ciliumd.model.net import (
+    addr16,
+    addr_from16,
+    fold32,
+    holds,
+    is_single,
+    mac_bytes,
+    mac_str,
+    prefix_bits16,
+    prefix_order,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -70,3 +80,27 @@ def test_single_address_prefixes_are_told_apart() -> None:
     assert is_single(ip_network("2001:db8::1/128"))
     assert not is_single(ip_network("10.0.0.0/31"))
     assert not is_single(ip_network("2001:db8::/32"))
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "expected"),
+    [
+        ("10.0.0.0/8", "10.1.0.0/16", True),
+        ("10.0.0.0/8", "10.0.0.0/8", True),
+        ("10.0.0.0/8", "10.0.0.0/7", False),
+        ("10.0.0.0/8", "11.0.0.0/16", False),
+        ("0.0.0.0/0", "::/0", False),
+        ("::/0", "10.0.0.0/8", False),
+        ("2001:db8::/32", "2001:db8::1/128", True),
+    ],
+)
+def test_a_prefix_holds_those_of_its_family_that_lie_in_it(outer: str, inner: str, expected: bool) -> None:
+    """Itself included, wider ones and those of the other family not."""
+    assert holds(ip_network(outer), ip_network(inner)) is expected
+
+
+def test_prefixes_are_sorted_by_family_address_and_width() -> None:
+    """What holds others comes before them."""
+    texts = ["2.0.0.0/8", "10.0.0.0/8", "10.0.0.0/16", "10.1.0.0/16", "::/0", "2001:db8::/32"]
+
+    assert texts == [str(one) for one in sorted(map(ip_network, reversed(texts)), key=prefix_order)]

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 
 from ciliumd.model.identity import Reserved
 from ciliumd.model.labels import K8S, POD_NAMESPACE, Label, is_reserved_key
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, holds, prefix_order
 from ciliumd.model.objects import API_SERVER, CIDRGroupRow
 from ciliumd.model.policy import (
     GroupReference,
@@ -46,11 +46,11 @@ def means_group(reference: GroupReference, group: CIDRGroupRow) -> bool:
 
 def peers_of_groups(reference: GroupReference, groups: Iterable[CIDRGroupRow]) -> tuple[Peer, ...]:
     """The prefixes of *groups*, each once, with those exceptions that take something of it away."""
-    prefixes = sorted({prefix for group in groups for prefix in group.prefixes}, key=_order)
+    prefixes = sorted({prefix for group in groups for prefix in group.prefixes}, key=prefix_order)
     return tuple(
-        PeerCIDR(prefix, tuple(one for one in reference.excepts if _holds(prefix, one)))
+        PeerCIDR(prefix, tuple(one for one in reference.excepts if holds(prefix, one)))
         for prefix in prefixes
-        if not any(_holds(one, prefix) for one in reference.excepts)
+        if not any(holds(one, prefix) for one in reference.excepts)
     )
 
 
@@ -74,7 +74,7 @@ def peers_behind(service: Service, addresses: Iterable[Addr]) -> tuple[Peer, ...
             return ()  # A pod has no such label of its own.
         labels = {(K8S, key, value) for key, value in service.selector}
         return (PeerSelector(Selector(frozenset({*labels, (K8S, POD_NAMESPACE, service.namespace)}))),)
-    prefixes = sorted({ip_network(addr) for addr in addresses}, key=_order)
+    prefixes = sorted({ip_network(addr) for addr in addresses}, key=prefix_order)
     peers: tuple[Peer, ...] = tuple(PeerCIDR(prefix) for prefix in prefixes)
     return (*peers, PeerEntity(Reserved.KUBE_APISERVER.label)) if service.key == API_SERVER else peers
 
@@ -115,15 +115,3 @@ def _filled(rule: Rule, fills: Fills) -> Rule:
     # The same peer may be written and referred to, or referred to twice.
     peers = dict.fromkeys([*(rule.peers or ()), *(peer for one in rule.refers for peer in fills[one])])
     return replace(rule, peers=tuple(peers), refers=())
-
-
-def _order(prefix: Prefix) -> tuple[int, int, int]:
-    return (prefix.version, int(prefix.network_address), prefix.prefixlen)
-
-
-def _holds(outer: Prefix, inner: Prefix) -> bool:
-    return (
-        outer.version == inner.version
-        and outer.prefixlen <= inner.prefixlen
-        and inner.network_address in outer
-    )
