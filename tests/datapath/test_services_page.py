@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from ciliumd.cli.bpf_rows import host_port
 from ciliumd.daemon.plan import NodeFacts, NodePlan
 from ciliumd.flows.reasons import reason_text
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.net import host_port
 from ciliumd.model.service import EVERY_KIND
 from ciliumd.net.namespace import own_cookie
 from ciliumd.resources import parse

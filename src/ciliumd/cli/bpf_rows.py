@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
-from ciliumd.model.net import prefix_order
+from ciliumd.model.net import host_port, prefix_order
 
 Json = dict[str, Any]
 Lines = dict[str, list[str]]
@@ -48,11 +48,6 @@ _POLICY_TITLES: Final = (
 _CLASS_BITS: Final = 24
 _PROTOCOL_BITS: Final = 32
 _PORT_BITS: Final = 48
-
-
-def host_port(address: str, port: int) -> str:
-    """``10.0.0.1:80`` or ``[fd00::1]:80``."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _address_order(text: str) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from typing import Any
 from ciliumd.cli.arguments import Commands, client, command, group
 from ciliumd.cli.errors import OK
 from ciliumd.cli.output import emit, table
+from ciliumd.model.net import host_port
 
 Json = dict[str, Any]
 
@@ -43,10 +44,9 @@ def run_get(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def host_port(address: Json) -> str:
-    """``10.96.0.10:53/UDP``; brackets around IPv6, protocol if it is known."""
-    ip = address["ip"]
-    text = f"[{ip}]:{address['port']}" if ":" in ip else f"{ip}:{address['port']}"
+def _address(address: Json) -> str:
+    """``10.96.0.10:53/UDP``, the protocol if it is known."""
+    text = host_port(address["ip"], address["port"])
     protocol = address.get("protocol", "")
     return f"{text}/{protocol}" if protocol and protocol != "NONE" else text
 
@@ -59,10 +59,10 @@ def _rows(services: Iterable[Json]) -> Iterator[tuple[object, ...]]:
     for service in services:
         realized = (service.get("status") or {}).get("realized") or {}
         backends = [
-            f"{number} => {host_port(backend)} ({backend.get('state', 'active')})"
+            f"{number} => {_address(backend)} ({backend.get('state', 'active')})"
             for number, backend in enumerate(realized.get("backend-addresses") or (), 1)
         ]
-        frontend = host_port(service["spec"]["frontend-address"])
+        frontend = _address(service["spec"]["frontend-address"])
         if service["spec"]["frontend-address"].get("scope") == "internal":
             frontend += "/i"
         kind = (service["spec"].get("flags") or {}).get("type", "")

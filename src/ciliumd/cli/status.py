@@ -51,9 +51,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ciliumd.cli.arguments import Commands, client, command
-from ciliumd.cli.bpf_rows import host_port
 from ciliumd.cli.errors import FAILED, OK
 from ciliumd.cli.output import emit, table
+from ciliumd.model.net import host_port
 
 Json = Mapping[str, Any]
 

@@ -15,7 +15,7 @@ from ciliumd.flows.decode import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPP
 from ciliumd.flows.enrich import Flow, FlowEndpoint, Verdict
 from ciliumd.flows.reasons import reason_text
 from ciliumd.model.identity import Reserved
-from ciliumd.model.net import Addr
+from ciliumd.model.net import host_port
 
 Json = dict[str, Any]
 
@@ -123,7 +123,7 @@ def summary(flow: Flow) -> str:
     if event.protocol not in decode.PORT_PROTOCOLS:
         return f"{event.src} -> {event.dst}"
     line = (
-        f"{_host_port(event.src, event.sport)} -> {_host_port(event.dst, event.dport)} "
+        f"{host_port(event.src, event.sport)} -> {host_port(event.dst, event.dport)} "
         f"{_L4_NAMES[event.protocol].lower()}"
     )
     if event.protocol == IPPROTO_TCP:
@@ -271,7 +271,3 @@ def _identity(identity: int, numeric: bool) -> str:
 
 
 _RESERVED: Final[Mapping[int, str]] = {int(member): member.label for member in Reserved}
-
-
-def _host_port(address: Addr, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, host_port
 
 READ_SECONDS: Final = 5.0
 REQUEST_BYTES: Final = 8192
@@ -29,7 +29,7 @@ async def ask(address: Addr, port: int) -> float:
     reader, writer = await asyncio.open_connection(str(address), port)
     try:
         writer.write(
-            f"GET /hello HTTP/1.1\r\nHost: {_authority(address, port)}\r\nConnection: close\r\n\r\n".encode()
+            f"GET /hello HTTP/1.1\r\nHost: {host_port(address, port)}\r\nConnection: close\r\n\r\n".encode()
         )
         status = await reader.readline()
     finally:
@@ -61,9 +61,8 @@ class Responder:
                     _serve, str(address), self._port, limit=REQUEST_BYTES
                 )
             except OSError as error:
-                problems.append(
-                    f"cannot listen at {_authority(address, self._port)}: {error.strerror or error}"
-                )
+                where = host_port(address, self._port)
+                problems.append(f"cannot listen at {where}: {error.strerror or error}")
         self.problem = "; ".join(problems)
 
     def close(self) -> None:
@@ -71,11 +70,6 @@ class Responder:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
-
-
-def _authority(address: Addr, port: int) -> str:
-    """As URLs write it (RFC 3986 3.2.2)."""
-    return f"{address}:{port}" if address.version == 4 else f"[{address}]:{port}"
 
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -59,6 +59,12 @@ def fold32(data: bytes) -> int:
     return fold
 
 
+def host_port(addr: Addr | str, port: int) -> str:
+    """``10.0.0.1:80`` or ``[fd00::1]:80``, as URLs write it (RFC 3986 3.2.2)."""
+    text = str(addr)
+    return f"[{text}]:{port}" if ":" in text else f"{text}:{port}"
+
+
 def mac_bytes(text: str) -> bytes:
     """The six bytes of ``"aa:bb:cc:dd:ee:ff"``."""
     parts = text.split(":")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, Prefix, host_port
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
@@ -91,8 +91,7 @@ class FrontendKey(NamedTuple):
     scope: int = 0
 
     def __str__(self) -> str:
-        host = f"[{self.addr}]" if self.addr.version == 6 else str(self.addr)
-        return f"{host}:{self.port}/{self.protocol}"
+        return f"{host_port(self.addr, self.port)}/{self.protocol}"
 
 
 class BackendKey(NamedTuple):

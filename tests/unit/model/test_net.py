@@ -12,6 +12,7 @@ from ciliumd.model.net import (
     addr_from16,
     fold32,
     holds,
+    host_port,
     is_single,
     mac_bytes,
     mac_str,
@@ -104,3 +105,9 @@ def test_prefixes_are_sorted_by_family_address_and_width() -> None:
     texts = ["2.0.0.0/8", "10.0.0.0/8", "10.0.0.0/16", "10.1.0.0/16", "::/0", "2001:db8::/32"]
 
     assert texts == [str(one) for one in sorted(map(ip_network, reversed(texts)), key=prefix_order)]
+
+
+def test_an_address_with_a_port_has_brackets_if_it_is_ipv6() -> None:
+    """As an address, and as a text."""
+    assert host_port(IPv4Address("10.0.0.1"), 80) == host_port("10.0.0.1", 80) == "10.0.0.1:80"
+    assert host_port(IPv6Address("fd00::1"), 80) == host_port("fd00::1", 80) == "[fd00::1]:80"
