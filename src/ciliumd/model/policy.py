@@ -8,7 +8,7 @@ a document is explicit here: namespaces are labels of the selectors, default den
 "any" is None and "nothing" is an empty tuple.  Nothing here parses, validates or resolves.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
@@ -115,6 +115,14 @@ class Selector:
             and all(value in _values(labels, ANY_SOURCE, key) for key, value in self._loose)
             and all(requirement.matches(labels) for requirement in self.expressions)
         )
+
+
+def all_of(selectors: Collection[Selector]) -> Selector:
+    """What all of *selectors* select, written the same in whichever order they come."""
+    terms = {term for one in selectors for term in one.expressions}
+    return Selector(
+        frozenset().union(*(one.match_labels for one in selectors)), tuple(sorted(terms, key=_term_order))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +267,10 @@ class Policy:
     default_deny_ingress: bool
     default_deny_egress: bool
     origin: str
+
+
+def _term_order(term: Requirement) -> tuple[str, str, str, list[str]]:
+    return (term.source, term.key, term.op, sorted(term.values))
 
 
 def _values(labels: Labels, source: str, key: str) -> Iterator[str]:

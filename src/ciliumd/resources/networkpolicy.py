@@ -17,6 +17,7 @@ from ciliumd.model.policy import (
     Policy,
     PortRule,
     Rule,
+    all_of,
 )
 from ciliumd.resources.fields import (
     CIDR,
@@ -27,7 +28,7 @@ from ciliumd.resources.fields import (
     Row,
     check_excepts,
 )
-from ciliumd.resources.selectors import NamespaceSelector, PodSelector, both, in_namespace
+from ciliumd.resources.selectors import NamespaceSelector, PodSelector, in_namespace
 
 KIND = "NetworkPolicy"
 
@@ -69,7 +70,7 @@ class NetworkPolicyPeer(Exact):
         pods = (self.pod_selector or PodSelector()).to_selector()
         if self.namespace_selector is None:
             return PeerSelector(in_namespace(pods, namespace))
-        return PeerSelector(both(self.namespace_selector.to_selector(), pods))
+        return PeerSelector(all_of((self.namespace_selector.to_selector(), pods)))
 
 
 class NetworkPolicyPort(Exact):

@@ -23,7 +23,7 @@ from ciliumd.model.labels import (
     RESERVED,
     is_reserved_key,
 )
-from ciliumd.model.policy import Operator, Requirement, Selector
+from ciliumd.model.policy import Operator, Requirement, Selector, all_of
 from ciliumd.resources.errors import FieldError, field_path
 from ciliumd.resources.fields import Exact, LabelKey, LabelValue, label_key
 
@@ -33,7 +33,7 @@ _RESERVED_NAMES = frozenset(reserved.label for reserved in Reserved)
 _VALUED = frozenset({"In", "NotIn"})
 _VALUELESS = frozenset({"Exists", "DoesNotExist"})
 _POSITIVE = frozenset({Operator.IN, Operator.EXISTS})
-_HAS_NAMESPACE = Requirement(K8S, POD_NAMESPACE, Operator.EXISTS)
+_OF_PODS = Selector(expressions=(Requirement(K8S, POD_NAMESPACE, Operator.EXISTS),))
 
 
 def cilium_key(text: str) -> SourceAndKey:
@@ -138,7 +138,7 @@ class NamespaceSelector(Exact):
             self.match_expressions,
             read=lambda key: (K8S, NAMESPACE_LABELS_PREFIX + key),
         )
-        return both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
+        return all_of((selector, _OF_PODS))
 
 
 class ObjectSelector(Exact):
@@ -150,11 +150,6 @@ class ObjectSelector(Exact):
     def to_selector(self) -> Selector:
         """The objects it selects: all when it is empty."""
         return _selector(self.match_labels, self.match_expressions, read=lambda key: (K8S, key))
-
-
-def both(first: Selector, second: Selector) -> Selector:
-    """What both selectors select."""
-    return Selector(first.match_labels | second.match_labels, first.expressions + second.expressions)
 
 
 def in_namespace(selector: Selector, namespace: str) -> Selector:
@@ -212,10 +207,10 @@ class Scope:
         if any(_about_namespace(key) for _, key in _demands(selector)):
             return selector
         if any(_about_namespace(term.key) for term in selector.expressions):
-            return selector if deny else both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
+            return selector if deny else all_of((selector, _OF_PODS))
         if self.namespace is not None:
             return in_namespace(selector, self.namespace)
-        return selector if self.unconfined else both(selector, Selector(expressions=(_HAS_NAMESPACE,)))
+        return selector if self.unconfined else all_of((selector, _OF_PODS))
 
 
 def _demands(selector: Selector) -> Iterator[SourceAndKey]:

@@ -24,9 +24,9 @@ from ciliumd.model.policy import (
     PeerCIDR,
     PeerSelector,
     Policy,
-    Requirement,
     Rule,
     Selector,
+    all_of,
 )
 
 _INIT = reserved_labels(Reserved.INIT)
@@ -139,7 +139,7 @@ def _narrowed(rules: Iterable[Rule]) -> list[Rule]:
             required.setdefault(rule.direction, set()).update(rule.requires)
     if not required:
         return rules
-    wanted = {direction: _all_of(selectors) for direction, selectors in required.items()}
+    wanted = {direction: all_of(selectors) for direction, selectors in required.items()}
     return [
         rule if rule.deny or rule.direction not in wanted else _narrow(rule, wanted[rule.direction])
         for rule in rules
@@ -148,23 +148,10 @@ def _narrowed(rules: Iterable[Rule]) -> list[Rule]:
 
 def _narrow(rule: Rule, wanted: Selector) -> Rule:
     peers = rule.peers and tuple(
-        PeerSelector(_all_of((peer.selector, wanted))) if isinstance(peer, PeerSelector) else peer
+        PeerSelector(all_of((peer.selector, wanted))) if isinstance(peer, PeerSelector) else peer
         for peer in rule.peers
     )
     return replace(rule, peers=peers, requires=())
-
-
-def _all_of(selectors: Iterable[Selector]) -> Selector:
-    """What all of *selectors* select, written the same in whichever order they come."""
-    selectors = list(selectors)
-    terms = {term for one in selectors for term in one.expressions}
-    return Selector(
-        frozenset().union(*(one.match_labels for one in selectors)), tuple(sorted(terms, key=_term_order))
-    )
-
-
-def _term_order(term: Requirement) -> tuple[str, str, str, list[str]]:
-    return (term.source, term.key, term.op, sorted(term.values))
 
 
 def _numbered(rule: Rule, named: NamedPorts) -> Rule:
