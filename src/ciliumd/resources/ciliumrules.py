@@ -94,12 +94,20 @@ class ServiceByName(Exact):
     service_name: ObjectName
     namespace: NamespaceName | None = None
 
+    def to_reference(self) -> ServiceReference:
+        """Whom it means."""
+        return ServiceReference(self.namespace or "", self.service_name)
+
 
 class ServicesByLabels(Exact):
     """Services of a namespace, or of all of them."""
 
     selector: ObjectSelector
     namespace: NamespaceName | None = None
+
+    def to_reference(self) -> ServiceReference:
+        """Whom it means."""
+        return ServiceReference(self.namespace or "", "", self.selector.to_selector())
 
 
 class ServicePeer(Exact):
@@ -113,15 +121,6 @@ class ServicePeer(Exact):
         if (self.k8s_service is None) == (self.k8s_service_selector is None):
             raise ValueError("must have one of k8sService and k8sServiceSelector")
         return self
-
-    def to_reference(self) -> ServiceReference:
-        """Whom it means."""
-        named, selected = self.k8s_service, self.k8s_service_selector
-        if selected is not None:
-            return ServiceReference(selected.namespace or "", "", selected.selector.to_selector())
-        return (
-            ServiceReference(named.namespace or "", named.service_name) if named else ServiceReference("", "")
-        )
 
 
 Entity = Annotated[str, AfterValidator(_entity)]
@@ -241,7 +240,10 @@ class _Egress(_Section[Ports]):
 
     def _references(self) -> Iterator[Reference]:
         yield from super()._references()
-        yield from (service.to_reference() for service in self.to_services or ())
+        for peer in self.to_services or ():
+            for service in (peer.k8s_service, peer.k8s_service_selector):
+                if service is not None:
+                    yield service.to_reference()
 
 
 class EgressDenyRule(_Egress[PortDenyRule]):

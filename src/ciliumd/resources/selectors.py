@@ -125,22 +125,6 @@ class PodSelector(Exact):
         return _selector(self.match_labels, self.match_expressions, read=lambda key: (K8S, key))
 
 
-class NamespaceSelector(Exact):
-    """A Kubernetes selector of namespaces."""
-
-    match_labels: dict[LabelKey, LabelValue] | None = None
-    match_expressions: list[ObjectExpression] | None = None
-
-    def to_selector(self) -> Selector:
-        """The pods of the namespaces it selects: all pods when it is empty, never nodes or the world."""
-        selector = _selector(
-            self.match_labels,
-            self.match_expressions,
-            read=lambda key: (K8S, NAMESPACE_LABELS_PREFIX + key),
-        )
-        return all_of((selector, _OF_PODS))
-
-
 class ObjectSelector(Exact):
     """A Kubernetes selector of objects that are no endpoints, by their own labels."""
 
@@ -150,6 +134,19 @@ class ObjectSelector(Exact):
     def to_selector(self) -> Selector:
         """The objects it selects: all when it is empty."""
         return _selector(self.match_labels, self.match_expressions, read=lambda key: (K8S, key))
+
+
+class NamespaceSelector(ObjectSelector):
+    """A Kubernetes selector of namespaces."""
+
+    def to_selector(self) -> Selector:
+        """The pods of the namespaces it selects: all pods when it is empty, never nodes or the world."""
+        selector = _selector(
+            self.match_labels,
+            self.match_expressions,
+            read=lambda key: (K8S, NAMESPACE_LABELS_PREFIX + key),
+        )
+        return all_of((selector, _OF_PODS))
 
 
 def in_namespace(selector: Selector, namespace: str) -> Selector:
