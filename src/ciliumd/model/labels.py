@@ -59,6 +59,11 @@ def labels_text(labels: Iterable[Label]) -> tuple[str, ...]:
     return tuple(str(label) for label in sorted(labels))
 
 
+def object_labels(labels: Mapping[str, str]) -> Labels:
+    """The labels of a Kubernetes object that is no endpoint: all are its own."""
+    return frozenset(Label(K8S, key, value) for key, value in labels.items())
+
+
 def is_reserved_key(key: str) -> bool:
     """Whether ciliumd itself sets Kubernetes labels under *key*, so that users must not."""
     return key == POD_NAMESPACE or key.startswith(_RESERVED_KEY_PREFIX)

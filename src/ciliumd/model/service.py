@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import NamedTuple
 
+from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix, host_port
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -157,12 +158,11 @@ class Service:
     A service and the frontends this node serves for it.
 
     *selector* is empty for services whose endpoints somebody else writes; *labels* are its own, by which
-    policies select it.  *affinity_timeout* is in
-    seconds, 0 without client affinity.  *source_ranges* are where clients of its load balancer addresses may
-    come from, or with *denies_sources* may not; without any they come from everywhere.  *distribution* is
-    which backends are preferred.  *created* is the creation time as written, for precedence.
-    *health_check_node_port* is where load balancers ask for local endpoints, 0 for nowhere.  *proxy* is who
-    serves it instead of everybody's proxy, empty for that.
+    policies select it.  *affinity_timeout* is in seconds, 0 without client affinity.  *source_ranges* are
+    where clients of its load balancer addresses may come from, or with *denies_sources* may not; without any
+    they come from everywhere.  *distribution* is which backends are preferred.  *created* is the creation
+    time as written, for precedence.  *health_check_node_port* is where load balancers ask for local
+    endpoints, 0 for nowhere.  *proxy* is who serves it instead of everybody's proxy, empty for that.
     """
 
     namespace: str
@@ -181,7 +181,7 @@ class Service:
     created: str = ""
     health_check_node_port: int = 0
     proxy: str = ""
-    labels: tuple[tuple[str, str], ...] = ()
+    labels: Labels = frozenset()
 
     @property
     def key(self) -> tuple[str, str]:

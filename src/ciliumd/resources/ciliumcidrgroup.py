@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ciliumd.model.labels import K8S, Label
+from ciliumd.model.labels import object_labels
 from ciliumd.model.objects import CIDRGroupRow
 from ciliumd.resources.errors import FieldError
 from ciliumd.resources.fields import CIDROrAddress, Exact, ObjectMeta, Row
@@ -38,7 +38,7 @@ class CiliumCIDRGroup(Exact):
             raise FieldError("metadata.namespace", "is set: the group is one of the whole cluster")
         row = CIDRGroupRow(
             name=self.metadata.name,
-            labels=frozenset(Label(K8S, key, value) for key, value in (self.metadata.labels or {}).items()),
+            labels=object_labels(self.metadata.labels or {}),
             prefixes=tuple(dict.fromkeys(self.spec.external_cidrs)),
         )
         return [("cidr_groups", row.name, row)]

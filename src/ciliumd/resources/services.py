@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from ciliumd.model.labels import object_labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import EndpointSliceRow
 from ciliumd.model.service import (
@@ -247,7 +248,7 @@ class ServiceResource(Lenient):
             created=self.metadata.creation_timestamp or "",
             health_check_node_port=spec.health_port(),
             proxy=self.metadata.proxy,
-            labels=tuple(sorted((self.metadata.labels or {}).items())),
+            labels=object_labels(self.metadata.labels or {}),
         )
         return [("services", service.key, service)]
 

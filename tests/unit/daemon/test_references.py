@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ciliumd.daemon.references import References
 from ciliumd.desired.policy import select
-from ciliumd.model.labels import K8S, POD_NAMESPACE, Label
+from ciliumd.model.labels import K8S, POD_NAMESPACE, Label, object_labels
 from ciliumd.model.objects import CIDRGroupRow
 from ciliumd.model.policy import GroupReference, PeerEntity, PeerSelector, Selector, ServiceReference
 from ciliumd.model.service import Backend, Service
@@ -61,7 +61,9 @@ def in_force(references, name):
 
 def service(name, namespace="shop", *, selector=(), labels=()):
     """A service as far as it matters here."""
-    return Service(namespace, name, "ClusterIP", (), (), selector=tuple(selector), labels=tuple(labels))
+    return Service(
+        namespace, name, "ClusterIP", (), (), selector=tuple(selector), labels=object_labels(dict(labels))
+    )
 
 
 def behind(name, *addresses, namespace="shop", number=0):

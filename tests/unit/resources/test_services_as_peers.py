@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ciliumd.model.labels import K8S
+from ciliumd.model.labels import K8S, Label
 from ciliumd.model.policy import PeerEntity, Selector, ServiceReference
 from ciliumd.model.service import Service
 from unit.resources.documents import ccnp_document, cnp_document, policy, refusal, rows
@@ -78,5 +78,5 @@ def test_a_service_has_the_labels_that_select_it() -> None:
     """
     ((_, _, row),) = rows(text)
     assert isinstance(row, Service)
-    assert row.labels == (("a", "b"), ("tier", "back"))
+    assert row.labels == {Label(K8S, "a", "b"), Label(K8S, "tier", "back")}
     assert row.selector == (("app", "db"),)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from ciliumd.model.identity import Reserved
-from ciliumd.model.labels import K8S, POD_NAMESPACE, Label, is_reserved_key
+from ciliumd.model.labels import K8S, POD_NAMESPACE, is_reserved_key
 from ciliumd.model.net import Addr, holds, prefix_order
 from ciliumd.model.objects import API_SERVER, CIDRGroupRow
 from ciliumd.model.policy import (
@@ -60,7 +60,7 @@ def means_service(reference: ServiceReference, service: Service) -> bool:
         return False
     if reference.selector is None:
         return reference.name == service.name
-    return reference.selector.matches(frozenset(Label(K8S, key, value) for key, value in service.labels))
+    return reference.selector.matches(service.labels)
 
 
 def peers_behind(service: Service, addresses: Iterable[Addr]) -> tuple[Peer, ...]:
