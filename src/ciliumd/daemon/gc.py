@@ -3,7 +3,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +18,6 @@ from ciliumd.reconcile import gc, nat_ports
 P = ParamSpec("P")
 T = TypeVar("T")
 log = structlog.get_logger("gc")
-
-Judge = Callable[[Iterable[gc.Row]], Iterator[list[bytes]]]
 
 
 @dataclass(slots=True)
@@ -43,10 +41,17 @@ class ConntrackGc:
 
     async def collect(self) -> None:
         """One walk over both maps."""
-        for chunk in await self._judged(self._ct, self._expired):
+        expired: list[list[bytes]] = []
+        async for piece in self._pieces(self._ct):
+            expired += await self._in_writer(list, self._expired(piece))
+        for chunk in expired:
             self.totals.conntrack += await self._in_writer(self._delete_expired, chunk)
+        over: list[list[bytes]] = []
         count = nat_ports.Count()
-        for chunk in await self._judged(self._nat, self._over, count):
+        async for piece in self._pieces(self._nat):
+            over += await self._in_writer(list, self._over(piece))
+            await self._in_writer(count.add, piece, _now())
+        for chunk in over:
             self.totals.nat += await self._in_writer(self._delete_over, chunk)
         self._tell(count.result())
         self.totals.runs += 1
@@ -59,17 +64,11 @@ class ConntrackGc:
                 log.warning("nat.ports_exhausted", ports=used, **target.shown())
         self.ports = ports
 
-    async def _judged(
-        self, source: Map, judge: Judge, count: nat_ports.Count | None = None
-    ) -> list[list[bytes]]:
-        """Keys that *judge* gives up, in chunks; read, and counted, a piece of the map at a time."""
+    async def _pieces(self, source: Map) -> AsyncIterator[list[gc.Row]]:
+        """The rows of a map, read a chunk at a time."""
         rows = source.items()
-        found: list[list[bytes]] = []
         while piece := await self._in_writer(lambda: list(islice(rows, gc.CHUNK))):
-            found += await self._in_writer(list, judge(piece))
-            if count is not None:
-                await self._in_writer(count.add, piece, _now())
-        return found
+            yield piece
 
     async def _in_writer(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(
