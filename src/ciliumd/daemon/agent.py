@@ -128,8 +128,8 @@ class Agent:
     plan: NodePlan
     datapath: Datapath
     attachments: Attachments
-    ipam: HostScope | None
-    ipam6: HostScope | None
+    pools: tuple[HostScope, ...]
+    """Where pods' addresses come from: of IPv4 and of IPv6, or of one of them."""
     netlink: NetlinkThread
     tallies: Tallies
     controllers: Controllers
@@ -401,11 +401,7 @@ class Agent:
                 policies=lambda: len(self.tables.policies),
                 policy_revision=lambda: self.tables.policies.revision + 1,
                 controllers_failing=lambda: sum(one.failures > 0 for one in self.controllers.all()),
-                addresses=lambda: {
-                    family: pool.usage.used
-                    for family, pool in (("ipv4", self.ipam), ("ipv6", self.ipam6))
-                    if pool is not None
-                },
+                addresses=lambda: {f"ipv{pool.cidr.version}": pool.usage.used for pool in self.pools},
                 nat_saturation=lambda: {
                     f"ipv{version}": one.saturation for version, one in self.gc.ports.most.items()
                 },

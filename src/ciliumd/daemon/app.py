@@ -268,7 +268,7 @@ async def _keep_cni_configuration(agent: Agent) -> None:
     content = conflist(
         portmap=not settings.serves_host_ports,
         debug=settings.debug,
-        ipv6=agent.ipam6 is not None,
+        ipv6=agent.origin.pod_cidr6 is not None,
         socket=settings.cni_socket,
         queue=settings.state_dir.parent / QUEUE,
     )

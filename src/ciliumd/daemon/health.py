@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from ciliumd.daemon.agent import Agent
     from ciliumd.daemon.endpoints import Endpoints
     from ciliumd.ipam.hostscope import HostScope
-    from ciliumd.model.net import Addr
 
 HEALTH_NAME = "/".join(HEALTH_POD)
 
@@ -58,12 +57,9 @@ def local_node(agent: "Agent") -> NodeRow:
     published = agent.tables.nodes.get(agent.plan.node.name)
     if published is not None and published.addresses_of(INTERNAL_IP):
         return published
-    own: list[Addr] = []
-    for device in agent.native:
-        own += device.ipv4
-        own += device.ipv6
+    own = [address for device in agent.native for address in device.addresses]
     first = {one.version: one for one in reversed(own)}
-    pod_cidrs = tuple(pool.cidr for pool in (agent.ipam, agent.ipam6) if pool is not None)
+    pod_cidrs = tuple(pool.cidr for pool in agent.pools)
     # One that speaks none of its pods' families is still somewhere.
     shown = [first[cidr.version] for cidr in pod_cidrs if cidr.version in first] or own[:1]
     addresses = tuple((INTERNAL_IP, address) for address in shown)
@@ -79,8 +75,7 @@ def cluster_nodes(agent: "Agent") -> list[NodeRow]:
 def build_health(agent: "Agent") -> HealthDaemon:
     """The health daemon as the settings want it; in a running loop."""
     settings = agent.settings
-    pool = agent.ipam or agent.ipam6
-    assert pool is not None  # noqa: S101  the settings want one of them
+    pool = agent.pools[0]
     return HealthDaemon(
         HealthOptions(
             port=settings.cluster_health_port,

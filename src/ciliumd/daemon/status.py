@@ -264,15 +264,14 @@ def _health(agent: Agent) -> Json:
 
 
 def _ipam(agent: Agent) -> Json:
-    pools = {pool.cidr.version: pool for pool in (agent.ipam, agent.ipam6) if pool is not None}
-    told = {family: pool.usage for family, pool in pools.items()}
+    usages = [pool.usage for pool in agent.pools]
     return {
         "status": "".join(
-            f"IPv{family}: {one.used}/{one.used + one.free} allocated from {one.cidr}, "
-            for family, one in told.items()
+            f"IPv{one.cidr.version}: {one.used}/{one.used + one.free} allocated from {one.cidr}, "
+            for one in usages
         ),
         "allocations": {
-            str(address): owner for pool in pools.values() for address, owner in pool.owners().items()
+            str(address): owner for pool in agent.pools for address, owner in pool.owners().items()
         },
     }
 

@@ -67,7 +67,7 @@ def kube_proxy_replacement(
     model: Json = {
         "mode": served.shown if active or not served else "False",
         "deviceList": [
-            {"name": one.name, "ip": [str(address) for address in (*one.ipv4, *one.ipv6)]} for one in native
+            {"name": one.name, "ip": [str(address) for address in one.addresses]} for one in native
         ],
         "devices": [one.name for one in native],
         "features": {

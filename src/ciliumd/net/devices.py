@@ -38,6 +38,11 @@ class NativeDevice:
     ipv4: tuple[IPv4Address, ...]
     ipv6: tuple[IPv6Address, ...]
 
+    @property
+    def addresses(self) -> tuple[Addr, ...]:
+        """Those of IPv4 first."""
+        return (*self.ipv4, *self.ipv6)
+
 
 def native_devices(ipr: IPRoute, names: Collection[str] = ()) -> tuple[NativeDevice, ...]:
     """

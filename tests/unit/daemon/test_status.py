@@ -92,8 +92,7 @@ class Host:
             ),
         )
         self.ring = SimpleNamespace(stats=lambda: SimpleNamespace(lost=0, unknown=0))
-        self.ipam = HostScope(ip_network("10.0.0.0/24"))
-        self.ipam6 = None
+        self.pools = (HostScope(ip_network("10.0.0.0/24")),)
         self.controllers = SimpleNamespace(all=list)
         self.tables = nodes.filled()
         self.synced = True
