@@ -11,29 +11,50 @@ import secrets
 import socket
 import struct
 import time
-from typing import Final
+from typing import Final, NamedTuple
 
 from ciliumd.model.net import Addr
 
-_ECHO_REPLY: Final = 0
-_ECHO: Final = 8
-_ECHO_REPLY_V6: Final = 129
-_ECHO_V6: Final = 128
 _HEADER: Final = struct.Struct("!BBHHH")
 _NONCE: Final = 16
-# linux/socket.h, linux/icmp.h, linux/icmpv6.h: options of raw sockets; bits set are types not delivered.
+_RECEIVE_BYTES: Final = 2048
+# linux/socket.h, linux/icmp.h, linux/icmpv6.h: options of raw sockets
 _SOL_RAW: Final = 255
 _ICMP_FILTER: Final = 1
-_ONLY_REPLIES: Final = struct.pack("=I", 0xFFFFFFFF & ~(1 << _ECHO_REPLY))
 _ICMPV6_FILTER: Final = 1
-_ONLY_REPLIES_V6: Final = struct.pack(
-    "=8I",
-    *(0xFFFFFFFF & ~(1 << _ECHO_REPLY_V6 % 32 if word == _ECHO_REPLY_V6 // 32 else 0) for word in range(8)),
-)
-_RECEIVE_BYTES: Final = 2048
-_KINDS: Final = {
-    4: (socket.AF_INET, socket.IPPROTO_ICMP),
-    6: (socket.AF_INET6, socket.IPPROTO_ICMPV6),
+
+
+def _all_but(kind: int, *, words: int) -> bytes:
+    """A filter of so many words; its bits are the types that are not delivered."""
+    bits = (1 << 32 * words) - 1 & ~(1 << kind)
+    return struct.pack(f"={words}I", *(bits >> 32 * word & 0xFFFFFFFF for word in range(words)))
+
+
+class _Icmp(NamedTuple):
+    """ICMP of one IP version: its sockets, the option that lets only replies in, the types of its echoes."""
+
+    family: socket.AddressFamily
+    protocol: int
+    only_replies: tuple[int, int, bytes]
+    request: int
+    reply: int
+
+
+_ICMP: Final = {
+    4: _Icmp(
+        family=socket.AF_INET,
+        protocol=socket.IPPROTO_ICMP,
+        only_replies=(_SOL_RAW, _ICMP_FILTER, _all_but(0, words=1)),
+        request=8,
+        reply=0,
+    ),
+    6: _Icmp(
+        family=socket.AF_INET6,
+        protocol=socket.IPPROTO_ICMPV6,
+        only_replies=(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, _all_but(129, words=8)),
+        request=128,
+        reply=129,
+    ),
 }
 
 
@@ -76,13 +97,10 @@ class Pinger:
     def _socket_of(self, version: int) -> socket.socket:
         """The socket of a family, made when it is needed: a kernel may be without IPv6."""
         if version not in self._sockets:
-            family, protocol = _KINDS[version]
+            icmp = _ICMP[version]
             flags = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-            made = socket.socket(family, flags, protocol)
-            if version == 4:
-                made.setsockopt(_SOL_RAW, _ICMP_FILTER, _ONLY_REPLIES)
-            else:
-                made.setsockopt(socket.IPPROTO_ICMPV6, _ICMPV6_FILTER, _ONLY_REPLIES_V6)
+            made = socket.socket(icmp.family, flags, icmp.protocol)
+            made.setsockopt(*icmp.only_replies)
             asyncio.get_running_loop().add_reader(made.fileno(), self._receive, made, version)
             self._sockets[version] = made
         return self._sockets[version]
@@ -104,10 +122,11 @@ class Pinger:
 
 def echo_request(identifier: int, sequence: int, payload: bytes, *, version: int = 4) -> bytes:
     """An ICMP echo request (RFC 792); of IPv6 (RFC 4443) the kernel fills in the checksum."""
+    kind = _ICMP[version].request
+    packet = _HEADER.pack(kind, 0, 0, identifier, sequence) + payload
     if version == 6:
-        return _HEADER.pack(_ECHO_V6, 0, 0, identifier, sequence) + payload
-    head = _HEADER.pack(_ECHO, 0, 0, identifier, sequence)
-    return _HEADER.pack(_ECHO, 0, checksum(head + payload), identifier, sequence) + payload
+        return packet
+    return _HEADER.pack(kind, 0, checksum(packet), identifier, sequence) + payload
 
 
 def is_reply(packet: bytes, identifier: int, *, version: int = 4) -> bool:
@@ -116,7 +135,7 @@ def is_reply(packet: bytes, identifier: int, *, version: int = 4) -> bool:
     if len(packet) < start + _HEADER.size:
         return False
     kind, _, _, answered, _ = _HEADER.unpack_from(packet, start)
-    return bool(kind == (_ECHO_REPLY if version == 4 else _ECHO_REPLY_V6) and answered == identifier)
+    return bool(kind == _ICMP[version].reply and answered == identifier)
 
 
 def checksum(data: bytes) -> int:
