@@ -66,6 +66,18 @@ RowType = type[Row]
 Octets = bytes  # where a member is called bytes
 
 
+def place_of(row: RowType, member: str) -> slice:
+    """Where a member lies in the bytes of a row: rows of large maps are judged without unpacking them."""
+    zeros = bytes(row.SIZE)
+    nothing = getattr(row.unpack(zeros), member)
+    touched = [
+        at
+        for at in range(row.SIZE)
+        if getattr(row.unpack(zeros[:at] + b"\\xff" + zeros[at + 1 :]), member) != nothing
+    ]
+    return slice(touched[0], touched[-1] + 1)
+
+
 class MapType(IntEnum):
     """enum bpf_map_type."""
 

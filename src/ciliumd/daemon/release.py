@@ -35,6 +35,7 @@ Rows = Mapping[bytes, bytes]
 Wanted = Callable[[Hashable, int], bool]
 """Whether somebody wants a key with its number."""
 
+_IDENTITY = abi.place_of(abi.IpcacheEntry, "identity")
 log = structlog.get_logger("release")
 
 
@@ -219,12 +220,3 @@ def _identities(facts: Rows, *ipcaches: Rows) -> set[int]:
     for rows in ipcaches:
         found.update(int.from_bytes(row[_IDENTITY], "little") for row in rows.values())
     return found
-
-
-def _offset_of_identity() -> int:
-    """Where ``identity`` lies in a packed ipcache row: a large cache is judged without unpacking it."""
-    zeros = {"check": 0, "identity": 0xFFFFFFFF, "tunnel_endpoint": bytes(16), "encrypt_key": 0, "flags": 0}
-    return abi.IpcacheEntry(**zeros).pack().index(b"\xff\xff\xff\xff")  # type: ignore[arg-type]
-
-
-_IDENTITY = slice(_offset_of_identity(), _offset_of_identity() + 4)

@@ -15,6 +15,7 @@ from ciliumd.model.net import addr16
 from ciliumd.model.service import PROTOCOL_NUMBERS, BackendKey, FrontendKey
 
 TCP, UDP = PROTOCOL_NUMBERS["TCP"], PROTOCOL_NUMBERS["UDP"]
+_PROTOCOL, _KIND = abi.place_of(abi.CtKey, "protocol").start, abi.place_of(abi.CtKey, "kind").start
 Row = tuple[bytes, bytes]
 
 
@@ -82,13 +83,3 @@ def departed_flows(rows: Iterable[Row], now: Reachable) -> Iterator[bytes]:
         entry = abi.CtEntry.unpack(value)
         if (entry.rev_nat, entry.backend_id) not in now.flows:
             yield packed
-
-
-def _place_of(name: str) -> int:
-    """Where a member of one byte lies in a packed key: a large map is judged without unpacking it."""
-    zeros: dict[str, int | bytes] = dict.fromkeys(abi.CtKey.__match_args__, 0)
-    zeros |= {"local": bytes(16), "remote": bytes(16), name: 0xFF}
-    return abi.CtKey(**zeros).pack().index(b"\xff")  # type: ignore[arg-type]  # each its own type
-
-
-_PROTOCOL, _KIND = _place_of("protocol"), _place_of("kind")

@@ -36,6 +36,8 @@ from ciliumd.model.service import (
 )
 
 _SLOT_MAX = 65535
+_SLOT, _PORT = abi.place_of(abi.LbServiceKey, "slot"), abi.place_of(abi.LbServiceKey, "port")
+_FRONTEND = _NO_PORT = bytes(2)
 _U32 = Struct("<I")
 _MATCHES = _LISTED = _U32.pack(1)
 _PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
@@ -276,17 +278,6 @@ def slot_keys(frontend: abi.LbServiceKey, count: int) -> Iterator[bytes]:
     """The packed keys of a frontend's slots."""
     for slot in range(1, count + 1):
         yield replace(frontend, slot=slot).pack()
-
-
-def _place_of(name: str) -> slice:
-    """Where two bytes lie in a packed key: a large map is divided without unpacking it."""
-    zeros: dict[str, Any] = {"addr": bytes(16), "port": 0, "protocol": 0, "scope": 0, "slot": 0}
-    start = abi.LbServiceKey(**zeros | {name: 0xFFFF}).pack().index(b"\xff\xff")
-    return slice(start, start + 2)
-
-
-_SLOT, _PORT = _place_of("slot"), _place_of("port")
-_FRONTEND = _NO_PORT = bytes(2)
 
 
 def _service_rows(

@@ -24,15 +24,7 @@ NODE_LIFETIME = 300
 NAT_MIN_AGE = 30
 
 _TCP = 6
-
-
-def _offset_of_expires() -> int:
-    """Where ``expires`` lies in a packed row: a million rows are judged without unpacking them."""
-    zeros = dict.fromkeys(abi.CtEntry.__match_args__, 0)
-    return abi.CtEntry(**{**zeros, "expires": 0xFFFFFFFF}).pack().index(b"\xff\xff\xff\xff")
-
-
-_EXPIRES = slice(_offset_of_expires(), _offset_of_expires() + 4)
+_EXPIRES = abi.place_of(abi.CtEntry, "expires")
 
 
 def expired_ct(rows: Iterable[Row], now: int, *, chunk: int = CHUNK) -> Iterator[list[bytes]]:

@@ -22,6 +22,9 @@ PORTS: Final = LAST_PORT - FIRST_PORT + 1
 # A row that says "no port was found" counts for so long, in seconds; the datapath renews it.
 FULL_SECONDS: Final = 60
 
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+_DIR: Final = abi.place_of(abi.NatKey, "dir").start
+_DPORT: Final = abi.place_of(abi.NatKey, "dport")
 _NAMES: Final = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6"}
 
 
@@ -62,15 +65,7 @@ class NatPorts(NamedTuple):
     full: tuple[PortUse, ...]
 
 
-def _packed(**fields: int) -> bytes:
-    names = [name for name in abi.NatKey.__match_args__ if name not in {"src", "dst"}]
-    return abi.NatKey(bytes(16), bytes(16), *(fields.get(name, 0) for name in names)).pack()
-
-
-# Keys of 131072 rows are counted without unpacking them.
-_DIR: Final = _packed(dir=0xFF).index(b"\xff")
-_DPORT: Final = _packed(dport=0xFFFF).index(b"\xff\xff")
-_PROTOCOL: Final = _packed(protocol=0xFF).index(b"\xff")
+NOTHING: Final = NatPorts({}, ())
 
 
 class Count:
@@ -100,14 +95,10 @@ class Count:
         return NatPorts(most, tuple(PortUse(_unpacked(raw), self._used[raw]) for raw in sorted(self._full)))
 
 
-NOTHING: Final = NatPorts({}, ())
-_MAPPED: Final = bytes(10) + b"\xff\xff"
-
-
 def _target(key: bytes) -> bytes:
     """A packed key without what tells one flow from another: port and direction."""
     cut = bytearray(key)
-    cut[_DPORT : _DPORT + 2] = b"\0\0"
+    cut[_DPORT] = bytes(2)
     cut[_DIR] = 0
     return bytes(cut)
 

@@ -55,6 +55,14 @@ def test_big_endian_fields_are_swapped_by_the_codec() -> None:
     assert key.pack() == bytes.fromhex("30000000 0700 01 06 0050 0000".replace(" ", ""))
 
 
+def test_members_are_found_in_packed_rows() -> None:
+    """Of whichever type: what lies there is the member's value and nothing else."""
+    key = abi.PolicyKey(prefixlen=48, class_id=7, direction=1, protocol=6, dport=80).pack()
+    assert key[abi.place_of(abi.PolicyKey, "prefixlen")] == bytes.fromhex("30000000")
+    assert key[abi.place_of(abi.PolicyKey, "dport")] == bytes.fromhex("0050")
+    assert abi.place_of(abi.CtKey, "remote") == slice(16, 32)
+
+
 def test_addresses_keep_their_bytes() -> None:
     """cil_addr is sixteen bytes in network order."""
     address = IPv6Address("fd00::1").packed
