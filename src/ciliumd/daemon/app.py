@@ -27,15 +27,16 @@ from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.api import Api
 from ciliumd.daemon.assemble import QUEUE, build
 from ciliumd.daemon.datapath import ipv6_problem
-from ciliumd.daemon.exporter import Exporter
 from ciliumd.daemon.logs import configure
 from ciliumd.daemon.origin import DirectoryOrigin, Origin, StartFailed
+from ciliumd.daemon.page import Page
 from ciliumd.daemon.runtime_config import write_runtime_config
 from ciliumd.daemon.service_health import SECONDS as SERVICE_HEALTH_SECONDS
 from ciliumd.daemon.service_health import ServiceHealth
 from ciliumd.daemon.settings import Settings, SettingsInvalid, config_directory, read_settings
 from ciliumd.health.server import HealthzServer
 from ciliumd.ipam.hostscope import IpamError
+from ciliumd.metrics.registry import CONTENT_TYPE
 from ciliumd.metrics.tally import Tallies
 from ciliumd.net import sysctl
 from ciliumd.net.errors import NetError
@@ -185,9 +186,9 @@ async def serve(agent: Agent, stack: contextlib.AsyncExitStack) -> None:
     api = Api(Answers(agent), agent.settings.api_socket)
     await api.start()
     stack.push_async_callback(api.stop)
-    exporter = Exporter(agent.settings.metrics_address, agent.exposition)
-    await exporter.start()
-    stack.push_async_callback(exporter.stop)
+    metrics = Page(agent.settings.metrics_address, "/metrics", agent.exposition, content_type=CONTENT_TYPE)
+    await metrics.start()
+    stack.push_async_callback(metrics.stop)
 
     services = ServiceHealth(agent)
     await services.start()

@@ -21,12 +21,12 @@ import uvloop
 
 from ciliumd import __version__
 from ciliumd.daemon.logs import configure
+from ciliumd.daemon.page import Page
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.config import ConfigInvalid, SingleConfig, load
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.metrics.registry import CONTENT_TYPE
 from ciliumd.operator.definitions import DefinitionRefused, install
-from ciliumd.operator.http import Page
 from ciliumd.operator.leader import Lease, LostLeadership, Terms
 from ciliumd.operator.metrics import Metrics
 from ciliumd.operator.settings import Settings, SettingsInvalid, read_settings
