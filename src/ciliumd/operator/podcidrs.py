@@ -7,7 +7,7 @@ node has is never taken away or replaced; a conflict is told and left to a human
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_network
 from typing import Any
 
@@ -38,7 +38,7 @@ class Assignment:
     error: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Plan:
     """
     An assignment for every CiliumNode; *after* and *after6* are the blocks that were given last.
@@ -46,10 +46,10 @@ class Plan:
     *usage* is of the pool of IPv4, or where there is none of that of IPv6.
     """
 
-    assignments: list[Assignment] = field(default_factory=list)
-    usage: Usage | None = None
-    after: Prefix | None = None
-    after6: Prefix | None = None
+    assignments: list[Assignment]
+    usage: Usage | None
+    after: Prefix | None
+    after6: Prefix | None
 
 
 def plan(
@@ -69,39 +69,36 @@ def plan(
     """
     reserved = dict.fromkeys(service_ranges, "the range of service addresses")
     reserved |= _addresses(nodes)
-    book, book6 = _book(pool, reserved), _book(pool6, reserved)
     order = sorted(cilium_nodes, key=lambda name: (_created(cilium_nodes[name]), name))
-    books = {4: book, 6: book6}
+    books = {4: _book(pool, reserved), 6: _book(pool6, reserved)}
     pools = {version: books[version] for version, one in ((4, pool), (6, pool6)) if one is not None}
     pooled = bool(pools)
     settled = {name: _settled(books, name, _wanted(name, nodes, cilium_nodes, pooled)) for name in order}
-    result = Plan()
+    assignments = []
     for name in order:
         if settled[name].error:
-            result.assignments.append(settled[name])
+            assignments.append(settled[name])
         elif pooled or settled[name].cidrs:
-            result.assignments.append(_completed(pools, settled[name]))
+            assignments.append(_completed(pools, settled[name]))
         else:
             error = (
                 "the Node has no spec.podCIDRs: start kube-controller-manager with --allocate-node-cidrs, "
                 "or choose ipam: cluster-pool"
             )
-            result.assignments.append(Assignment(name, (), error))
-    if pool is not None:
-        result.after = book.after
-    if pool6 is not None:
-        result.after6 = book6.after
-    result.usage = next((one.usage for one in pools.values()), None)
-    return result
+            assignments.append(Assignment(name, (), error))
+    return Plan(
+        assignments,
+        usage=next((one.usage for one in pools.values()), None),
+        after=books[4].after,
+        after6=books[6].after,
+    )
 
 
 def _book(pool: Pool | None, reserved: Mapping[Prefix, str]) -> ClusterPool:
-    return ClusterPool(
-        pool.cidrs if pool else (),
-        pool.mask_size if pool else 0,
-        reserved,
-        pool.after if pool else None,
-    )
+    """Who has what of the pool; without one no more than who has which prefix."""
+    if pool is None:
+        return ClusterPool((), 0, reserved)
+    return ClusterPool(pool.cidrs, pool.mask_size, reserved, pool.after)
 
 
 def _completed(pools: Mapping[int, ClusterPool], has: Assignment) -> Assignment:
