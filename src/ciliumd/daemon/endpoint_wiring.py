@@ -19,7 +19,7 @@ from ciliumd.daemon.attachments import FAILURES, Attachments, pod_device
 from ciliumd.daemon.endpoint_numbers import EndpointNumbers
 from ciliumd.daemon.reaper import Reaper
 from ciliumd.ipam.hostscope import HostScope, IpamError
-from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
+from ciliumd.model.endpoint import HEALTH_NAME, EndpointSpec
 from ciliumd.model.net import Addr
 from ciliumd.net import endpoint as wiring
 from ciliumd.net import links
@@ -109,13 +109,17 @@ class EndpointWirer:
             wiring.wiring_faults, self._wiring(endpoint), sandbox, endpoint.ifindex
         )
         for address in endpoint.addresses:
-            pool = self.ipam if address.version == 4 else self.ipam6
+            pool = self.pool_of(address)
             if pool is None or address not in pool.cidr:
                 continue
             holder = pool.owner(address)
             if holder != pod_of(endpoint):
                 found += (f"address {address} is reserved for {holder or 'nobody'}",)
         return found
+
+    def pool_of(self, address: Addr) -> HostScope | None:
+        """The pool of addresses of its family; None where pods have none."""
+        return self.ipam if address.version == 4 else self.ipam6
 
     async def _create(
         self, request: EndpointRequest, sandbox: Sandbox, number: int, slot: int
@@ -178,7 +182,7 @@ class EndpointWirer:
         if self.ipam is None and request.ip is not None:
             raise IpamError(f"{request.ip} cannot be had: pods of this node have no IPv4")
         four = _one_of(self.ipam, request.ip, owner)
-        if four is not None and owner == "/".join(HEALTH_POD):
+        if four is not None and owner == HEALTH_NAME:
             return IPv4Address(four), None
         try:
             six = _one_of(self.ipam6, request.ip6, owner)
@@ -187,10 +191,9 @@ class EndpointWirer:
             raise
         return None if four is None else IPv4Address(four), None if six is None else IPv6Address(six)
 
-    def _release(self, *addresses: IPv4Address | IPv6Address | None) -> None:
+    def _release(self, *addresses: Addr | None) -> None:
         for address in addresses:
-            pool = self.ipam6 if isinstance(address, IPv6Address) else self.ipam
-            if address is not None and pool is not None:
+            if address is not None and (pool := self.pool_of(address)) is not None:
                 pool.release(address)
 
     def _wiring(self, endpoint: EndpointSpec) -> wiring.EndpointWiring:
@@ -280,7 +283,7 @@ def _one_of(pool: HostScope | None, wanted: Addr | None, owner: str) -> Addr | N
 
 def _device_name(request: EndpointRequest) -> str:
     """By its runtime's id, else by its pod; the node's own endpoint has a name people know."""
-    if request.pod == "/".join(HEALTH_POD):
+    if request.pod == HEALTH_NAME:
         return links.HEALTH_LINK
     return links.lxc_name(request.container_id or request.pod)
 

@@ -65,8 +65,6 @@ class Endpoints:
         """
         self.network = network
         self._tables = tables
-        self._ipam = ipam
-        self._ipam6 = ipam6
         self._netlink = netlink
         self._attachments = attachments
         self._reaper = reaper
@@ -196,7 +194,7 @@ class Endpoints:
         with _refusals():
             held = sandbox
             if held is None:
-                six = self._ipam6 is not None
+                six = self._wirer.ipam6 is not None
                 held = await self._netlink.call(open_sandbox, request.netns, six)
             try:
                 async with self._turns.of((namespace, pod)):
@@ -268,7 +266,7 @@ class Endpoints:
     def _reserve_again(self, endpoint: EndpointSpec) -> None:
         """Keep a restored endpoint's addresses from others; one of another pod CIDR stays what it is."""
         for address in endpoint.addresses:
-            pool = self._ipam if address.version == 4 else self._ipam6
+            pool = self._wirer.pool_of(address)
             if pool is None:
                 continue
             try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ciliumd.daemon.api import EndpointRequest, RequestRefused
 from ciliumd.health.daemon import HealthDaemon, HealthOptions
 from ciliumd.health.endpoint import Refused
-from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
+from ciliumd.model.endpoint import HEALTH_NAME, EndpointSpec
 from ciliumd.model.objects import INTERNAL_IP, NodeRow
 from ciliumd.net.namespace import Sandbox
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from ciliumd.daemon.agent import Agent
     from ciliumd.daemon.endpoints import Endpoints
     from ciliumd.ipam.hostscope import HostScope
-
-HEALTH_NAME = "/".join(HEALTH_POD)
 
 
 class HealthEndpoints:

@@ -14,6 +14,8 @@ ENDPOINT_ID_MAX = 65535
 
 HEALTH_POD = ("", "cilium-health")
 """Pod key of the node's own health endpoint, which is no pod: no namespace can have an empty name."""
+HEALTH_NAME = "/".join(HEALTH_POD)
+"""What it is called where a pod is ``namespace/name``."""
 
 
 @dataclass(frozen=True, slots=True)
