@@ -257,7 +257,7 @@ def _health(agent: Agent) -> Json:
                 endpoints=agent.settings.enable_endpoint_health_checking,
             ),
             "nodes": status_models.node_elements(cluster_nodes(agent)),
-            "self": status_models.full_name(local_node(agent)),
+            "self": local_node(agent).full_name,
         },
         "cluster-health": status_models.reachability(counted),
     }

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from ciliumd.daemon.settings import Settings
-from ciliumd.health.model import DEFAULT_CLUSTER, Summary, timestamp
+from ciliumd.health.model import Summary, timestamp
 from ciliumd.kubernetes.source import KubernetesStatus
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, Prefix, first_of
 from ciliumd.model.objects import CILIUM_INTERNAL_IP, EXTERNAL_IP, INTERNAL_IP, NodeRow
 from ciliumd.net.devices import NativeDevice
 from ciliumd.reconcile.nat_ports import PORTS, NatPorts, PortUse
@@ -131,46 +131,37 @@ def reachability(counted: Summary | None) -> Json | None:
     }
 
 
-def full_name(node: NodeRow) -> str:
-    """``cluster/node``; the node alone in a cluster nobody named."""
-    return node.name if node.cluster == DEFAULT_CLUSTER else f"{node.cluster}/{node.name}"
-
-
 def node_elements(nodes: Iterable[NodeRow]) -> list[Json]:
     """``models.NodeElement`` of every node, by name."""
-    return [_node_element(node) for node in sorted(nodes, key=full_name)]
+    return [_node_element(node) for node in sorted(nodes, key=lambda node: node.full_name)]
 
 
 def _node_element(node: NodeRow) -> Json:
-    primary = _of(4, node.addresses_of(INTERNAL_IP))
-    primary6 = _of(6, node.addresses_of(INTERNAL_IP))
+    primary = {family: first_of(family, node.addresses_of(INTERNAL_IP)) for family in (4, 6)}
     others = [
         _address(address, kind)
         for kind, address in node.addresses
-        if kind in {INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP} and address not in {primary, primary6}
+        if kind in {INTERNAL_IP, EXTERNAL_IP, CILIUM_INTERNAL_IP} and address not in primary.values()
     ]
     return {
-        "name": full_name(node),
+        "name": node.full_name,
         "primary-address": {
-            "ipv4": _primary(primary, _first(4, node.pod_cidrs)),
-            "ipv6": _primary(primary6, _first(6, node.pod_cidrs)),
+            f"ipv{family}": _primary(address, first_of(family, node.pod_cidrs))
+            for family, address in primary.items()
         },
         "secondary-addresses": others,
-        "health-endpoint-address": {f"ipv{family}": _health(_of(family, node.health)) for family in (4, 6)},
+        "health-endpoint-address": {
+            f"ipv{family}": _health(first_of(family, node.health)) for family in (4, 6)
+        },
         "source": "custom-resource",
     }
 
 
-def _of(family: int, addresses: Iterable[Addr]) -> Addr | None:
-    """The first of a family."""
-    return next((address for address in addresses if address.version == family), None)
-
-
-def _primary(address: Addr | None, alloc: str) -> Json:
+def _primary(address: Addr | None, cidr: Prefix | None) -> Json:
     """Of a family that the node has itself, or its pods."""
-    if address is None and not alloc:
+    if address is None and cidr is None:
         return {"enabled": False}
-    return _address(address, INTERNAL_IP) | {"alloc-range": alloc}
+    return _address(address, INTERNAL_IP) | {"alloc-range": "" if cidr is None else str(cidr)}
 
 
 def _health(address: Addr | None) -> Json:
@@ -183,7 +174,3 @@ def _address(address: Addr | None, kind: str) -> Json:
         "enabled": address is not None,
         "ip": "" if address is None else str(address),
     }
-
-
-def _first(family: int, cidrs: tuple[Prefix, ...]) -> str:
-    return next((str(cidr) for cidr in cidrs if cidr.version == family), "")

@@ -12,11 +12,10 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ciliumd.model.net import Addr
-from ciliumd.model.objects import INTERNAL_IP, NodeRow
+from ciliumd.model.objects import INTERNAL_IP, NodeRow, full_name
 
 Json = dict[str, Any]
 
-DEFAULT_CLUSTER: Final = "default"
 NANOSECONDS: Final = 10**9
 
 
@@ -31,8 +30,8 @@ class Target:
 
     @property
     def full_name(self) -> str:
-        """``cluster/node``; the node alone in a cluster nobody named."""
-        return self.name if self.cluster == DEFAULT_CLUSTER else f"{self.cluster}/{self.name}"
+        """As ``model.objects.full_name`` writes it."""
+        return full_name(self.cluster, self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,13 @@ Addresses as the datapath spells them: 16 bytes, IPv4 mapped into IPv6 (RFC 4291
 Conversions, and how prefixes lie to each other; which address means what is not decided here.
 """
 
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
 
 Addr = IPv4Address | IPv6Address
 Prefix = IPv4Network | IPv6Network
+T = TypeVar("T", Addr, Prefix)
 
 _V4_MAPPED = b"\0" * 10 + b"\xff\xff"
 
@@ -33,6 +36,11 @@ def prefix_bits16(prefix: Prefix) -> int:
 def is_single(prefix: Prefix) -> bool:
     """Whether *prefix* holds exactly one address."""
     return prefix.prefixlen == prefix.max_prefixlen
+
+
+def first_of(family: int, those: Iterable[T]) -> T | None:
+    """The first of IPv4 (4) or of IPv6 (6) of addresses or prefixes."""
+    return next((one for one in those if one.version == family), None)
 
 
 def holds(outer: Prefix, inner: Prefix) -> bool:

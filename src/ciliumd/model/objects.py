@@ -11,11 +11,14 @@ from typing import NamedTuple
 
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, Prefix, first_of
 from ciliumd.model.service import Backend
 
 NamespacedName = tuple[str, str]
 """(namespace, name)."""
+
+DEFAULT_CLUSTER = "default"
+"""What a cluster is called that nobody named."""
 
 API_SERVER: NamespacedName = ("default", "kubernetes")
 """The service whose endpoints are the API server's own addresses."""
@@ -98,12 +101,17 @@ class NodeRow:
     """
 
     name: str
-    cluster: str = "default"
+    cluster: str = DEFAULT_CLUSTER
     addresses: tuple[tuple[str, Addr], ...] = ()
     pod_cidrs: tuple[Prefix, ...] = ()
     health: tuple[Addr, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
     created: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """As :func:`full_name` writes it."""
+        return full_name(self.cluster, self.name)
 
     def addresses_of(self, *types: str) -> tuple[Addr, ...]:
         """Its addresses of these types, in the order they are written."""
@@ -111,10 +119,7 @@ class NodeRow:
 
     def tunnel_endpoint(self, underlay: int = 4) -> Addr | None:
         """Where packets for its pods are sent: its first InternalIP of this family; None if it has none."""
-        for addr in self.addresses_of(INTERNAL_IP):
-            if addr.version == underlay:
-                return addr
-        return None
+        return first_of(underlay, self.addresses_of(INTERNAL_IP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,3 +144,8 @@ class RemoteEndpointRow:
     def key(self) -> NamespacedName:
         """Key of its row: (namespace, name), those of its pod."""
         return (self.namespace, self.name)
+
+
+def full_name(cluster: str, node: str) -> str:
+    """``cluster/node``; the node alone in a cluster nobody named."""
+    return node if cluster == DEFAULT_CLUSTER else f"{cluster}/{node}"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from ciliumd.model.net import (
     addr16,
     addr_from16,
+    first_of,
     fold32,
     holds,
     host_port,
@@ -111,3 +112,12 @@ def test_an_address_with_a_port_has_brackets_if_it_is_ipv6() -> None:
     """As an address, and as a text."""
     assert host_port(IPv4Address("10.0.0.1"), 80) == host_port("10.0.0.1", 80) == "10.0.0.1:80"
     assert host_port(IPv6Address("fd00::1"), 80) == host_port("fd00::1", 80) == "[fd00::1]:80"
+
+
+def test_the_first_of_a_family_is_found_among_both() -> None:
+    """Of addresses and of prefixes; None where there is none."""
+    mixed = [IPv6Address("fd00::1"), IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")]
+
+    assert first_of(4, mixed) == IPv4Address("10.0.0.1")
+    assert first_of(6, mixed) == IPv6Address("fd00::1")
+    assert first_of(6, [ip_network("10.0.0.0/8")]) is None
