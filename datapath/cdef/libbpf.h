@@ -29,7 +29,6 @@ int bpf_map__fd(const struct bpf_map *map);
 int bpf_map__set_max_entries(struct bpf_map *map, uint32_t max_entries);
 int bpf_map__set_pin_path(struct bpf_map *map, const char *path);
 int bpf_map__reuse_fd(struct bpf_map *map, int fd);
-int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
 
 /* Maps by descriptor. */
 int bpf_map_lookup_elem(int fd, const void *key, void *value);

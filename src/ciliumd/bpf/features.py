@@ -26,7 +26,6 @@ CAPABILITIES = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21, "CAP_PERFMON": 38, "CA
 # enum bpf_prog_type and enum bpf_func_id.
 PROG_SCHED_CLS, PROG_CGROUP_SOCK, PROG_CGROUP_SOCK_ADDR = 3, 9, 18
 NODE_PORT_HELPERS = {"bpf_fib_lookup": 69, "bpf_redirect_neigh": 152}
-KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +34,6 @@ class Features:
 
     kernel: str
     capabilities: frozenset[str]
-    kernel_btf: bool
     ringbuf: bool
     tcx: bool
 
@@ -137,4 +135,4 @@ def probe() -> Features:
     ringbuf = check(lib.cil_has_map_type(MapType.RINGBUF), "probe", "ring buffer") == 1
     if not ringbuf:
         raise KernelTooOld("ring buffer", release, "CONFIG_BPF_SYSCALL on Linux 5.8 or newer")
-    return Features(release, held, KERNEL_BTF.exists(), ringbuf, tcx_supported())
+    return Features(release, held, ringbuf, tcx_supported())

@@ -191,11 +191,6 @@ class Object:
         self._before_load("choose programs of")
         check(lib.bpf_program__set_autoload(self._program(name), autoload), "choose program", name)
 
-    def set_autocreate(self, name: str, autocreate: bool) -> None:
-        """Whether load() creates this map."""
-        self._before_load("choose maps of")
-        check(lib.bpf_map__set_autocreate(self._map(name), autocreate), "choose map", name)
-
     def ask_summary(self, name: str) -> None:
         """Have the verifier sum up what it did with a program; then a refusal comes without its log."""
         self._before_load("ask about programs of")

@@ -3,7 +3,7 @@
 
 import argparse
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from ciliumd.cli.client import DEFAULT_TIMEOUT, Client, socket_path
@@ -29,6 +29,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with the usage code."""
         self.exit(USAGE, f"Error: {message}\nRun '{self.prog} --help' for usage.\n")
+
+
+def run_command(parser: argparse.ArgumentParser, words: Sequence[str]) -> int:
+    """Parse *words* and run the command they name."""
+    arguments = parser.parse_args(words)
+    code: int = arguments.run(arguments)
+    return code
 
 
 def _shared() -> argparse.ArgumentParser:

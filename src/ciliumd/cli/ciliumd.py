@@ -16,7 +16,7 @@ from typing import Final
 
 from ciliumd import __version__
 from ciliumd.cli import install_cni, mounts, sysctl
-from ciliumd.cli.arguments import SHARED, Commands, Parser, client, command, group
+from ciliumd.cli.arguments import SHARED, Commands, Parser, client, command, group, run_command
 from ciliumd.cli.client import segment
 from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
 from ciliumd.cli.main import guarded
@@ -64,13 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from ciliumd.operator.app import main as operator
 
         return operator(words[1:])
-    return guarded(lambda: _run(words))
-
-
-def _run(words: list[str]) -> int:
-    arguments = build_parser().parse_args(words)
-    code: int = arguments.run(arguments)
-    return code
+    return guarded(lambda: run_command(build_parser(), words))
 
 
 def run_add(arguments: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from ciliumd.cli import status
-from ciliumd.cli.arguments import SHARED, Parser, client, command
+from ciliumd.cli.arguments import SHARED, Parser, client, command, run_command
 from ciliumd.cli.errors import OK
 from ciliumd.cli.main import guarded
 from ciliumd.cli.output import emit, table
@@ -46,13 +46,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda: _run(words))
-
-
-def _run(words: list[str]) -> int:
-    arguments = build_parser().parse_args(words)
-    code: int = arguments.run(arguments)
-    return code
+    return guarded(lambda: run_command(build_parser(), words))
 
 
 def run_status(arguments: argparse.Namespace) -> int:

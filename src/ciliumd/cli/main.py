@@ -32,7 +32,7 @@ from ciliumd.cli import (
     status,
     version,
 )
-from ciliumd.cli.arguments import SHARED, Parser
+from ciliumd.cli.arguments import SHARED, Parser, run_command
 from ciliumd.cli.errors import OK, CommandError
 from ciliumd.cli.output import note
 
@@ -77,9 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(words: list[str]) -> int:
     """Parse *words* and run the command they name."""
-    arguments = build_parser().parse_args(words)
-    code: int = arguments.run(arguments)
-    return code
+    return run_command(build_parser(), words)
 
 
 def guarded(action: Callable[[], int]) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ciliumd.cli.arguments import Parser, output_option
+from ciliumd.cli.arguments import Parser, output_option, run_command
 from ciliumd.cli.client import DEFAULT_SOCKET, SOCKET_VARIABLE
 from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
 from ciliumd.cli.kubeconfig import connect, kubeconfig_path, unreachable
@@ -95,9 +95,7 @@ def seconds(text: str) -> float:
 
 def run(words: list[str]) -> int:
     """Parse *words* and run the command they name."""
-    arguments = build_parser().parse_args(words)
-    code: int = arguments.run(arguments)
-    return code
+    return run_command(build_parser(), words)
 
 
 def run_version(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 import structlog
 
-DEFAULT_NAME = "05-cilium.conflist"
 DEFAULT_SOCKET = Path("/var/run/cilium/cni.sock")
 DEFAULT_QUEUE = Path("/var/run/cilium/deleteQueue")
 DEFAULT_LOG = Path("/var/run/cilium/cilium-cni.log")

@@ -442,7 +442,7 @@ class NodePlan:
         """Do *work* if a table it reads has changed since it was last done; its own writes do not count."""
 
         def now() -> tuple[object, ...]:
-            return (*(getattr(self._tables, table).revision for table in tables), *extra)
+            return (*(self._tables.named(table).revision for table in tables), *extra)
 
         if self._seen.get(part) != now():
             work()

@@ -29,7 +29,7 @@ from ciliumd.kubernetes.store import Change, Event, KindStore
 from ciliumd.kubernetes.watch import Watch
 from ciliumd.model.objects import NamespacedName
 from ciliumd.resources.node import KubernetesNode
-from ciliumd.tables import Problem, Table, Tables
+from ciliumd.tables import Problem, Tables
 
 # Seconds between listings of a kind, and until one that was just told from the beginning is listed.
 PERIOD = 300.0
@@ -153,7 +153,7 @@ class KubernetesSource:
             server_version=self._health.server_version,
             apis=tuple(sorted(kind.shown for kind in self._kinds)),
             connected=self._health.connected,
-            initialized=all(self._table(name).initialized for name in TABLES_OF.values() if name),
+            initialized=all(self._tables.named(name).initialized for name in TABLES_OF.values() if name),
             error=self._health.error,
             kinds={
                 kind.kind: KindStatus(
@@ -282,13 +282,13 @@ class KubernetesSource:
     def _settle(self, kind: Kind) -> None:
         """Say that a table is complete once all its kinds are."""
         name = TABLES_OF[kind]
-        if not name or self._table(name).initialized:
+        if not name or self._tables.named(name).initialized:
             return
         if all(self._kinds[other].store.complete for other, table in TABLES_OF.items() if table == name):
-            self._table(name).mark_initialized()
-            if all(self._table(TABLES_OF[one]).initialized for one in REMEMBERED):
+            self._tables.named(name).mark_initialized()
+            if all(self._tables.named(TABLES_OF[one]).initialized for one in REMEMBERED):
                 self._last_good.complete()
-            log.info("kubernetes.table_complete", table=name, rows=len(self._table(name)))
+            log.info("kubernetes.table_complete", table=name, rows=len(self._tables.named(name)))
 
     # ---- rows -------------------------------------------------------------------------------
 
@@ -297,12 +297,12 @@ class KubernetesSource:
             if name == NODE_OBJECTS:
                 self._node_changed(None)
             else:
-                self._table(name).delete(key)
+                self._tables.named(name).delete(key)
         for name, key, row in change.rows:
             if name == NODE_OBJECTS:
                 self._node_changed(row)
             else:
-                self._table(name).set(key, row)
+                self._tables.named(name).set(key, row)
         where = (kind.kind, *change.key)
         problem = change.problem
         if problem is not None:
@@ -330,7 +330,3 @@ class KubernetesSource:
             f"cannot be written: {error}; policies that are spoilt during a restart would not be in force"
         )
         self._tables.problems.set(where, Problem("", message, self._last_good.name))
-
-    def _table(self, name: str) -> Table[object, object]:
-        table: Table[object, object] = getattr(self._tables, name)
-        return table

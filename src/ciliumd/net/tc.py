@@ -19,7 +19,6 @@ FILTER_PRIORITY = 1
 FILTER_HANDLE = 1
 
 _ETH_P_ALL = 3
-_CLSACT_HANDLE = 0xFFFF0000
 _EEXIST = 17
 _ABSENT = frozenset({2, 22})  # ENOENT: no such filter; EINVAL: no clsact to hold one
 

@@ -14,7 +14,7 @@ No file is opened here.  The event loop's thread only.
 from collections.abc import Mapping
 
 from ciliumd.sources.manifests import MalformedManifest, ManifestObject, ObjectKey
-from ciliumd.tables import Problem, Table, Tables
+from ciliumd.tables import Problem, Tables
 
 _RowKey = tuple[str, object]
 _STAYS = "; its last good version stays"
@@ -86,9 +86,9 @@ class Catalog:
         problems.update(other_problems)
 
         for table_name, key in self._rows - rows.keys():
-            self._table(table_name).delete(key)
+            self._tables.named(table_name).delete(key)
         for (table_name, key), row in rows.items():
-            self._table(table_name).set(key, row)
+            self._tables.named(table_name).set(key, row)
         self._rows = set(rows)
         for problem_key in self._problems - problems.keys():
             self._tables.problems.delete(problem_key)
@@ -127,10 +127,6 @@ class Catalog:
     def _good(self, one: ManifestObject) -> ManifestObject | None:
         """*one* if it is valid, else its last good version, if there is one."""
         return self._last_good.get(one.key) if one.rows is None else one
-
-    def _table(self, name: str) -> Table[object, object]:
-        table: Table[object, object] = getattr(self._tables, name)
-        return table
 
 
 def _add(problems: dict[ObjectKey, Problem], key: ObjectKey, problem: Problem) -> None:

@@ -129,6 +129,11 @@ class Tables:
             if row is not None:
                 yield row
 
+    def named(self, name: str) -> Table[Any, Any]:
+        """The table of that name."""
+        table: Table[Any, Any] = getattr(self, name)
+        return table
+
     @property
     def sources(self) -> tuple[Table[Any, Any], ...]:
         """The tables that are filled from objects somebody else writes."""
