@@ -2,7 +2,7 @@
 """
 Mutants: one mistake each, made in a copy of this checkout, and the tests that must find it there.
 
-See mutants.toml.  The copy is below build/out, so that it is nobody's source by accident.
+See mutants.toml.
 """
 
 import os
@@ -20,8 +20,8 @@ from lab.process import REPOSITORY
 
 TABLE = Path(__file__).with_name("mutants.toml")
 COPIED = ("src", "tests", "datapath", "build", "charts", "docs", "examples", "pyproject.toml", "uv.lock")
-# Of what is built only the objects: a mutant of theirs is compiled, and nothing else.
-BUILT = ("bpf", "skel")
+# What makes of changed programs what the agent loads.
+COMPILE = (("build/compile_bpf.py", "--quiet"), ("build/cffi_build.py", "--in-place", "--quiet"))
 FAILED, PASSED = 1, 0
 SECONDS = 900.0
 
@@ -52,14 +52,12 @@ class Mutant:
         path = copy.root / self.file
         right = path.read_text()
         path.write_text(right.replace(self.before, self.after, 1))
+        copy.is_compiled &= not self.is_compiled
         try:
-            if self.is_compiled:
-                copy.compile()
             yield
         finally:
             path.write_text(right)
-            if self.is_compiled:
-                copy.compile()
+            copy.is_compiled &= not self.is_compiled
 
 
 def mutants() -> list[Mutant]:
@@ -80,10 +78,11 @@ def mutants() -> list[Mutant]:
 
 
 class Copy:
-    """A copy of this checkout, as a context."""
+    """A copy of this checkout, as a context; *is_compiled*: its objects are what its sources say."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.is_compiled = False
 
     def __enter__(self) -> Self:
         self._remove()
@@ -94,17 +93,10 @@ class Copy:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("out", "__pycache__"))
             elif source.exists():
                 shutil.copy2(source, target)
-        for name in BUILT:
-            if (source := REPOSITORY / "build" / "out" / name).is_dir():
-                shutil.copytree(source, self.root / "build" / "out" / name)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._remove()
-
-    def compile(self) -> None:
-        """Bring its objects up to date with its sources."""
-        self._run("build/compile_bpf.py", "--quiet").check_returncode()
 
     def first_failure(self, killers: tuple[str, ...]) -> str:
         """
@@ -112,6 +104,8 @@ class Copy:
 
         Raises RuntimeError when tests cannot be run: that finds no mistake.
         """
+        if not self.is_compiled:
+            self._compile()
         for step in killers:
             done = self._run("-m", "pytest", "-x", "-q", "-rf", "-p", "no:randomly", *step.split())
             if done.returncode == FAILED:
@@ -120,6 +114,13 @@ class Copy:
             if done.returncode != PASSED:
                 raise RuntimeError(f"pytest {step} ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return ""
+
+    def _compile(self) -> None:
+        for words in COMPILE:
+            done = self._run(*words)
+            if done.returncode:
+                raise RuntimeError(f"{words[0]} ended with {done.returncode}\n{done.stdout}{done.stderr}")
+        self.is_compiled = True
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         environment = os.environ | {
