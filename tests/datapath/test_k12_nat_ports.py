@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from datapath.tally import Tally
+    from fixtures.packets import Place
+    from fixtures.packets6 import Place6
 
 pytestmark = pytest.mark.datapath
 
@@ -52,21 +54,24 @@ class Family:
     elsewhere: Callable[[int], bytes]
 
 
-def _sender(family: object, world: str) -> Callable[[int], bytes]:
-    send, pod = family.from_pod, family.pod_one  # type: ignore[attr-defined]
-    return lambda port: bytes(send(pod, world, packets.udp(port, SERVER)))
+def _sender(from_pod: Callable[..., bytes], pod: Place | Place6, world: str) -> Callable[[int], bytes]:
+    return lambda port: from_pod(pod, world, packets.udp(port, SERVER))
 
 
 FAMILIES = {
     "IPv4": Family(
-        *(a16(one.ip) for one in (packets.node_one, packets.world_one, packets.pod_one)),
-        _sender(packets, packets.world_one.ip),
-        _sender(packets, packets.world_two.ip),
+        node=a16(packets.node_one.ip),
+        world=a16(packets.world_one.ip),
+        pod=a16(packets.pod_one.ip),
+        sent=_sender(packets.from_pod, packets.pod_one, packets.world_one.ip),
+        elsewhere=_sender(packets.from_pod, packets.pod_one, packets.world_two.ip),
     ),
     "IPv6": Family(
-        *(a16(one.ip) for one in (packets6.node_one, packets6.world_one, packets6.pod_one)),
-        _sender(packets6, packets6.world_one.ip),
-        _sender(packets6, "2001:db8:9::77"),
+        node=a16(packets6.node_one.ip),
+        world=a16(packets6.world_one.ip),
+        pod=a16(packets6.pod_one.ip),
+        sent=_sender(packets6.from_pod, packets6.pod_one, packets6.world_one.ip),
+        elsewhere=_sender(packets6.from_pod, packets6.pod_one, "2001:db8:9::77"),
     ),
 }
 

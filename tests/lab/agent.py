@@ -157,6 +157,7 @@ class Agent:
         """Where the kernel has each of its threads, for root."""
         lines = ["--- the agent's threads in the kernel ---"]
         for task in sorted(Path(f"/proc/{self.process.pid}/task").glob("*")) if self.process else ():
+            # A thread may end meanwhile.
             with contextlib.suppress(OSError):
                 lines.append(f"{task.name} {(task / 'comm').read_text().strip()}")
                 lines += [f"  {line}" for line in (task / "stack").read_text().splitlines()]

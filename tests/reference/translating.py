@@ -7,6 +7,7 @@ The same in both families but for what the classes of forwarding.py and forwardi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 from reference.frame import SCTP, u16
@@ -19,7 +20,7 @@ NO_FIB, CLUSTER_IP, TTL_EXCEEDED = 169, 174, 196
 Packet = Any  # Frame or Frame6, whose names are the same
 
 
-class Translating:
+class Translating(ABC):
     """One node; what earlier frames left behind is remembered as the node must."""
 
     # Where the two sides' addresses are in the header, and two numbers of ICMP.
@@ -40,13 +41,13 @@ class Translating:
 
     # -- what a family says ----------------------------------------------------------------------
 
+    @abstractmethod
     def _cannot_be_outside(self, address: bytes) -> bool:
         """Whether who comes from outside cannot have it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_never_forwarded(self, source: bytes) -> bool:
         """Whether no router sends on what is from there."""
-        raise NotImplementedError
 
     # -- steps -----------------------------------------------------------------------------------
 
