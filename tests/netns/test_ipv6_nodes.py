@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two nodes without IPv4: through a tunnel of IPv6, and by the routes of the network between them."""
+"""
+IPv6 of two nodes' pods: reached, judged, kept over a restart.
+
+Pods of both families have a tunnel, which is of IPv4; nodes without IPv4 have one of IPv6, or the routes of
+the network between them.
+"""
 
 import signal
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -18,17 +23,21 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.netns
 
 MTU, IP_ICMP_HEADERS = 1500, 48
-OVERHEAD: Final = {"tunnel": 70, "native": 0}
+OVERHEAD: Final = {"dual": 50, "tunnel": 70, "native": 0}
 BETWEEN, RATE = 500, 1000
 BALANCER, CLUSTER_IP, NODE_PORT = "2001:db8:42::8", "fd00:96::20", 30053
 PORTS = [("TCP", 53, 80), ("UDP", 53, 80)]
-OPTIONS = {
-    "tunnel": {},
-    "native": {"routing-mode": "native", "ipv6-native-routing-cidr": "fd00::/16"},
+SETTINGS: Final[dict[str, dict[str, Any]]] = {
+    "dual": {"ipv6": True},
+    "tunnel": {"ipv4": False},
+    "native": {
+        "ipv4": False,
+        "options": {"routing-mode": "native", "ipv6-native-routing-cidr": "fd00::/16"},
+    },
 }
 
 
-@pytest.fixture(scope="module", params=["tunnel", "native"])
+@pytest.fixture(scope="module", params=list(SETTINGS))
 def mode(request: pytest.FixtureRequest) -> str:
     """How pods of other nodes are reached."""
     return str(request.param)
@@ -37,7 +46,7 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def cluster(mode: str) -> Iterator[Cluster]:
     """Two nodes; in mode native the network has routes to their pods."""
-    with Cluster(mtu=MTU, ipv4=False, options=OPTIONS[mode]) as cluster:
+    with Cluster(mtu=MTU, **SETTINGS[mode]) as cluster:
         if mode == "native":
             for node in cluster.nodes:
                 cluster.world.add_route(node.pod_cidr, node.address)
@@ -65,8 +74,13 @@ def stranger(cluster: Cluster, nodes: tuple[Node, Node]) -> Pod:
 
 @pytest.fixture(scope="module")
 def server(cluster: Cluster, nodes: tuple[Node, Node]) -> Pod:
-    """Answers on the other node, behind a service of every kind."""
-    server = cluster.pod(nodes[1], "server", {"app": "server"}).serve(tcp=(80, 81), udp=(80,), six=True)
+    """Answers on the other node."""
+    return cluster.pod(nodes[1], "server", {"app": "server"}).serve(tcp=(80, 81), udp=(80,), six=True)
+
+
+@pytest.fixture(scope="module")
+def served(cluster: Cluster, nodes: tuple[Node, Node], server: Pod) -> None:
+    """The server is behind a service of every kind."""
     service = kinds.service("all", CLUSTER_IP, ports=PORTS, kind="LoadBalancer", balancer=[BALANCER])
     for port in service["spec"]["ports"]:
         port["nodePort"] = NODE_PORT
@@ -74,12 +88,10 @@ def server(cluster: Cluster, nodes: tuple[Node, Node]) -> Pod:
     cluster.apply("all", service, kinds.endpoints("all", *found, ports=PORTS))
     for node in nodes:
         node.wait_service(f"[{BALANCER}]:53", 1)
-    return server
 
 
-def test_pods_of_two_nodes_reach_each_other(client: Pod, server: Pod) -> None:
-    """With their own addresses, both ways round."""
-    assert (client.address, server.address) == ("", "")
+def test_pods_of_two_nodes_reach_each_other(mode: str, client: Pod, server: Pod) -> None:
+    """With their own addresses, both ways round; IPv4 beside it, or none."""
     eventually(lambda: client.reaches(server.address6, 80), "the server's rows are on the client's node")
     tcp, udp = client.tcp(server.address6, 80), client.udp(server.address6, 80)
     assert tcp["outcome"] == udp["outcome"] == "answered", (tcp, udp)
@@ -88,6 +100,10 @@ def test_pods_of_two_nodes_reach_each_other(client: Pod, server: Pod) -> None:
     assert client.ping(server.address6, count=3)["answered"] == 3
     assert client.tcp(server.address6, 4444)["outcome"] == "refused"
     assert client.udp(server.address6, 4444)["outcome"] == "refused"
+    if mode == "dual":
+        assert client.tcp(server.address, 80)["outcome"] == "answered"
+    else:
+        assert (client.address, server.address) == ("", "")
 
 
 def test_much_data_and_the_largest_packet(mode: str, client: Pod, server: Pod) -> None:
@@ -105,27 +121,28 @@ def test_much_data_and_the_largest_packet(mode: str, client: Pod, server: Pod) -
 def test_nodes_and_pods_of_each_other(
     mode: str, cluster: Cluster, nodes: tuple[Node, Node], client: Pod, server: Pod
 ) -> None:
-    """By the nodes' own addresses; through the tunnel by the routers', too."""
+    """Through a tunnel by the routers' addresses; where nodes have IPv6 by their own addresses, too."""
     near, far = nodes
+    tunnelled = mode != "native"
     tcp = near.outside.call("tcp_connect", address=server.address6, port=80)
     assert tcp["outcome"] == "answered", tcp
-    assert tcp["answer"]["client"][0] == (cluster.router6(near) if mode == "tunnel" else near.address)
+    assert tcp["answer"]["client"][0] == (cluster.router6(near) if tunnelled else near.address)
     far.outside.call("serve_tcp", name="far", port=7000, address="::")
-    there = client.tcp(far.address, 7000)
-    assert there["outcome"] == "answered", there
-    # Hidden in a tunnel a pod comes with its node's address: the network has no way back to it.
-    assert there["answer"]["client"][0] == (near.address if mode == "tunnel" else client.address6)
-    if mode == "tunnel":
+    if tunnelled:
         there = client.tcp(cluster.router6(far), 7000)
         assert there["outcome"] == "answered", there
         assert there["answer"]["client"][0] == client.address6
+    if mode != "dual":
+        there = client.tcp(far.address, 7000)
+        assert there["outcome"] == "answered", there
+        # Hidden in a tunnel a pod comes with its node's address: the network has no way back to it.
+        assert there["answer"]["client"][0] == (near.address if tunnelled else client.address6)
 
 
-def test_node_ports_lead_to_the_other_node(
-    cluster: Cluster, nodes: tuple[Node, Node], client: Pod, server: Pod
-) -> None:
-    """From the world and from pods, by either node."""
-    assert server.address6
+@pytest.mark.usefixtures("served")
+@pytest.mark.parametrize("mode", ["tunnel", "native"], indirect=True)
+def test_node_ports_lead_to_the_other_node(cluster: Cluster, nodes: tuple[Node, Node], client: Pod) -> None:
+    """From the world and from pods, by either node, where nodes have IPv6."""
     for node in nodes:
         cluster.world.add_route(f"{BALANCER}/128", node.address)
         for address, port in ((BALANCER, 53), (node.address, NODE_PORT)):
