@@ -17,7 +17,8 @@ from datapath.node import POD_CIDR6, private_node
 from datapath.openworld6 import SIX_ONE, SIX_TWO, all_contests6
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tally import Tally
-from datapath.tunnel import Tunnel, tunnel_node
+from datapath.tunnel import Tunnel, node_two, tunnel_node
+from datapath.tunnel6 import fill_away
 from datapath.wire import expose
 from datapath.wire6 import expose6
 from fixtures.packets import node_one, pod_two, svc_one
@@ -199,6 +200,21 @@ def tunnel(loaded_tunnel: Tunnel) -> Tunnel:
     """The node with a tunnel, knowing its cluster and pod one."""
     loaded_tunnel.reset()
     return loaded_tunnel
+
+
+@pytest.fixture(scope="module")
+def loaded_tunnel6(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
+    """The same whose pods have both families."""
+    with tunnel_node(tmp_path_factory.mktemp("tunnel6"), ipv6=1) as made:
+        yield made
+
+
+@pytest.fixture
+def tunnel6(loaded_tunnel6: Tunnel) -> Tunnel:
+    """It knows node two's pods of IPv6, too."""
+    loaded_tunnel6.reset()
+    fill_away(loaded_tunnel6.datapath, node_two.ip)
+    return loaded_tunnel6
 
 
 @pytest.fixture

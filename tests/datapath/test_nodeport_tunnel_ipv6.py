@@ -11,7 +11,6 @@ from scapy.layers.inet6 import ICMPv6PacketTooBig, IPv6ExtHdrFragment
 from ciliumd.abi import DropReason, Identity
 from datapath.node import NAT_PORTS
 from datapath.openworld6 import SIX_ONE
-from datapath.rows import ALLOW_ALL
 from datapath.tunnel import (
     AWAY,
     MTU,
@@ -19,16 +18,15 @@ from datapath.tunnel import (
     Tunnelled,
     node_two,
     packet_of,
-    router_two,
-    tunnel_node,
 )
+from datapath.tunnel6 import inner
 from datapath.wire import GATEWAY, NODE_PORT
+from datapath.wire6 import asks
 from fixtures import packets
 from fixtures.packets import Raw, assert_frame, tcp, udp
 from fixtures.packets6 import (
     Ether,
     IPv6,
-    Place6,
     frame,
     from_pod,
     from_stack,
@@ -42,49 +40,28 @@ from fixtures.packets6 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from scapy.packet import Packet
 
 pytestmark = pytest.mark.datapath
 
 WEB, DNS, CLIENT = 30080, 30053, 40010
 WORLD_TWO, FAR = "2001:db8:ffff::8", "2001:db8:77::1"
-router_away = Place6("fd00:2::1", router_two)
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tunnel]:
-    """A node with a tunnel whose pods have both families."""
-    with tunnel_node(tmp_path_factory.mktemp("tunnel-port-6"), ipv6=1) as made:
-        yield made
 
 
 @pytest.fixture
-def exposed(loaded: Tunnel) -> Tunnel:
+def exposed(tunnel6: Tunnel) -> Tunnel:
     """80/TCP and 53/UDP of the pod on node two, as node ports of this node."""
-    loaded.reset()
-    datapath = loaded.datapath
+    datapath = tunnel6.datapath
     datapath.native_device("net0", node_one.place.ip, ip6=node_one.ip)
-    datapath.add_endpoint(SIX_ONE, *ALLOW_ALL)
-    for address in (router.ip, node_one.ip):
-        datapath.host_address(address)
-    datapath.ipcache("fd00:2::/112", Identity.ID_UNMANAGED, tunnel=node_two.ip)
-    datapath.ipcache(router_away.ip, Identity.ID_REMOTE_NODE, tunnel=node_two.ip)
-    datapath.ipcache(pod_away.ip, AWAY, tunnel=node_two.ip)
+    datapath.host_address(node_one.ip)
     datapath.add_service(1, node_one.ip, WEB, 6, {101: (pod_away.ip, 80)}, flags=NODE_PORT)
     datapath.add_service(2, node_one.ip, DNS, 17, {102: (pod_away.ip, 53)}, flags=NODE_PORT)
-    return loaded
+    return tunnel6
 
 
-def asks(client: str, *layers: Packet, **ip: object) -> bytes:
-    """What comes from outside."""
-    return frame(GATEWAY.mac, node_one.mac, client, node_one.ip, *layers, **ip)
-
-
-def inner(*layers: Packet, dst: str = router.ip, **ip: object) -> bytes:
+def from_away(*layers: Packet, dst: str = router.ip, **ip: object) -> bytes:
     """What node two puts into the tunnel for its pod."""
-    return frame(pod_away.mac, pod_away.mac, pod_away.ip, dst, *layers, **({"hlim": 63} | ip))
+    return inner(pod_away, dst, *layers, **ip)
 
 
 def carried(*layers: Packet, src: str = router.ip, **ip: object) -> bytes:
@@ -132,7 +109,7 @@ def test_client_reaches_a_backend_behind_the_tunnel_and_is_answered(exposed: Tun
             Identity.ID_WORLD,
         )
         assert_frame(carried(arrives), sent.inner)
-        assert_frame(shown(expected), told(exposed, inner(answer)))
+        assert_frame(shown(expected), told(exposed, from_away(answer)))
 
 
 def test_node_and_clients_share_the_routers_ports(exposed: Tunnel) -> None:
@@ -142,17 +119,17 @@ def test_node_and_clients_share_the_routers_ports(exposed: Tunnel) -> None:
     port = seen_port(forwarded(exposed, asks(world_one.ip, tcp(CLIENT, WEB))).inner)
     assert port != CLIENT
     assert port in NAT_PORTS
-    answer = inner(tcp(80, CLIENT, "SA"))
+    answer = from_away(tcp(80, CLIENT, "SA"))
     up = exposed.tunnel_brings(node_two.ip, AWAY, answer)
     assert packet_of(up.host[0]) == packet_of(answer)
-    assert_frame(shown(tcp(WEB, CLIENT, "SA")), told(exposed, inner(tcp(80, port, "SA"))))
+    assert_frame(shown(tcp(WEB, CLIENT, "SA")), told(exposed, from_away(tcp(80, port, "SA"))))
 
     forwarded(exposed, asks(WORLD_TWO, udp(CLIENT, DNS)))
     own = exposed.host_sends(from_stack(router.ip, pod_away.ip, udp(CLIENT, 53)))
     port = seen_port(Tunnelled.read(own.wire[0]).inner)
     assert port != CLIENT
-    up = exposed.tunnel_brings(node_two.ip, AWAY, inner(udp(53, port)))
-    assert packet_of(up.host[0]) == packet_of(inner(udp(53, CLIENT)))
+    up = exposed.tunnel_brings(node_two.ip, AWAY, from_away(udp(53, port)))
+    assert packet_of(up.host[0]) == packet_of(from_away(udp(53, CLIENT)))
 
 
 def test_too_big_for_the_tunnel_is_said_to_the_client(exposed: Tunnel) -> None:
@@ -180,14 +157,14 @@ def test_fragments_that_do_not_fit_the_tunnel_travel_in_fragments_of_its_own(exp
 def test_errors_pass_the_tunnel_both_ways(exposed: Tunnel) -> None:
     """The pod's refusal to the client, and what the network says about an answer to the pod."""
     asked = forwarded(exposed, asks(world_one.ip, udp(CLIENT, DNS))).inner
-    refusal = told(exposed, inner(unreachable(asked)))
+    refusal = told(exposed, from_away(unreachable(asked)))
     quoted = asks(world_one.ip, udp(CLIENT, DNS), hlim=63)
     quoted = quoted[:60] + asked[60:62] + quoted[62:]
     assert_frame(shown(unreachable(quoted)), refusal)
 
-    answer = told(exposed, inner(udp(53, CLIENT)))
+    answer = told(exposed, from_away(udp(53, CLIENT)))
     error = forwarded(exposed, asks(FAR, ICMPv6PacketTooBig(mtu=1300) / Raw(answer[14:])))
-    sent = inner(udp(53, CLIENT), hlim=62)
+    sent = from_away(udp(53, CLIENT), hlim=62)
     sent = sent[:60] + answer[60:62] + sent[62:]
     assert (error.dst, error.identity) == (node_two.ip, Identity.ID_WORLD)
     assert_frame(carried(ICMPv6PacketTooBig(mtu=1300) / Raw(sent[14:])), error.inner)
@@ -199,7 +176,7 @@ def test_pod_asks_a_node_port_and_its_backend_sees_the_pod(exposed: Tunnel) -> N
     sent = Tunnelled.read(wired)
     assert sent.identity == SIX_ONE.identity
     assert_frame(carried(udp(5000, 53), src=pod_one.ip), sent.inner)
-    answer = inner(udp(53, 5000), dst=pod_one.ip)
+    answer = from_away(udp(53, 5000), dst=pod_one.ip)
     (got,) = exposed.tunnel_brings(node_two.ip, AWAY, answer).pod
     assert_frame(to_pod(pod_one, node_one.ip, udp(DNS, 5000), hlim=62), got)
 

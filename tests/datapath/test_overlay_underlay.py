@@ -11,7 +11,6 @@ import pytest
 from ciliumd.abi import DropReason, Identity
 from datapath.node import IP_TOOL
 from datapath.openworld6 import SIX_ONE
-from datapath.rows import ALLOW_ALL
 from datapath.tunnel import (
     AWAY,
     TUNNEL_PORT,
@@ -19,9 +18,10 @@ from datapath.tunnel import (
     Tunnel,
     node_two,
     packet_of,
-    router_two,
     tunnel_node,
+    vxlan,
 )
+from datapath.tunnel6 import fill_away, inner, router_away, unpublished
 from fixtures import packets
 from fixtures.packets import UDP, Ether, Raw, assert_frame, tcp
 from fixtures.packets6 import (
@@ -48,7 +48,6 @@ HEADERS = 14 + 40 + 8 + 8  # of Ethernet, IPv6, UDP, VXLAN
 MTU = 1500 - HEADERS  # what carries a frame has no Ethernet header in its own MTU, but that of the frame
 two, two_again = Place6("2001:db8:9::2", node_two), Place6("2001:db8:9::12", node_two)
 stranger = Place6("2001:db8:9::66", node_two)
-router_away, unpublished = Place6("fd00:2::1", router_two), Place6("fd00:2::63", router_two)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +65,12 @@ def six(loaded: Tunnel) -> Tunnel:
     """Rows of pod one and of node two, which is reached over IPv6."""
     loaded.reset()
     datapath = loaded.datapath
-    datapath.add_endpoint(SIX_ONE, *ALLOW_ALL)
-    for address in (router.ip, node_one.ip):
-        datapath.host_address(address)
+    fill_away(datapath, two.ip)
+    datapath.host_address(node_one.ip)
     datapath.node_address(node_one.ip, 1)
     for place in (two, two_again):
         datapath.node_address(place.ip, 2)
         datapath.ipcache(place.ip, Identity.ID_REMOTE_NODE)
-    datapath.ipcache("fd00:2::/112", Identity.ID_UNMANAGED, tunnel=two.ip)
-    datapath.ipcache(router_away.ip, Identity.ID_REMOTE_NODE, tunnel=two.ip)
-    datapath.ipcache(pod_away.ip, AWAY, tunnel=two.ip)
     return loaded
 
 
@@ -93,14 +88,8 @@ def left(outcome: Outcome) -> tuple[str, str, int, bytes]:
 
 def brought(by: str, identity: int, inner: bytes) -> bytes:
     """A frame of the network that carries *inner* to this node, as *identity*'s."""
-    header = VXLAN_FLAGS + identity.to_bytes(3, "big") + b"\0"
-    carried = UDP(sport=50000, dport=TUNNEL_PORT) / Raw(header + inner)
+    carried = UDP(sport=50000, dport=TUNNEL_PORT) / Raw(vxlan(identity, inner))
     return frame(two.mac, node_one.mac, by, node_one.ip, carried)
-
-
-def inner(src: Place6, dst: str, *layers: object) -> bytes:
-    """What the other node puts into the tunnel: one hop is behind it, its MACs are its own."""
-    return frame(router_two.mac, router_two.mac, src.ip, dst, *layers, hlim=63)
 
 
 def test_pod_reaches_a_pod_of_another_node_and_is_answered(six: Tunnel) -> None:

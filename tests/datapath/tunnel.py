@@ -45,8 +45,8 @@ VXLAN_FLAGS = b"\x08\0\0\0"  # RFC 7348: the identifier is valid; then it, and a
 node_two = Place("192.168.9.2", "ee:00:00:00:00:02")
 node_two_again = Place("192.168.9.12", "ee:00:00:00:00:02")  # another address of it
 node_three = Place("192.168.9.3", "ee:00:00:00:00:03")  # the API server's
-router_two = Place("10.0.2.1", "bb:00:00:00:00:02")
-router_three = Place("10.0.3.1", "bb:00:00:00:00:03")
+router_two = Place("10.0.2.1", "ba:00:00:00:00:02")
+router_three = Place("10.0.3.1", "ba:00:00:00:00:03")
 health_two = Place("10.0.2.4", router_two.mac)
 pod_unpublished = Place("10.0.2.99", router_two.mac)  # on node two; nobody told about it yet
 pod_far = Place("10.0.3.31", router_three.mac)  # on node three
@@ -132,15 +132,19 @@ class Tunnelled:
         return cls(outer[IP].src, outer[IP].dst, int.from_bytes(payload[4:7], "big"), payload[8:])
 
 
+def vxlan(identity: int, inner: bytes) -> bytes:
+    """What a datagram of the tunnel carries: *inner*, as *identity*'s."""
+    return VXLAN_FLAGS + identity.to_bytes(3, "big") + b"\0" + inner
+
+
 def tunnelled(outer_src: str, identity: int, inner: bytes, *, sport: int = 50000) -> bytes:
     """A frame of the network that carries *inner* to this node, as *identity*'s."""
-    header = VXLAN_FLAGS + identity.to_bytes(3, "big") + b"\0"
     return on_wire(
         node_two.mac,
         node_one.mac,
         outer_src,
         node_one.ip,
-        UDP(sport=sport, dport=TUNNEL_PORT, chksum=0) / Raw(header + inner),
+        UDP(sport=sport, dport=TUNNEL_PORT, chksum=0) / Raw(vxlan(identity, inner)),
     )
 
 
