@@ -77,7 +77,7 @@ def people(beside: Ciliumd) -> People:
 
 def _outcome(people: People, who: str, address: str, port: int) -> Callable[[], bool]:
     def answered() -> bool:
-        reply = people.actor(who).call("tcp_connect", address=address, port=port, timeout=1.0)
+        reply = people.tcp(who, address, port, timeout=1.0)
         return str(reply["outcome"]) == "answered"
 
     return answered

@@ -9,7 +9,6 @@ from lab.waiting import eventually
 
 PORT = 8100
 NODE_PORT, HOST_PORT = 30082, 8090
-TRIES = 20
 SERVERS = {"server1", "server2"}
 PODS, NODES = ["client1", "client2"], ["node1", "node2"]
 FAMILIES = [4, 6]
@@ -40,9 +39,7 @@ def people(dual: Ciliumd) -> People:
         for name in (*PODS, *NODES):
             address = cluster_ip(dual, family)
             eventually(
-                lambda name=name, address=address: (
-                    people.actor(name).call("tcp_connect", address=address, port=80)["outcome"] == "answered"
-                ),
+                lambda name=name, address=address: people.tcp(name, address, 80)["outcome"] == "answered",
                 f"{name} reaches {address}",
             )
     return people
@@ -54,20 +51,12 @@ def cluster_ip(dual: Ciliumd, family: int) -> str:
     return next(one for one in addresses if (":" in one) == (family == 6))
 
 
-def seen(people: People, who: str, address: str, port: int, verb: str) -> set[str]:
-    """Which servers answer in a number of tries, each of which must be answered."""
-    replies = [people.actor(who).call(verb, address=address, port=port) for _ in range(TRIES)]
-
-    assert {reply["outcome"] for reply in replies} == {"answered"}
-    return {reply["answer"]["server"] for reply in replies}
-
-
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("client", [*PODS, *NODES])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_cluster_ip(people: People, dual: Ciliumd, family: int, client: str, verb: str) -> None:
     """From pods and from nodes, to the backends on both nodes."""
-    assert seen(people, client, cluster_ip(dual, family), 80, verb) == SERVERS
+    assert people.servers_seen(client, cluster_ip(dual, family), 80, verb) == SERVERS
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -79,7 +68,7 @@ def test_node_port(people: People, family: int, client: str, node: str, verb: st
     there = people.cluster.node(node)
     address = there.address6 if family == 6 else there.address
 
-    assert seen(people, client, address, NODE_PORT, verb) == SERVERS
+    assert people.servers_seen(client, address, NODE_PORT, verb) == SERVERS
 
 
 @pytest.mark.parametrize("client", PODS)

@@ -52,11 +52,6 @@ def asked_from(reply: dict[str, Any]) -> str:
     return str(reply["answer"]["client"][0]).removeprefix("::ffff:")
 
 
-def tcp(people: People, who: str, address: str, port: int, **options: Any) -> dict[str, Any]:
-    """A connection of somebody's."""
-    return dict(people.actor(who).call("tcp_connect", address=address, port=port, **options))
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("server", ["server1", "server2"])
 @pytest.mark.parametrize("client", PODS)
@@ -76,7 +71,7 @@ def test_pod_to_pod(people: People, client: str, server: str, family: int, verb:
 @pytest.mark.parametrize("node", NODES)
 def test_node_to_pod(people: People, node: str, server: str, family: int) -> None:
     """A node reaches pods of its own and of the other node."""
-    reply = tcp(people, node, address_of(people, server, family), PORT)
+    reply = people.tcp(node, address_of(people, server, family), PORT)
 
     assert reply["outcome"] == "answered", reply
     assert reply["answer"]["server"] == server
@@ -87,7 +82,7 @@ def test_node_to_pod(people: People, node: str, server: str, family: int) -> Non
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_node(people: People, client: str, node: str, family: int) -> None:
     """Pods reach servers on nodes' own network."""
-    reply = tcp(people, client, address_of(people, node, family), NODE_SERVER_PORT)
+    reply = people.tcp(client, address_of(people, node, family), NODE_SERVER_PORT)
 
     assert reply["outcome"] == "answered", reply
     assert reply["answer"]["server"] == node
@@ -97,7 +92,7 @@ def test_pod_to_node(people: People, client: str, node: str, family: int) -> Non
 @pytest.mark.parametrize("far", [FAR, FAR6])
 def test_pod_to_world(people: People, client: str, far: str) -> None:
     """The world does not know pods: it sees the node's address of that family."""
-    reply = tcp(people, client, far, WORLD_PORT)
+    reply = people.tcp(client, far, WORLD_PORT)
     node = people[client].node
 
     assert reply["outcome"] == "answered", reply
@@ -130,11 +125,11 @@ def test_policy(people: People, server: str, family: int) -> None:
     """The same for both families: by identity, whatever the address."""
     address = address_of(people, server, family)
     eventually(
-        lambda: tcp(people, "client2", address, PORT, timeout=0.5)["outcome"] == "timeout",
+        lambda: people.tcp("client2", address, PORT, timeout=0.5)["outcome"] == "timeout",
         f"client2 is denied at {server}",
     )
 
-    assert tcp(people, "client1", address, PORT)["outcome"] == "answered"
+    assert people.tcp("client1", address, PORT)["outcome"] == "answered"
 
 
 def test_nodes_know_each_other_by_both(dual: Ciliumd) -> None:

@@ -3,7 +3,6 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -19,7 +18,6 @@ NODE_PORT, HOST_PORT = 30084, 8091
 MTU, VXLAN_OVERHEAD, IP_ICMP_HEADERS = 1500, 70, 48
 PODS, NODES, SERVERS = ["client1", "client2"], ["node1", "node2"], ["server1", "server2"]
 VERBS = ["tcp_connect", "udp_exchange"]
-TRIES = 20
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +53,7 @@ def people(six: Ciliumd) -> People:
     address = cluster_ip(six.kubectl)
     for name in (*PODS, *NODES):
         eventually(
-            lambda name=name: tcp(people, name, address, 80)["outcome"] == "answered",
+            lambda name=name: people.tcp(name, address, 80)["outcome"] == "answered",
             f"{name} reaches the service",
         )
     return people
@@ -64,18 +62,6 @@ def people(six: Ciliumd) -> People:
 def cluster_ip(kubectl: Kubectl) -> str:
     """Address of the service."""
     return str(kubectl.get("service", "served", NAMESPACE)["spec"]["clusterIP"])
-
-
-def tcp(people: People, who: str, address: str, port: int, **options: Any) -> dict[str, Any]:
-    """A connection of somebody's."""
-    return dict(people.actor(who).call("tcp_connect", address=address, port=port, **options))
-
-
-def seen(people: People, who: str, address: str, port: int, verb: str) -> set[str]:
-    """Which servers answer in a number of tries, each of which must be answered."""
-    replies = [people.actor(who).call(verb, address=address, port=port) for _ in range(TRIES)]
-    assert {reply["outcome"] for reply in replies} == {"answered"}
-    return {reply["answer"]["server"] for reply in replies}
 
 
 def test_nothing_of_the_cluster_has_ipv4(people: People, kubectl: Kubectl) -> None:
@@ -110,7 +96,7 @@ def test_pod_to_pod(people: People, client: str, server: str, verb: str) -> None
 @pytest.mark.parametrize("node", NODES)
 def test_node_to_pod(people: People, node: str, server: str) -> None:
     """A node reaches pods of its own and of the other node."""
-    reply = tcp(people, node, people[server].address, PORT)
+    reply = people.tcp(node, people[server].address, PORT)
 
     assert reply["outcome"] == "answered", reply
     assert reply["answer"]["server"] == server
@@ -120,7 +106,7 @@ def test_node_to_pod(people: People, node: str, server: str) -> None:
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_node(people: People, client: str, node: str) -> None:
     """Pods reach servers on nodes' own network."""
-    reply = tcp(people, client, people.cluster.node(node).address, NODE_SERVER_PORT)
+    reply = people.tcp(client, people.cluster.node(node).address, NODE_SERVER_PORT)
 
     assert reply["outcome"] == "answered", reply
     assert reply["answer"]["server"] == node
@@ -129,7 +115,7 @@ def test_pod_to_node(people: People, client: str, node: str) -> None:
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_world(people: People, client: str) -> None:
     """The world does not know pods: it sees the node's address."""
-    reply = tcp(people, client, people.cluster.plan.far, WORLD_PORT)
+    reply = people.tcp(client, people.cluster.plan.far, WORLD_PORT)
 
     assert reply["outcome"] == "answered", reply
     assert reply["answer"]["client"][0] == people[client].node.address
@@ -148,7 +134,7 @@ def test_mtu(people: People) -> None:
 @pytest.mark.parametrize("client", [*PODS, *NODES])
 def test_cluster_ip(people: People, kubectl: Kubectl, client: str, verb: str) -> None:
     """From pods and from nodes, to the backends on both nodes."""
-    assert seen(people, client, cluster_ip(kubectl), 80, verb) == set(SERVERS)
+    assert people.servers_seen(client, cluster_ip(kubectl), 80, verb) == set(SERVERS)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -156,7 +142,7 @@ def test_cluster_ip(people: People, kubectl: Kubectl, client: str, verb: str) ->
 @pytest.mark.parametrize("client", ["client1", "node1", "world"])
 def test_node_port(people: People, client: str, node: str, verb: str) -> None:
     """Any node's port reaches the backends on both nodes, from inside and from outside."""
-    assert seen(people, client, people.cluster.node(node).address, NODE_PORT, verb) == set(SERVERS)
+    assert people.servers_seen(client, people.cluster.node(node).address, NODE_PORT, verb) == set(SERVERS)
 
 
 def test_host_port(people: People) -> None:
@@ -166,7 +152,7 @@ def test_host_port(people: People) -> None:
     for who in ("client2", "world"):
         eventually(
             lambda who=who: (
-                tcp(people, who, address, HOST_PORT).get("answer", {}).get("server") == HOST_PORT_POD
+                people.tcp(who, address, HOST_PORT).get("answer", {}).get("server") == HOST_PORT_POD
             ),
             f"{who} reaches the host port",
         )
@@ -197,11 +183,11 @@ def test_policy(people: People, server: str) -> None:
     """By identity, on the same node and through the tunnel."""
     address = people[server].address
     eventually(
-        lambda: tcp(people, "client2", address, PORT, timeout=0.5)["outcome"] == "timeout",
+        lambda: people.tcp("client2", address, PORT, timeout=0.5)["outcome"] == "timeout",
         f"client2 is denied at {server}",
     )
 
-    assert tcp(people, "client1", address, PORT)["outcome"] == "answered"
+    assert people.tcp("client1", address, PORT)["outcome"] == "answered"
 
 
 def test_nodes_are_healthy(six: Ciliumd) -> None:

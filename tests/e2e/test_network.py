@@ -2,7 +2,6 @@
 """Every way from one to another, with real sockets: pods, nodes, services and the world outside."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -21,7 +20,6 @@ PORT, NODE_SERVER_PORT, WORLD_PORT = 8000, 8001, 8002
 NODE_PORT, HOST_PORT = 30080, 8088
 OUTSIDE = "198.51.100.77"
 MTU, VXLAN_OVERHEAD, IP_ICMP_HEADERS = 1500, 50, 28
-TRIES = 20
 PODS = ["client1", "client2"]
 NODES = ["node1", "node2"]
 
@@ -58,7 +56,7 @@ def stage(people: People, kubectl: Kubectl) -> People:
     address = cluster_ip(kubectl)
     for name in (*PODS, *NODES):
         eventually(
-            lambda name=name: tcp(people, name, address, 80)["outcome"] == "answered",
+            lambda name=name: people.tcp(name, address, 80)["outcome"] == "answered",
             f"{name} reaches {address}",
         )
     return people
@@ -69,24 +67,11 @@ def cluster_ip(kubectl: Kubectl) -> str:
     return str(kubectl.get("service", "servers", NAMESPACE)["spec"]["clusterIP"])
 
 
-def tcp(people: People, who: str, address: str, port: int, **options: Any) -> dict[str, Any]:
-    """A connection of somebody's."""
-    return dict(people.actor(who).call("tcp_connect", address=address, port=port, **options))
-
-
-def servers_seen(people: People, who: str, address: str, port: int, verb: str = "tcp_connect") -> set[str]:
-    """Which servers answer in a number of tries, each of which must be answered."""
-    answers = [people.actor(who).call(verb, address=address, port=port) for _ in range(TRIES)]
-
-    assert {answer["outcome"] for answer in answers} == {"answered"}
-    return {answer["answer"]["server"] for answer in answers}
-
-
 @pytest.mark.parametrize("server", ["server1", "server2"])
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_pod(stage: People, client: str, server: str) -> None:
     """Same node and across nodes; the server sees the client's own address."""
-    reply = tcp(stage, client, stage[server].address, PORT)
+    reply = stage.tcp(client, stage[server].address, PORT)
 
     assert reply["outcome"] == "answered"
     assert reply["answer"]["server"] == server
@@ -97,19 +82,19 @@ def test_pod_to_pod(stage: People, client: str, server: str) -> None:
 @pytest.mark.parametrize("client", [*PODS, *NODES])
 def test_service(stage: People, kubectl: Kubectl, client: str, verb: str) -> None:
     """A ClusterIP reaches both backends from pods and from nodes, by TCP and UDP."""
-    assert servers_seen(stage, client, cluster_ip(kubectl), 80, verb) == {"server1", "server2"}
+    assert stage.servers_seen(client, cluster_ip(kubectl), 80, verb) == {"server1", "server2"}
 
 
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("client", [*PODS, *NODES, "world"])
 def test_node_port(stage: People, cluster: Cluster, client: str, node: str) -> None:
     """Any node's port reaches the backends on both nodes, from inside and from outside."""
-    assert servers_seen(stage, client, cluster.node(node).address, NODE_PORT) == {"server1", "server2"}
+    assert stage.servers_seen(client, cluster.node(node).address, NODE_PORT) == {"server1", "server2"}
 
 
 def test_node_port_by_udp_from_outside(stage: People, cluster: Cluster) -> None:
     """The same by UDP: the answer comes from the address that was asked."""
-    assert servers_seen(stage, "world", cluster.nodes[0].address, NODE_PORT, "udp_exchange") == {
+    assert stage.servers_seen("world", cluster.nodes[0].address, NODE_PORT, "udp_exchange") == {
         "server1",
         "server2",
     }
@@ -139,8 +124,8 @@ def test_host_port_is_on_its_node_only(stage: People, cluster: Cluster, host_por
     """The other node has none, and the pod's end takes it away."""
     other = cluster.node("node2").address
 
-    assert tcp(stage, "world", host_port, HOST_PORT)["outcome"] == "answered"
-    assert tcp(stage, "world", other, HOST_PORT, timeout=1.0)["outcome"] != "answered"
+    assert stage.tcp("world", host_port, HOST_PORT)["outcome"] == "answered"
+    assert stage.tcp("world", other, HOST_PORT, timeout=1.0)["outcome"] != "answered"
 
 
 def test_cluster_ip_is_nothing_outside(stage: People, cluster: Cluster, kubectl: Kubectl) -> None:
@@ -154,10 +139,10 @@ def test_cluster_ip_is_nothing_outside(stage: People, cluster: Cluster, kubectl:
 
     # Control: what is served outside is reached by the same way, at the same port, of the same servers.
     eventually(
-        lambda: tcp(stage, "world", OUTSIDE, 80, timeout=1.0)["outcome"] == "answered", "the way is open"
+        lambda: stage.tcp("world", OUTSIDE, 80, timeout=1.0)["outcome"] == "answered", "the way is open"
     )
-    assert tcp(stage, "world", address, 80, timeout=1.0)["outcome"] != "answered"
-    assert tcp(stage, "client1", address, 80)["outcome"] == "answered"
+    assert stage.tcp("world", address, 80, timeout=1.0)["outcome"] != "answered"
+    assert stage.tcp("client1", address, 80)["outcome"] == "answered"
     kubectl.delete("service", "control", namespace=NAMESPACE)
 
 
@@ -165,20 +150,20 @@ def test_cluster_ip_is_nothing_outside(stage: People, cluster: Cluster, kubectl:
 @pytest.mark.parametrize("node", NODES)
 def test_node_to_pod(stage: People, node: str, server: str) -> None:
     """A node reaches pods of its own and of the other node: kubelet's probes, and webhooks."""
-    assert tcp(stage, node, stage[server].address, PORT)["answer"]["server"] == server
+    assert stage.tcp(node, stage[server].address, PORT)["answer"]["server"] == server
 
 
 @pytest.mark.parametrize("node", NODES)
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_node(stage: People, cluster: Cluster, client: str, node: str) -> None:
     """Pods reach servers on nodes' own network."""
-    assert tcp(stage, client, cluster.node(node).address, NODE_SERVER_PORT)["answer"]["server"] == node
+    assert stage.tcp(client, cluster.node(node).address, NODE_SERVER_PORT)["answer"]["server"] == node
 
 
 @pytest.mark.parametrize("client", PODS)
 def test_pod_to_world(stage: People, cluster: Cluster, client: str) -> None:
     """The world does not know pods: it sees the node's address."""
-    reply = tcp(stage, client, FAR, WORLD_PORT)
+    reply = stage.tcp(client, FAR, WORLD_PORT)
 
     assert reply["outcome"] == "answered"
     assert reply["answer"]["client"][0] == stage[client].node.address
@@ -231,7 +216,7 @@ def denied(stage: People, kubectl: Kubectl) -> Iterator[None]:
     for server in ("server1", "server2"):
         eventually(
             lambda server=server: (
-                tcp(stage, "client2", stage[server].address, PORT, timeout=0.5)["outcome"] == "timeout"
+                stage.tcp("client2", stage[server].address, PORT, timeout=0.5)["outcome"] == "timeout"
             ),
             f"client2 is denied at {server}",
         )
@@ -240,7 +225,7 @@ def denied(stage: People, kubectl: Kubectl) -> Iterator[None]:
     kubectl("label", "pod", "client1", "who-", "-n", NAMESPACE)
     for server in ("server1", "server2"):
         eventually(
-            lambda server=server: tcp(stage, "client2", stage[server].address, PORT)["outcome"] == "answered",
+            lambda server=server: stage.tcp("client2", stage[server].address, PORT)["outcome"] == "answered",
             f"client2 reaches {server} again",
         )
 
@@ -251,15 +236,15 @@ def test_policy(stage: People, cluster: Cluster, ciliumd: Ciliumd, kubectl: Kube
     address = cluster_ip(kubectl)
     for server in ("server1", "server2"):
         eventually(
-            lambda server=server: tcp(stage, "client1", stage[server].address, PORT)["outcome"] == "answered",
+            lambda server=server: stage.tcp("client1", stage[server].address, PORT)["outcome"] == "answered",
             f"client1 reaches {server}",
         )
-        assert tcp(stage, "client2", stage[server].address, PORT, timeout=0.5)["outcome"] == "timeout"
+        assert stage.tcp("client2", stage[server].address, PORT, timeout=0.5)["outcome"] == "timeout"
         assert (
             stage.actor("client2").call("udp_exchange", address=stage[server].address, port=PORT)["outcome"]
             == "timeout"
         )
-    assert tcp(stage, "client1", address, 80)["outcome"] == "answered"
-    assert tcp(stage, "client2", address, 80, timeout=0.5)["outcome"] == "timeout"
-    assert tcp(stage, "world", cluster.nodes[0].address, NODE_PORT, timeout=0.5)["outcome"] == "timeout"
+    assert stage.tcp("client1", address, 80)["outcome"] == "answered"
+    assert stage.tcp("client2", address, 80, timeout=0.5)["outcome"] == "timeout"
+    assert stage.tcp("world", cluster.nodes[0].address, NODE_PORT, timeout=0.5)["outcome"] == "timeout"
     assert "Policy denied" in ciliumd.cilium(stage["server1"].node, "bpf", "metrics", "list")

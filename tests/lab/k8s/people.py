@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from lab.actor import Actor
 from lab.k8s import images
@@ -16,6 +16,7 @@ HOST_PORT_POD: Final = "hostport"
 HOST_PORT_TARGET: Final = 8000
 CLIENT: Final = {"app": "client"}
 SERVER: Final = {"app": "server"}
+TRIES: Final = 20
 
 
 def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
@@ -81,3 +82,13 @@ class People:
         if name == "world":
             return self.cluster.world
         return self.cluster.node(name).actor if name.startswith("node") else self.pods[name].actor
+
+    def tcp(self, name: str, address: str, port: int, **options: Any) -> dict[str, Any]:
+        """A connection of somebody's."""
+        return dict(self.actor(name).call("tcp_connect", address=address, port=port, **options))
+
+    def servers_seen(self, name: str, address: str, port: int, verb: str = "tcp_connect") -> set[str]:
+        """Which servers answer somebody in a number of tries, each of which must be answered."""
+        replies = [self.actor(name).call(verb, address=address, port=port) for _ in range(TRIES)]
+        assert {reply["outcome"] for reply in replies} == {"answered"}, replies
+        return {reply["answer"]["server"] for reply in replies}
