@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reconciler: order, permission to delete, retries, dependencies, drift, restarts."""
+"""Reconciler: order, permission to delete, retries, failures, and the loop that runs by itself."""
 
 import asyncio
 import threading
@@ -11,44 +11,7 @@ from ciliumd.reconcile.fake import FakeMap, Write
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.progress import Backoff
 from ciliumd.reconcile.target import BeforeSync, Changes, Stage, Whole
-from unit.reconcile.rounds import Clock, Counts, Inline
-
-
-class World:
-    """A reconciler over fakes named in order; each stage wants what ``want[name]`` says."""
-
-    def __init__(self, *names, live=None, executor=None, stages=None, **settings):
-        self.clock = Clock()
-        self.counts = Counts()
-        self.journal = []
-        self.in_sync = True
-        self.maps = {name: FakeMap(name, rows=(live or {}).get(name), journal=self.journal) for name in names}
-        self.want = {name: {} for name in names}
-        self.reconciler = Reconciler(
-            stages(self) if stages else [self.stage(name) for name in names],
-            executor=executor or Inline(),
-            may_delete=lambda: self.in_sync,
-            observer=self.counts,
-            clock=self.clock,
-            backoff=Backoff(first=1.0, longest=30.0),
-            **settings,
-        )
-
-    def stage(self, name, **settings):
-        """The stage of the fake *name*."""
-        return Stage(
-            name=name, target=self.maps[name], compute=lambda: Whole(dict(self.want[name])), **settings
-        )
-
-    def round(self, *, dirty=True, **settings):
-        """Run one round to its end."""
-        if dirty:
-            self.reconciler.trigger()
-        asyncio.run(self.reconciler.round(**settings))
-
-    def status(self, name):
-        """Status of one stage."""
-        return next(stage for stage in self.reconciler.status().stages if stage.name == name)
+from unit.reconcile.rounds import World
 
 
 def test_rows_are_created_in_stage_order_and_deleted_in_reverse():
@@ -150,149 +113,6 @@ def test_new_value_of_a_failed_row_is_tried_at_once():
     assert {b"k": b"good"} == world.maps["m"].rows
 
 
-def test_needed_stage_that_fails_holds_those_that_need_it_only():
-    """Without its policy an endpoint is not attached; services go on."""
-
-    def stages(world):
-        return [
-            world.stage("policy"),
-            world.stage("services"),
-            world.stage("endpoints", needs=("policy",)),
-        ]
-
-    world = World("policy", "services", "endpoints", stages=stages)
-    world.want = {name: {b"k": b"1"} for name in world.maps}
-    world.maps["policy"].failures[b"k"] = OSError("no")
-    world.round()
-
-    assert {b"k": b"1"} == world.maps["services"].rows
-    assert {} == world.maps["endpoints"].rows
-    assert world.status("endpoints").held == "updates wait for policy"
-
-    world.maps["policy"].failures.clear()
-    world.clock.now += 1
-    world.round(dirty=False)
-
-    assert {b"k": b"1"} == world.maps["endpoints"].rows
-
-
-def test_deletion_waits_while_a_row_that_needs_it_cannot_be_deleted():
-    """A backend stays as long as the service row that names it does."""
-    live = {"backends": {b"b": b"1"}, "services": {b"s": b"b"}}
-
-    def stages(world):
-        return [world.stage("backends"), world.stage("services", needs=("backends",))]
-
-    world = World("backends", "services", live=live, stages=stages)
-    world.maps["services"].failures[b"s"] = OSError("busy")
-    world.round()
-    assert live == {name: fake.rows for name, fake in world.maps.items()}
-
-    world.maps["services"].failures.clear()
-    world.clock.now += 1
-    world.round(dirty=False)
-
-    assert {"backends": {}, "services": {}} == {name: fake.rows for name, fake in world.maps.items()}
-
-
-def test_failed_update_that_is_no_longer_wanted_holds_nobody():
-    """A backend that could not be changed and then is dropped lets its service move on, then goes."""
-    live = {"backends": {b"b1": b"old"}, "services": {b"s": b"b1"}}
-
-    def stages(world):
-        return [world.stage("backends"), world.stage("services", needs=("backends",))]
-
-    world = World("backends", "services", live=live, stages=stages)
-    world.want = {"backends": {b"b1": b"new"}, "services": {b"s": b"b1"}}
-    world.maps["backends"].failures[b"b1"] = OSError("no")
-    world.round()
-    world.want = {"backends": {b"b2": b"new"}, "services": {b"s": b"b2"}}
-    world.maps["backends"].failures.clear()
-    world.round()
-
-    assert {name: fake.rows for name, fake in world.maps.items()} == {
-        "backends": {b"b2": b"new"},
-        "services": {b"s": b"b2"},
-    }
-
-
-def test_stage_that_names_its_references_waits_row_by_row():
-    """One backend that cannot be written holds its own service, not the other one."""
-
-    def stages(world):
-        def refers(_key, value):
-            return [("backends", value)]
-
-        return [world.stage("backends"), world.stage("services", needs=("backends",), refers=refers)]
-
-    world = World("backends", "services", stages=stages)
-    world.want = {"backends": {b"b1": b"1", b"b2": b"2"}, "services": {b"s1": b"b1", b"s2": b"b2"}}
-    world.maps["backends"].failures[b"b1"] = OSError("no")
-    world.round()
-    assert {b"s2": b"b2"} == world.maps["services"].rows
-
-    world.maps["backends"].failures.clear()
-    world.clock.now += 1
-    world.round(dirty=False)
-    assert {b"s1": b"b1", b"s2": b"b2"} == world.maps["services"].rows
-
-    world.want = {"backends": {}, "services": {}}
-    world.maps["services"].failures[b"s1"] = OSError("busy")
-    world.round()
-
-    assert {b"b1": b"1"} == world.maps["backends"].rows, "still named by s1"
-    assert {b"s1": b"b1"} == world.maps["services"].rows
-
-
-def test_row_that_covers_others_is_written_after_them_and_not_without_them():
-    """Of prefixes inside each other the longest comes first; one that fails keeps those around it out."""
-    inside = {b"/8": [("lpm", b"/16")], b"/16": [("lpm", b"/24"), ("single", b"a")]}
-
-    def stages(world):
-        return [world.stage("single"), world.stage("lpm", covers=lambda key: inside.get(key, ()))]
-
-    world = World("single", "lpm", stages=stages)
-    wanted = {b"/8": b"1", b"/16": b"2", b"/24": b"3", b"other": b"4"}
-    world.want = {"single": {b"a": b"5"}, "lpm": wanted}
-    world.maps["single"].failures[b"a"] = OSError("full")
-    world.round()
-    without = dict(world.maps["lpm"].rows)
-    held = world.status("lpm").held
-    world.maps["single"].failures.clear()
-    del world.journal[:]
-    world.clock.now += 1
-    world.round(dirty=False)
-
-    assert without == {b"/24": b"3", b"other": b"4"}
-    assert held == "updates wait for rows they would stand in for"
-    assert [write.key for write in world.journal] == [b"a", b"/16", b"/8"]
-    assert world.status("lpm").in_sync
-
-
-def test_row_that_outlives_others_goes_after_their_change():
-    """An exception stays as long as the word that names rules with it could not be written."""
-
-    def stages(world):
-        return [world.stage("words"), world.stage("prefixes", outlives=("words",))]
-
-    world = World("words", "prefixes", stages=stages)
-    world.want = {"words": {b"w": b"old"}, "prefixes": {b"p": b"1"}}
-    world.round()
-    world.want = {"words": {b"w": b"new"}, "prefixes": {b"q": b"2"}}
-    world.maps["words"].failures[b"w"] = OSError("no")
-    world.round()
-    meanwhile, held = dict(world.maps["prefixes"].rows), world.status("prefixes").held
-    world.maps["words"].failures.clear()
-    world.clock.now += 1
-    world.round(dirty=False)
-
-    assert meanwhile == {b"p": b"1", b"q": b"2"}
-    assert held == "deletions wait for words"
-    assert world.maps["prefixes"].rows == {b"q": b"2"}
-    with pytest.raises(ValueError, match="needs words, which must come before it"):
-        Reconciler([stages(world)[1]], executor=Inline(), may_delete=lambda: True)
-
-
 def test_a_round_that_makes_another_one_necessary_is_followed_by_it():
     """Without anybody's trigger, and no more often than asked for."""
     answers = iter((True, True, False))
@@ -386,79 +206,6 @@ def test_changes_are_taken_as_changes():
     assert {b"b": b"2"} == world.maps["m"].rows
 
 
-def test_full_round_finds_counts_and_repairs_drift():
-    """Rows another program deleted, changed or added come back to what is desired, and are counted."""
-    world = World("m")
-    world.want["m"] = {b"a": b"1", b"b": b"1"}
-    world.round()
-    del world.maps["m"].rows[b"a"]
-    world.maps["m"].rows.update({b"b": b"x", b"c": b"x"})
-    world.round(dirty=False)
-    assert world.maps["m"].rows[b"b"] == b"x", "an ordinary round does not look"
-
-    world.round(dirty=False, check_drift=True)
-
-    assert {b"a": b"1", b"b": b"1"} == world.maps["m"].rows
-    assert {"m": 3} == world.counts.drift
-
-
-def test_target_that_did_not_change_is_not_read_again():
-    """A check against drift costs a look at the fingerprint, until somebody writes."""
-    world = World("m")
-    world.want["m"] = {b"a": b"1"}
-    world.round()
-    world.round(dirty=False, check_drift=True)
-    loads = world.maps["m"].loads
-    world.round(dirty=False, check_drift=True)
-    world.round(check_drift=True)
-    assert loads == world.maps["m"].loads
-
-    world.maps["m"].rows[b"a"] = b"x"
-    world.round(dirty=False, check_drift=True)
-
-    assert {b"a": b"1"} == world.maps["m"].rows
-    assert {"m": 1} == world.counts.drift
-
-
-def test_what_was_written_and_is_put_back_by_somebody_is_drift():
-    """A map that looks as it did before our last write is not what we believe it to be."""
-    world = World("m")
-    world.want["m"] = {b"a": b"1"}
-    world.round()
-    world.round(dirty=False, check_drift=True)
-    world.want["m"] = {b"a": b"2"}
-    world.round()
-    world.maps["m"].rows[b"a"] = b"1"
-
-    world.round(dirty=False, check_drift=True)
-
-    assert {b"a": b"2"} == world.maps["m"].rows
-    assert {"m": 1} == world.counts.drift
-
-
-def test_what_changes_while_it_is_read_is_read_again():
-    """The fingerprint is that of the rows which were read, or none is kept."""
-    world = World("m", live={"m": {b"a": b"1"}})
-    fake = world.maps["m"]
-    world.want["m"] = {b"a": b"1"}
-    world.round()
-    read = fake.load
-
-    def load_while_another_writes():
-        rows = read()
-        fake.rows[b"b"] = b"x"
-        return rows
-
-    fake.load = load_while_another_writes
-    fake.rows[b"a"] = b"y"
-    world.round(dirty=False, check_drift=True)
-    fake.load = read
-
-    world.round(dirty=False, check_drift=True)
-
-    assert {b"a": b"1"} == fake.rows
-
-
 def test_full_map_gets_its_rows_once_there_is_room():
     """A full map fails the rows that do not fit; they are written when others are deleted."""
     world = World("m")
@@ -473,14 +220,6 @@ def test_full_map_gets_its_rows_once_there_is_room():
     world.round(dirty=False)
 
     assert {b"b": b"1"} == world.maps["m"].rows
-
-
-def test_stage_must_come_after_those_it_needs():
-    """An order that would write references before what they refer to is refused at once."""
-    stage = Stage(name="services", target=FakeMap("services"), needs=("backends",))
-
-    with pytest.raises(ValueError, match="services needs backends"):
-        Reconciler([stage], executor=Inline(), may_delete=lambda: True)
 
 
 def test_running_loop_coalesces_triggers_and_calls_targets_in_the_writer_thread():

@@ -2,7 +2,7 @@
 """Rows that stand for a set of others as a whole: what is not in it means something, too."""
 
 from ciliumd.reconcile.fake import Write
-from unit.reconcile.test_loop import World
+from unit.reconcile.rounds import World
 
 
 def sets(world):
