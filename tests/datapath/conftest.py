@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-from ipaddress import IPv6Network
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -13,7 +12,7 @@ from ciliumd.bpf.features import tcx_supported
 from ciliumd.daemon.datapath import network6
 from datapath.contest import Contest, all_contests
 from datapath.harness import Datapath
-from datapath.node import POD_CIDR6, private_node
+from datapath.node import MASQUERADE6, POD_CIDR6, private_node
 from datapath.openworld6 import SIX_ONE, SIX_TWO, all_contests6
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tally import Tally
@@ -89,7 +88,7 @@ def outside(loaded_node_port: Datapath) -> Datapath:
 @pytest.fixture(scope="session")
 def loaded_exposed6(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
     """The same of a node that has both families; pods are not masqueraded."""
-    options = {"node_port": 1, "ipv6": 1, **network6("pod_cidr", IPv6Network(str(POD_CIDR6)))}
+    options = {"node_port": 1, "ipv6": 1, **network6("pod_cidr", POD_CIDR6)}
     with Datapath.loaded(tmp_path_factory.mktemp("node-port-6"), **options) as datapath:
         yield datapath
 
@@ -100,6 +99,13 @@ def exposed6(loaded_exposed6: Datapath) -> Datapath:
     loaded_exposed6.reset()
     expose6(loaded_exposed6)
     return loaded_exposed6
+
+
+@pytest.fixture(scope="session")
+def both_families(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs, masquerading both families; loaded once."""
+    with Datapath.loaded(tmp_path_factory.mktemp("masquerade-6"), **MASQUERADE6) as datapath:
+        yield datapath
 
 
 @pytest.fixture(scope="session")

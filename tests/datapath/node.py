@@ -12,11 +12,11 @@ import ctypes
 import shutil
 import socket
 import subprocess
-from ipaddress import ip_network
+from ipaddress import IPv6Network, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ciliumd.daemon.datapath import halves6
+from ciliumd.daemon.datapath import halves6, network6
 from ciliumd.model.net import mac_bytes
 from ciliumd.net.namespace import own_cookie
 from fixtures import packets6
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
 CLONE_NEWNET = 0x40000000
 IP_TOOL = shutil.which("ip", path="/usr/sbin:/sbin:/usr/bin:/bin") or "ip"
 POD_CIDR = ip_network("10.0.1.0/24")
-POD_CIDR6 = ip_network("fd00:1::/64")
+POD_CIDR6 = IPv6Network("fd00:1::/64")
 NOWHERE6 = ip_network("2001:db8:dead::/48")
 NAT_PORTS = range(40000, 40064)
+# Options of a node that masquerades pods of both families.
+MASQUERADE6 = {"ipv6": 1, "masquerade_ipv6": 1, **network6("pod_cidr", POD_CIDR6)}
 
 # Devices of the node; the far ends of veths stay here too, as nothing travels.
 DEVICES = f"""

@@ -8,19 +8,17 @@ Whoever comes first keeps its own port, whoever comes later gets another; answer
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from ipaddress import IPv6Network
 from types import ModuleType
 from typing import Any
 
 import pytest
 from scapy.packet import Packet
 
-from ciliumd.daemon.datapath import network6
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
-from datapath.node import NAT_PORTS, POD_CIDR6
+from datapath.node import NAT_PORTS
 from datapath.openworld6 import SIX_ONE, SIX_TWO
 from datapath.rows import ALLOW_ALL, POD_ONE, POD_TWO
 from datapath.tally import Tally
@@ -148,15 +146,6 @@ class Wire:
         run = self._in(_answer(self.name, protocol, port))
         there = PASS if flow.owner == "node" else REDIRECT
         return (run.retval, run.data) == (there, _received(self.name, protocol, flow))
-
-
-@pytest.fixture(scope="module")
-def both_families(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    """The programs, masquerading both families; loaded once."""
-    path = tmp_path_factory.mktemp("k12-nat")
-    pods = network6("pod_cidr", IPv6Network(POD_CIDR6.with_prefixlen))
-    with Datapath.loaded(path, ipv6=1, masquerade_ipv6=1, **pods) as datapath:
-        yield datapath
 
 
 @pytest.fixture(params=sorted(FAMILIES))

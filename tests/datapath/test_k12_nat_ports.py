@@ -11,15 +11,13 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass
-from ipaddress import IPv6Network
 from typing import TYPE_CHECKING
 
 import pytest
 
 from ciliumd.abi import CtEntry, CtFlags, CtKey, CtKind, DropReason, NatDir, NatEntry, NatKey
-from ciliumd.daemon.datapath import network6
 from datapath.harness import DROP, PASS, Datapath, check_of
-from datapath.node import NAT_PORTS, POD_CIDR6
+from datapath.node import MASQUERADE6, NAT_PORTS
 from datapath.rows import EGRESS, a16
 from fixtures import packets, packets6
 
@@ -84,8 +82,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 def _load(path: Path, **options: int) -> Iterator[Datapath]:
     sizes = {"cilium_snat_v1": 1 << 17}
-    pods = network6("pod_cidr", IPv6Network(POD_CIDR6.with_prefixlen))
-    with Datapath.loaded(path, sizes=sizes, ipv6=1, masquerade_ipv6=1, **pods, **options) as datapath:
+    with Datapath.loaded(path, sizes=sizes, **MASQUERADE6, **options) as datapath:
         yield datapath
 
 

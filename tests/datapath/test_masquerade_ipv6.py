@@ -13,10 +13,10 @@ from ciliumd.abi import DropReason, Mark, NatDir, NatKey
 from ciliumd.daemon.datapath import network6
 from ciliumd.reconcile.gc import flow_of_nat
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
-from datapath.node import NAT_PORTS, POD_CIDR6
+from datapath.node import MASQUERADE6, NAT_PORTS
 from datapath.openworld6 import SIX_ONE, SIX_TWO
 from datapath.rows import ALLOW_ALL, a16
-from datapath.wire import GATEWAY
+from datapath.wire import GATEWAY, leave
 from fixtures.packets import Raw, assert_frame, sctp, tcp, udp
 from fixtures.packets6 import (
     Ether,
@@ -35,34 +35,23 @@ from fixtures.packets6 import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from scapy.packet import Packet
 
     from datapath.conftest import Load
-    from datapath.rows import Pod
 
 pytestmark = pytest.mark.datapath
 
 UDP = 17
-OPTIONS = {"ipv6": 1, "masquerade_ipv6": 1, **network6("pod_cidr", IPv6Network(POD_CIDR6.with_prefixlen))}
-
-
-@pytest.fixture(scope="module")
-def loaded(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    """The programs with IPv6 masqueraded, loaded once."""
-    path: Path = tmp_path_factory.mktemp("masquerade-ipv6")
-    with Datapath.loaded(path, **OPTIONS) as datapath:
-        yield datapath
 
 
 @pytest.fixture
-def world6(loaded: Datapath) -> Datapath:
+def world6(both_families: Datapath) -> Datapath:
     """Two pods that may do everything, and a native device with an address of each family."""
-    loaded.reset()
-    fill(loaded)
-    return loaded
+    both_families.reset()
+    fill(both_families)
+    return both_families
 
 
 def fill(datapath: Datapath) -> None:
@@ -71,15 +60,6 @@ def fill(datapath: Datapath) -> None:
     datapath.host_address(node_one.ip)
     datapath.add_endpoint(SIX_ONE, *ALLOW_ALL)
     datapath.add_endpoint(SIX_TWO, *ALLOW_ALL)
-
-
-def leave(datapath: Datapath, pod: Pod, packet: bytes) -> bytes:
-    """Through both programs on the way out."""
-    sent = datapath.send(pod, packet)
-    assert sent.action == REDIRECT
-    wired = datapath.run("to_netdev", sent.packet, "net0", mark=sent.mark)
-    assert (wired.action, wired.counted) == (PASS, {})
-    return wired.packet
 
 
 def masqueraded(dst: str, *layers: Packet, **ip: object) -> bytes:
@@ -355,13 +335,13 @@ def test_what_cannot_be_changed_is_refused(world6: Datapath, layer: Packet, reas
 def test_options_turn_masquerading_off(load: Load) -> None:
     """All of it, for one network, or of IPv4 alone."""
     packet = from_pod(pod_one, world_one.ip, udp(40001, 53))
-    native = load(**OPTIONS, **network6("native_cidr", IPv6Network("2001:db8:ffff::/48")))
-    never = load(**OPTIONS | {"masquerade_ipv6": 0})
+    native = load(**MASQUERADE6, **network6("native_cidr", IPv6Network("2001:db8:ffff::/48")))
+    never = load(**MASQUERADE6 | {"masquerade_ipv6": 0})
     for datapath in (native, never):
         fill(datapath)
         assert datapath.run("to_netdev", packet, "net0").packet == packet
     other = from_pod(pod_one, "2001:db8:fffe::7", udp(40001, 53))
     assert native.run("to_netdev", other, "net0").packet != other
-    alone = load(**OPTIONS, masquerade=0)
+    alone = load(**MASQUERADE6, masquerade=0)
     fill(alone)
     assert alone.run("to_netdev", packet, "net0").packet != packet

@@ -16,9 +16,8 @@ from scapy.layers.inet6 import (
 
 from ciliumd import abi
 from ciliumd.abi import CtFlags, CtKind, DropReason, LbServiceFlags
-from ciliumd.daemon.datapath import network6
 from datapath.harness import DROP, REDIRECT, Datapath, Result, forwarded
-from datapath.node import POD_CIDR6
+from datapath.node import MASQUERADE6
 from datapath.openworld6 import SIX_ONE, SIX_THREE, SIX_TWO
 from datapath.rows import ALLOW, ALLOW_ALL, DEFAULT_DENY, EGRESS, INGRESS, POD_ONE, Rule, a16, u32
 from datapath.wire import GATEWAY
@@ -206,7 +205,7 @@ def test_backend_on_the_node_itself_answers_as_the_service(service: Datapath) ->
 
 def test_backend_in_the_world_answers_as_the_service_through_the_masquerade(load: Load) -> None:
     """Translated, masqueraded, and both undone on the way back, in the right order."""
-    datapath = load(ipv6=1, masquerade_ipv6=1, **network6("pod_cidr", IPv6Network(str(POD_CIDR6))))
+    datapath = load(**MASQUERADE6)
     datapath.add_endpoint(SIX_ONE, *ALLOW_ALL)
     datapath.native_device("net0", packets.node_one.ip, ip6=node_one.ip)
     datapath.host_address(node_one.ip)
