@@ -27,6 +27,7 @@ from datapath.harness import HOOKS, Datapath
 from datapath.malformed import runnable
 from datapath.openworld import CLOSED, NODE, OPTIONS, fill, tunnel_node_of
 from datapath.rows import POD_ONE, u32
+from datapath.tally import Tally
 from datapath.tunnel import AWAY, fill_cluster, node_two
 from fixtures.packets import diff
 from reference.forwarding import Forwarding
@@ -83,6 +84,18 @@ class Contest:
     def went_on(self) -> int:
         """Frames that were not dropped; one that was answered was."""
         return self.outcomes["-1/0"] + self.outcomes["7/0"]
+
+    def tell(self, tally: Tally, what: str, **more: int) -> None:
+        """Record what became of the frames; none may differ from the reference."""
+        tally(
+            what,
+            injected=self.outcomes.total(),
+            delivered=self.went_on,
+            wrong=len(self.wrong),
+            outcomes=dict(sorted(self.outcomes.items())),
+            **more,
+        )
+        assert self.wrong == [], self.wrong[0]
 
     def play(self, frames: Iterable[bytes]) -> list[Seen]:
         """These frames in order, in batches that know nothing of each other."""

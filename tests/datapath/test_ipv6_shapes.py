@@ -51,18 +51,6 @@ HOOKS = list(WAYS6)
 BODY = bytes(range(64))
 
 
-def _tell(contest: Contest, tally: Tally, what: str, **more: int) -> None:
-    tally(
-        what,
-        injected=contest.outcomes.total(),
-        delivered=contest.went_on,
-        wrong=len(contest.wrong),
-        outcomes=dict(sorted(contest.outcomes.items())),
-        **more,
-    )
-    assert contest.wrong == [], contest.wrong[0]
-
-
 def _tables(hook: str) -> list[dict[str, bytes]]:
     return [frames(*macs_of6(hook, one, two), one.ip, two.ip) for one, two in WAYS6[hook]]
 
@@ -79,7 +67,7 @@ def test_every_shape_of_the_table(hook: str, contest6: Contest, tally: Tally, is
         contest6.play(cut(frame))
         contest6.play(lying(frame))
     assert min(map(len, tables)) > 400
-    _tell(contest6, tally, f"K5 {hook}, IPv6 shapes", shapes=len(tables[0]), ways=len(tables))
+    contest6.tell(tally, f"K5 {hook}, IPv6 shapes", shapes=len(tables[0]), ways=len(tables))
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -94,7 +82,7 @@ def test_frames_changed_at_random(hook: str, contest6: Contest, tally: Tally, is
     )
     for _ in range(0, MUTATIONS_LONG if is_long else MUTATIONS, 1000):
         contest6.play(mutated(dice.choice(stock), dice, deepest=DEEPEST) for _ in range(1000))
-    _tell(contest6, tally, f"K5 {hook}, IPv6 mutations", seed=SEED)
+    contest6.tell(tally, f"K5 {hook}, IPv6 mutations", seed=SEED)
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -118,7 +106,7 @@ def test_extension_headers_in_every_order(hook: str, contest6: Contest, tally: T
         assert contest6.went_on > 50
         assert contest6.outcomes[f"2/{BAD_EXTENSION}"]
         assert contest6.outcomes[f"2/{UNKNOWN_PROTOCOL}"]
-    _tell(contest6, tally, f"K7 {hook}, IPv6", deepest=DEEPEST_CHAIN, seed=SEED)
+    contest6.tell(tally, f"K7 {hook}, IPv6", deepest=DEEPEST_CHAIN, seed=SEED)
 
 
 @pytest.mark.parametrize("depth", range(TOO_MANY + 2))

@@ -28,19 +28,6 @@ CHUNK = 50_000  # mutated frames that are held at once
 HOOKS = list(WAYS)
 
 
-def _judge(contest: Contest, tally: Tally, what: str, **more: int) -> None:
-    """Record what became of the frames; none may differ from the reference."""
-    tally(
-        what,
-        injected=contest.outcomes.total(),
-        delivered=contest.went_on,
-        wrong=len(contest.wrong),
-        outcomes=dict(sorted(contest.outcomes.items())),
-        **more,
-    )
-    assert contest.wrong == [], contest.wrong[0]
-
-
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_shape_of_the_table(hook: str, contest: Contest, tally: Tally, is_long: bool) -> None:
     """At least 250 shapes a hook, on every way that it tells apart; then cut and lying ones."""
@@ -55,7 +42,7 @@ def test_every_shape_of_the_table(hook: str, contest: Contest, tally: Tally, is_
             contest.play(spoiled(frames(*macs, source.ip, target.ip)))
 
     assert shapes >= 250
-    _judge(contest, tally, f"K5 {hook}, shapes", shapes=shapes, ways=len(WAYS[hook]))
+    contest.tell(tally, f"K5 {hook}, shapes", shapes=shapes, ways=len(WAYS[hook]))
 
 
 @pytest.mark.parametrize("hook", ["from_container", "from_netdev", "to_netdev"])
@@ -105,4 +92,4 @@ def test_frames_changed_at_random(hook: str, contest: Contest, tally: Tally, is_
         left -= CHUNK
 
     assert contest.outcomes.total() > (MUTATIONS_LONG if is_long else MUTATIONS) * 8 // 10
-    _judge(contest, tally, f"K5 {hook}, mutations", seed=SEED)
+    contest.tell(tally, f"K5 {hook}, mutations", seed=SEED)
