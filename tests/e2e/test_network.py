@@ -121,7 +121,7 @@ def test_host_port(stage: People, host_port: str, client: str, verb: str) -> Non
 
 
 def test_host_port_is_on_its_node_only(stage: People, cluster: Cluster, host_port: str) -> None:
-    """The other node has none, and the pod's end takes it away."""
+    """The other node has none."""
     other = cluster.node("node2").address
 
     assert stage.tcp("world", host_port, HOST_PORT)["outcome"] == "answered"

@@ -100,11 +100,6 @@ class Cluster:
             self._publish(f"cep-{namespace}-{name}", self._endpoint(node, pod, number))
         return pod
 
-    def withdraw(self, pod: Pod) -> None:
-        """The endpoint is published no more."""
-        for node in self.nodes:
-            node.delete(f"cep-{pod.namespace}-{pod.name}")
-
     def apply(self, name: str, *objects: manifests.Object) -> None:
         """Objects for both nodes."""
         self._publish(name, *objects)

@@ -8,13 +8,12 @@ undisturbed run tells (:func:`steps`).
 """
 
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self
 
-from lab.process import SETPRIV, Process
+from lab.process import Process
 from lab.waiting import eventually
 
 STRACE: Final = "/usr/bin/strace"
@@ -101,9 +100,3 @@ def under_strace(calls: Sequence[str], *, effect: str = "", when: str = "1", log
     names = ",".join(calls)
     inject = [f"--inject={names}:{effect}:when={when}"] if effect else []
     return [STRACE, "--daemonize", "-f", "-o", str(log), f"--trace={names}", *inject, "--"]
-
-
-def strace_works() -> bool:
-    """Whether strace may trace here."""
-    command = [SETPRIV, "--pdeathsig", "KILL", "--", STRACE, "-o", "/dev/null", "/bin/true"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0

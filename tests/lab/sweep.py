@@ -4,7 +4,6 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from lab.cgroup import cgroup2_mount, remove_cgroup
@@ -28,25 +27,15 @@ def remove_pins(root: Path) -> None:
 
 def sweep() -> list[str]:
     """Remove what belongs to processes that are gone; what was removed."""
-    return _remove(lambda owner: owner.isdecimal() and not alive(int(owner)))
-
-
-def remove_owned_by(owner: str) -> list[str]:
-    """Remove everything of this owner's; what was removed."""
-    return _remove(lambda one: one == owner)
-
-
-def _remove(wanted: Callable[[str], bool]) -> list[str]:
     removed = []
+
+    def is_left(owner: str | None) -> bool:
+        return owner is not None and owner.isdecimal() and not alive(int(owner))
 
     def left(directory: Path) -> list[Path]:
         if not directory.is_dir():
             return []
-        return [
-            path
-            for path in sorted(directory.iterdir())
-            if (owner := owner_of(path.name)) is not None and wanted(owner)
-        ]
+        return [path for path in sorted(directory.iterdir()) if is_left(owner_of(path.name))]
 
     for path in left(NETNS_DIRECTORY):
         run([IP, "netns", "del", path.name], check=False)

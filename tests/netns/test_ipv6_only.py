@@ -122,10 +122,10 @@ def test_pods_and_their_node_reach_each_other(node: Node, client: Pod, server: P
     assert back["answer"]["client"][0] == ROUTER
 
 
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("side", ["inside", "outside"])
-def test_services_are_reached_by_pods_and_the_node(node: Node, client: Pod, server: Pod, side: str) -> None:
+def test_services_are_reached_by_pods_and_the_node(node: Node, client: Pod, side: str) -> None:
     """Cluster address, load balancer, node port; by socket and packet by packet."""
-    assert server.address6
     for address, port in ((VIP, 53), (BALANCER, 53), (node.address, NODE_PORT)):
         actors = [getattr(client, side), node.inside]
         for actor in actors:
@@ -135,9 +135,9 @@ def test_services_are_reached_by_pods_and_the_node(node: Node, client: Pod, serv
             assert tcp["answer"]["server"] == "server"
 
 
-def test_services_are_reached_from_outside(world: World, node: Node, server: Pod) -> None:
+@pytest.mark.usefixtures("server")
+def test_services_are_reached_from_outside(world: World, node: Node) -> None:
     """The backend here sees who asks."""
-    assert server.address6
     for address, port in ((BALANCER, 53), (node.address, NODE_PORT)):
         tcp = world.actor.call("tcp_connect", address=address, port=port)
         assert tcp["outcome"] == "answered", (address, tcp)
