@@ -8,7 +8,7 @@ import pytest
 from ciliumd.daemon.agent import Agent
 from ciliumd.metrics.tally import Tallies
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel
+from unit.daemon.kernel import Kernel
 
 
 class Words(dict):

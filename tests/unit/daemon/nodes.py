@@ -214,3 +214,9 @@ def says(node, number, peer, protocol=TCP, port=80, direction=INGRESS):
     state = node.plan.policy.states[node.plan.policy.versions[number]]
     verdict, _ = lookup(state, peer, direction, protocol, port)
     return verdict.name.removeprefix("POLICY_VERDICT_")
+
+
+def allow(name, *peers, app="web"):
+    """What the pods of an app may reach."""
+    rules = [rule(peer, direction=EGRESS) for peer in peers]
+    return policy(name, *rules, subject=subject(app=app), ingress=False, egress=True)

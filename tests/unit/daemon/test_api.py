@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 
 from ciliumd.daemon.api import Api, RequestRefused
 from ciliumd.flows.ring import FlowRing
-from unit.flows.samples import OFFSET_NS, TRACE, lookups, record
-from unit.flows.test_ring import FakeRecords
+from unit.flows.samples import OFFSET_NS, TRACE, FakeRecords, lookups, record
 
 SECONDS = 5.0
 BODY = {"netns": "/run/netns/web", "pod": "shop/web", "ifname": "eth0"}

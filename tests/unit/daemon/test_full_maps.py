@@ -11,7 +11,7 @@ from ciliumd.daemon import stages
 from ciliumd.model.net import addr16
 from ciliumd.model.service import ServicePort
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel, service
+from unit.daemon.kernel import Kernel, service
 
 NODE, OLD, NEW = ip_address("192.0.2.1"), "10.96.0.1", "10.96.0.2"
 FULL = OSError(7, "map is full")

@@ -5,46 +5,14 @@ from ipaddress import ip_network
 
 from ciliumd.bpf.policy_maps import CLASSES, split_key
 from ciliumd.daemon import stages
-from ciliumd.desired.ipcache import identity_of
 from ciliumd.desired.policy.versions import LONGEST_WAIT
 from ciliumd.model.identity import Reserved
 from unit.daemon import nodes
-from unit.daemon.nodes import EGRESS, cidr, says
-from unit.daemon.test_stages import Kernel
+from unit.daemon.kernel import Kernel, with_pod
+from unit.daemon.nodes import EGRESS, allow, cidr, says
 
 WORLD = int(Reserved.WORLD)
 WHOLE, TEN, NEXT = "0.0.0.0/0", ip_network("10.0.0.0/8"), ip_network("172.16.0.0/12")
-
-
-def allow(name, *peers, app="web"):
-    """What the pods of an app may reach."""
-    rules = [nodes.rule(peer, direction=EGRESS) for peer in peers]
-    return nodes.policy(name, *rules, subject=nodes.subject(app=app), ingress=False, egress=True)
-
-
-def with_pod():
-    """A pod that may reach the whole world, and all of it written."""
-    kernel = Kernel()
-    nodes.add_pod(kernel.tables, 1, {"app": "web"})
-    nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
-    kernel.round(2)
-    return kernel
-
-
-def number(kernel, prefix):
-    """The identity of a prefix."""
-    return kernel.tables.prefixes.get(prefix)
-
-
-def written(kernel, prefix):
-    """The identity that the ipcache gives to packets of a prefix."""
-    maps = kernel.maps
-    return identity_of(prefix, maps[stages.IPCACHE].rows.get, maps[stages.IPCACHE_LPM].rows.get)
-
-
-def word(kernel):
-    """The word of the first endpoint."""
-    return kernel.maps[stages.STATES].rows.get(bytes(4))
 
 
 def except_ten(kernel):
@@ -55,12 +23,12 @@ def except_ten(kernel):
 def test_an_exception_is_in_the_ipcache_a_round_before_its_rule():
     """Meanwhile the endpoint goes on as before, whether packets are told apart already or not."""
     kernel = with_pod()
-    before = word(kernel)
+    before = kernel.word()
     except_ten(kernel)
     kernel.round()
-    ten = number(kernel, TEN)
-    assert written(kernel, TEN) == ten
-    assert word(kernel) == before
+    ten = kernel.number(TEN)
+    assert kernel.written(TEN) == ten
+    assert kernel.word() == before
     assert (
         says(kernel.node, 1, ten, direction=EGRESS)
         == says(kernel.node, 1, WORLD, direction=EGRESS)
@@ -69,7 +37,7 @@ def test_an_exception_is_in_the_ipcache_a_round_before_its_rule():
     assert kernel.node.plan.policy.waiting == {1}
 
     kernel.round()
-    assert word(kernel) != before
+    assert kernel.word() != before
     assert says(kernel.node, 1, ten, direction=EGRESS) == "DEFAULT_DENY"
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
     assert kernel.node.plan.policy.waiting == frozenset()
@@ -94,10 +62,10 @@ def test_what_was_judged_by_a_prefix_is_judged_so_by_one_inside():
     inner = ip_network("10.1.0.0/16")
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.0.0.0/8"), cidr("10.1.0.0/16")))
     kernel.round()
-    assert written(kernel, inner) == number(kernel, inner)
-    assert says(kernel.node, 1, number(kernel, inner), direction=EGRESS) == "DEFAULT_DENY"
+    assert kernel.written(inner) == kernel.number(inner)
+    assert says(kernel.node, 1, kernel.number(inner), direction=EGRESS) == "DEFAULT_DENY"
     kernel.round()
-    assert says(kernel.node, 1, number(kernel, inner), direction=EGRESS) == "ALLOW"
+    assert says(kernel.node, 1, kernel.number(inner), direction=EGRESS) == "ALLOW"
 
 
 def test_a_new_pod_is_shut_until_its_prefixes_are_there():
@@ -106,10 +74,10 @@ def test_a_new_pod_is_shut_until_its_prefixes_are_there():
     except_ten(kernel)
     nodes.add_pod(kernel.tables, 1, {"app": "web"})
     kernel.round()
-    assert word(kernel) is None
+    assert kernel.word() is None
     assert 1 in kernel.node.plan.policy.waiting
     kernel.round()
-    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, kernel.number(TEN), direction=EGRESS) == "DEFAULT_DENY"
 
 
 def test_rules_of_others_do_not_wait():
@@ -133,14 +101,14 @@ def test_an_exception_that_does_not_fit_closes_what_it_is_an_exception_of():
     kernel.round(3)
     assert kernel.node.plan.policy.waiting == frozenset()
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
-    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, kernel.number(TEN), direction=EGRESS) == "DEFAULT_DENY"
     assert kernel.tables.problems.get(("CIDR", "", str(TEN))) is not None
     assert not kernel.reconciler.status().in_sync
 
     lpm.fail = lambda _: None
     kernel.round(40)
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
-    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, kernel.number(TEN), direction=EGRESS) == "DEFAULT_DENY"
     assert kernel.tables.problems.get(("CIDR", "", str(TEN))) is None
     assert kernel.reconciler.status().in_sync
 
@@ -163,10 +131,10 @@ def test_a_row_goes_after_the_rules_that_name_it():
     kernel.round(2)
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
     kernel.round()
-    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "ALLOW"
-    assert written(kernel, TEN) is not None
+    assert says(kernel.node, 1, kernel.number(TEN), direction=EGRESS) == "ALLOW"
+    assert kernel.written(TEN) is not None
     kernel.round(4)
-    assert written(kernel, TEN) is None
+    assert kernel.written(TEN) is None
     apart = {split_key(key)[0] for key in kernel.maps[stages.POLICY].rows if split_key(key)[1] == CLASSES}
     assert apart <= {kernel.node.plan.policy.versions[1]}
 
@@ -179,10 +147,10 @@ def test_a_row_stays_while_a_word_names_rules_that_name_it():
     kernel.maps[stages.STATES].failures[bytes(4)] = OSError(5, "no")
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE)))
     kernel.round(8)
-    assert written(kernel, TEN) is not None
+    assert kernel.written(TEN) is not None
     kernel.maps[stages.STATES].failures.clear()
     kernel.round(40)
-    assert written(kernel, TEN) is None
+    assert kernel.written(TEN) is None
 
 
 def test_a_row_that_takes_up_the_room_goes_for_one_inside_it():
@@ -194,8 +162,8 @@ def test_a_row_that_takes_up_the_room_goes_for_one_inside_it():
     lpm.capacity = len(lpm.rows)
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.1.0.0/16")))
     kernel.round(40)
-    assert written(kernel, TEN) is None
-    assert written(kernel, ip_network("10.1.0.0/16")) is not None
+    assert kernel.written(TEN) is None
+    assert kernel.written(ip_network("10.1.0.0/16")) is not None
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
 
 
@@ -210,30 +178,30 @@ def test_a_row_stays_for_the_round_in_which_one_inside_it_is_written(monkeypatch
     kernel.tables.policies.delete(("CNP", "shop", "ten"))
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "10.1.0.0/16")))
     kernel.round()
-    assert written(kernel, TEN) == number(kernel, TEN)
-    assert says(kernel.node, 1, number(kernel, TEN), direction=EGRESS) == "DEFAULT_DENY"
+    assert kernel.written(TEN) == kernel.number(TEN)
+    assert says(kernel.node, 1, kernel.number(TEN), direction=EGRESS) == "DEFAULT_DENY"
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
     kernel.round()
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
     kernel.round(4)
-    assert written(kernel, TEN) is None
+    assert kernel.written(TEN) is None
 
 
 def test_who_names_other_prefixes_in_every_round_is_not_put_off_for_ever():
     """After some rounds the rules come as closed as it takes."""
     kernel = with_pod()
-    before = word(kernel)
+    before = kernel.word()
     for turn in range(LONGEST_WAIT):
         nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, f"10.{turn}.0.0/16")))
         kernel.round()
-        assert word(kernel) == before
+        assert kernel.word() == before
     nodes.add_policy(kernel.tables, allow("world", cidr(WHOLE, "172.16.0.0/12")))
     kernel.round()
-    assert word(kernel) != before
+    assert kernel.word() != before
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "DEFAULT_DENY"
     kernel.round()
     assert says(kernel.node, 1, WORLD, direction=EGRESS) == "ALLOW"
-    assert says(kernel.node, 1, number(kernel, NEXT), direction=EGRESS) == "DEFAULT_DENY"
+    assert says(kernel.node, 1, kernel.number(NEXT), direction=EGRESS) == "DEFAULT_DENY"
 
 
 def test_rules_that_do_not_fit_leave_their_endpoint_with_rules_that_know_new_prefixes(monkeypatch):
@@ -250,8 +218,8 @@ def test_rules_that_do_not_fit_leave_their_endpoint_with_rules_that_know_new_pre
 
     nodes.add_policy(kernel.tables, allow("other", cidr("10.1.0.0/16"), app="other"))
     kernel.round(2)
-    inner = number(kernel, ip_network("10.1.0.0/16"))
-    assert written(kernel, ip_network("10.1.0.0/16")) == inner
+    inner = kernel.number(ip_network("10.1.0.0/16"))
+    assert kernel.written(ip_network("10.1.0.0/16")) == inner
     assert says(kernel.node, 1, inner, direction=EGRESS) == "DENY"
 
 
@@ -265,7 +233,7 @@ def test_a_newcomer_whose_rules_do_not_fit_is_shut_and_ready(monkeypatch):
         nodes.add_pod(kernel.tables, 1, {"app": "web"})
         kernel.round()
         assert kernel.node.plan.policy.versions[1] in kernel.node.plan.policy.states
-        assert word(kernel) is not None
+        assert kernel.word() is not None
         assert ("Endpoint", "shop", "pod-1") in kernel.tables.problems
         db = kernel.node.plan.identities[2]
         assert says(kernel.node, 1, db) == says(kernel.node, 1, db, direction=EGRESS) == "DEFAULT_DENY"

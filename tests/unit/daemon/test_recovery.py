@@ -14,7 +14,7 @@ from ciliumd.model.service import Frontend, FrontendKey, Service, ServiceKind, S
 from ciliumd.net.links import Link, endpoint_alias
 from ciliumd.tables import Tables
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel
+from unit.daemon.kernel import Kernel
 
 
 def lived():

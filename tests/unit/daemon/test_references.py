@@ -15,8 +15,8 @@ from ciliumd.model.policy import GroupReference, PeerEntity, PeerSelector, Selec
 from ciliumd.model.service import Backend, Service
 from ciliumd.tables import EndpointSliceRow, Problem, Tables
 from unit.daemon import nodes
+from unit.daemon.kernel import with_pod
 from unit.daemon.nodes import EGRESS, cidr, says
-from unit.daemon.test_prefixes import number, with_pod, word, written
 
 OFFICE, LAB, WHOLE = "198.51.100.0/24", "203.0.113.0/24", "0.0.0.0/0"
 HERE = Selector(frozenset({(K8S, "site", "here")}))
@@ -50,6 +50,13 @@ def referring(name, *references, peers=(), deny=False, app="web"):
     )
     (rule,) = made.rules
     return replace(made, rules=(replace(rule, peers=tuple(peers), refers=references),))
+
+
+def filled_in(tables):
+    """The policies of now, with what they refer to."""
+    references = References(tables)
+    references.refresh()
+    return references
 
 
 def in_force(references, name):
@@ -99,8 +106,7 @@ def test_groups_by_name_and_label_are_their_prefixes():
     nodes.add_policy(
         tables, referring("both", named("office"), GroupReference("", HERE), peers=(cidr("10.9.0.0/16"),))
     )
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "both") == (cidr("10.9.0.0/16"), cidr(OFFICE), cidr(LAB))
 
 
@@ -110,8 +116,7 @@ def test_exceptions_hold_for_every_prefix_of_a_group():
     put(tables, group("office", "10.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"))
     excepts = ("10.1.0.0/16", "192.0.0.0/16", "198.51.100.0/24")
     nodes.add_policy(tables, referring("some", named("office", *excepts)))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "some") == (cidr("10.0.0.0/8", "10.1.0.0/16"), cidr("2001:db8::/32"))
 
 
@@ -119,8 +124,7 @@ def test_a_group_that_is_missing_is_nobody_and_told():
     """By the field it is named in, until it is there."""
     tables = Tables()
     nodes.add_policy(tables, referring("early", named("office"), named("lab")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "early") == ()
     missing = "names CiliumCIDRGroup {}, which does not exist: it is nobody"
     assert references.problems() == {
@@ -143,8 +147,7 @@ def test_a_change_costs_the_policies_that_refer_to_it():
     put(tables, group("office", OFFICE), group("lab", LAB))
     for name in ("office", "lab"):
         nodes.add_policy(tables, referring(name, named(name)))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     before, revision = dict(references.policies), references.revision
     put(tables, group("lab", LAB, "10.0.0.0/8"), group("office", OFFICE, site="there"))
     references.refresh()
@@ -175,15 +178,15 @@ def test_a_prefix_of_a_group_is_in_the_ipcache_before_its_rules():
     put(kernel.tables, group("office", OFFICE))
     nodes.add_policy(kernel.tables, referring("no-office", named("office"), deny=True))
     kernel.round(3)
-    office = number(kernel, ip_network(OFFICE))
+    office = kernel.number(ip_network(OFFICE))
     assert says(kernel.node, 1, office, direction=EGRESS) == "DENY"
 
-    before = word(kernel)
+    before = kernel.word()
     put(kernel.tables, group("office", OFFICE, LAB))
     kernel.round()
-    lab = number(kernel, ip_network(LAB))
-    assert written(kernel, ip_network(LAB)) == lab
-    assert word(kernel) == before
+    lab = kernel.number(ip_network(LAB))
+    assert kernel.written(ip_network(LAB)) == lab
+    assert kernel.word() == before
     assert says(kernel.node, 1, lab, direction=EGRESS) == "ALLOW"
     kernel.round()
     assert says(kernel.node, 1, lab, direction=EGRESS) == "DENY"
@@ -229,8 +232,7 @@ def test_a_service_with_a_selector_is_its_pods():
     tables = Tables()
     serve(tables, service("db", selector=[("app", "db")]), behind("db", "192.0.2.1"))
     nodes.add_policy(tables, referring("db", ServiceReference("shop", "db")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     labels = {(K8S, "app", "db"), (K8S, POD_NAMESPACE, "shop")}
     assert in_force(references, "db") == (PeerSelector(Selector(frozenset(labels))),)
 
@@ -240,8 +242,7 @@ def test_a_service_that_selects_labels_of_the_agent_is_nobody():
     tables = Tables()
     serve(tables, service("db", selector=[(POD_NAMESPACE, "blue")]))
     nodes.add_policy(tables, referring("db", ServiceReference("", "db")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "db") == ()
     assert references.problems() == {}
 
@@ -252,8 +253,7 @@ def test_a_service_without_a_selector_is_the_addresses_of_its_endpoints():
     serve(tables, service("out"), behind("out", "192.0.2.1"), behind("out", "2001:db8::1", number=1))
     serve(tables, service("other"), behind("other", "192.0.2.9"))
     nodes.add_policy(tables, referring("out", ServiceReference("", "out")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "out") == (cidr("192.0.2.1/32"), cidr("2001:db8::1/128"))
     revision = references.revision
     serve(tables, service("other"), behind("other", "192.0.2.10"))
@@ -270,8 +270,7 @@ def test_the_service_of_the_api_server_is_its_identity_as_well():
     tables = Tables()
     serve(tables, service("kubernetes", "default"), behind("kubernetes", "192.0.2.1", namespace="default"))
     nodes.add_policy(tables, referring("api", ServiceReference("default", "kubernetes")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "api") == (cidr("192.0.2.1/32"), PeerEntity("kube-apiserver"))
 
 
@@ -282,8 +281,7 @@ def test_services_are_selected_by_their_own_labels():
     serve(tables, service("b", "blue", labels=[("site", "here")]), behind("b", "192.0.2.2", namespace="blue"))
     nodes.add_policy(tables, referring("all", ServiceReference("", "", HERE)))
     nodes.add_policy(tables, referring("one", ServiceReference("shop", "", HERE)))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     assert in_force(references, "all") == (cidr("192.0.2.2/32"), cidr("192.0.2.1/32"))
     assert in_force(references, "one") == (cidr("192.0.2.1/32"),)
     serve(tables, service("a"))
@@ -297,8 +295,7 @@ def test_a_service_that_is_missing_is_told():
     tables = Tables()
     nodes.add_policy(tables, referring("a", ServiceReference("shop", "db")))
     nodes.add_policy(tables, referring("b", ServiceReference("", "db")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     text = "names Service {}, which does not exist: it is nobody"
     assert references.problems() == {
         ("CNP", "shop", "a"): Problem("spec.egress[0]", text.format("shop/db")),
@@ -373,8 +370,7 @@ def test_a_rule_whose_references_are_nobody_is_left_out():
     """Neither an allow nor a deny of everybody."""
     tables = Tables()
     nodes.add_policy(tables, referring("nobody", named("gone")))
-    references = References(tables)
-    references.refresh()
+    references = filled_in(tables)
     labels = nodes.subject(app="web").match_labels
     found = select(references.policies.values(), frozenset(Label(*one) for one in labels))
     assert found.rules == ()

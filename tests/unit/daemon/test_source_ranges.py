@@ -17,7 +17,7 @@ from ciliumd.daemon import stages
 from ciliumd.model.net import addr16, addr_from16
 from ciliumd.model.service import Frontend, ServiceKind
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel, service
+from unit.daemon.kernel import Kernel, service
 
 BALANCER = ip_address("192.0.2.10")
 ONE, TWO = ip_network("203.0.113.0/24"), ip_network("198.51.100.0/24")

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of a round over maps in memory: what is written before what, and what waits for what."""
 
-import asyncio
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
@@ -12,95 +11,15 @@ from ciliumd import abi
 from ciliumd.daemon import stages
 from ciliumd.desired.ipcache import address_row
 from ciliumd.model.net import addr16
-from ciliumd.model.service import Backend, Frontend, Service, ServiceKind, ServicePort
-from ciliumd.reconcile.fake import FakeMap
-from ciliumd.reconcile.loop import Reconciler
+from ciliumd.model.service import Backend, Frontend, ServiceKind
 from ciliumd.tables import EndpointSliceRow, NamespaceRow
 from unit.daemon import nodes
-from unit.reconcile.rounds import Inline
-
-NAMES = (
-    stages.IDENTITY_FILE,
-    stages.PREFIX_FILE,
-    stages.ENDPOINT_FILE,
-    stages.DEVICES,
-    stages.NODES,
-    stages.ROUTES,
-    stages.POLICY,
-    stages.FACTS,
-    stages.STATES,
-    stages.IPCACHE,
-    stages.IPCACHE_LPM,
-    stages.LXC,
-    stages.IFINDEX,
-    stages.NETNS,
-    stages.BACKENDS,
-    stages.REVNAT,
-    stages.AFFINITY_MATCH,
-    stages.SOURCES,
-    stages.BIND,
-    stages.SERVICE_SLOTS,
-    stages.SERVICES,
-)
+from unit.daemon.kernel import Kernel, service
 
 
 def refuse(number):
     """Reserves nothing."""
     raise OSError(f"{number} cannot be reserved")
-
-
-class Kernel:
-    """A plan, its stages, and maps in memory that record the order of writes."""
-
-    def __init__(self, *, in_sync=True):
-        self.node = nodes.Planned(nodes.filled(in_sync=in_sync))
-        self.journal = []
-        self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
-        self.reconciler = Reconciler(
-            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
-            executor=Inline(),
-            may_delete=lambda: self.node.tables.in_sync,
-            unfinished=self.node.plan.prefixes.unfinished,
-            clock=self.node.clock,
-        )
-        self.node.plan.prefixes.identity_at = stages.prefixes_written(self.reconciler)
-
-    @property
-    def tables(self):
-        """The node's tables."""
-        return self.node.tables
-
-    def round(self, count=1):
-        """Rounds, a second apart; what they wrote, as (map, deleted)."""
-        del self.journal[:]
-
-        async def rounds():
-            for _ in range(count):
-                self.node.clock.now += 1.0
-                self.reconciler.trigger()
-                await self.reconciler.round()
-
-        asyncio.run(rounds())
-        return [(write.target, write.value is None) for write in self.journal]
-
-    def first(self, name, *, deleted=False):
-        """Position of the first write to a map."""
-        return next(
-            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
-        )
-
-    def last(self, name, *, deleted=False):
-        """Position of the last write to a map."""
-        return max(
-            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
-        )
-
-
-def service(name="web", address="10.96.0.1"):
-    """A service whose pods are those called web."""
-    port = ServicePort("", "TCP", 80, 8080)
-    front = Frontend(ip_address(address), 80, "TCP", ServiceKind.CLUSTER_IP)
-    return Service("shop", name, "ClusterIP", (front,), (port,), selector=(("app", "web"),))
 
 
 def test_a_pod_is_written_in_an_order_no_packet_can_misread():

@@ -26,7 +26,7 @@ from ciliumd.reconcile import nat_ports
 from ciliumd.reconcile.loop import ReconcilerStatus, Running
 from ciliumd.reconcile.progress import StageStatus
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel
+from unit.daemon.kernel import Kernel
 
 SECONDS = 5.0
 ETH0 = NativeDevice(3, "eth0", "02:00:00:00:00:01", 1500, (ip_address("192.0.2.1"),), ())

@@ -12,7 +12,7 @@ from ciliumd.daemon.unserved import Unserved
 from ciliumd.model.objects import HostPort
 from ciliumd.model.service import Frontend, ServiceKind, ServicePort
 from unit.daemon import nodes
-from unit.daemon.test_stages import Kernel, service
+from unit.daemon.kernel import Kernel, service
 
 NODE, BALANCER = ip_address("192.0.2.1"), ip_address("192.0.2.10")
 FULL = NoSpace("update", "a map", 7)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records and lookups the tests of this room share: xwing (256) to deathstar (257), seen by endpoint 12."""
 
+import os
 from ipaddress import ip_address
 
 from ciliumd.abi import Event, EventType
@@ -68,3 +69,29 @@ def lookups():
 def flow(**changes):
     """The enriched flow of :func:`record`."""
     return enrich(decode(record(**changes), offset_ns=OFFSET_NS), lookups())
+
+
+class FakeRecords:
+    """A ring buffer whose descriptor is a pipe, readable while records are queued."""
+
+    def __init__(self):
+        self.fd, self._signal = os.pipe()
+        self._data = b""
+        self.kernel_lost = 0
+
+    def push(self, *records):
+        """The datapath sends *records*."""
+        self._data += b"".join(records)
+        os.write(self._signal, b"x")
+
+    def drain(self):
+        """Everything queued."""
+        if self._data:
+            os.read(self.fd, 1 << 16)
+        data, self._data = self._data, b""
+        return data
+
+    def close(self):
+        """Give the descriptors back."""
+        os.close(self.fd)
+        os.close(self._signal)

@@ -2,40 +2,13 @@
 """Every event reaches each subscriber or is counted as lost to it; nothing is delivered twice."""
 
 import asyncio
-import os
 
 import pytest
 
 from ciliumd.flows.filter import FlowFilter
 from ciliumd.flows.ring import FlowRing
 from ciliumd.flows.wire import RING_BUFFER, SUBSCRIBER_QUEUE, LostEvents
-from unit.flows.samples import OFFSET_NS, TRACE, lookups, record
-
-
-class FakeRecords:
-    """A ring buffer whose descriptor is a pipe, readable while records are queued."""
-
-    def __init__(self):
-        self.fd, self._signal = os.pipe()
-        self._data = b""
-        self.kernel_lost = 0
-
-    def push(self, *records):
-        """The datapath sends *records*."""
-        self._data += b"".join(records)
-        os.write(self._signal, b"x")
-
-    def drain(self):
-        """Everything queued."""
-        if self._data:
-            os.read(self.fd, 1 << 16)
-        data, self._data = self._data, b""
-        return data
-
-    def close(self):
-        """Give the descriptors back."""
-        os.close(self.fd)
-        os.close(self._signal)
+from unit.flows.samples import OFFSET_NS, TRACE, FakeRecords, lookups, record
 
 
 @pytest.fixture

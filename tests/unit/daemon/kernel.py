@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a node and its stages over maps in memory."""
+
+import asyncio
+from ipaddress import ip_address
+
+from ciliumd.daemon import stages
+from ciliumd.desired.ipcache import identity_of
+from ciliumd.model.service import Frontend, Service, ServiceKind, ServicePort
+from ciliumd.reconcile.fake import FakeMap
+from ciliumd.reconcile.loop import Reconciler
+from unit.daemon import nodes
+from unit.reconcile.rounds import Inline
+
+NAMES = (
+    stages.IDENTITY_FILE,
+    stages.PREFIX_FILE,
+    stages.ENDPOINT_FILE,
+    stages.DEVICES,
+    stages.NODES,
+    stages.ROUTES,
+    stages.POLICY,
+    stages.FACTS,
+    stages.STATES,
+    stages.IPCACHE,
+    stages.IPCACHE_LPM,
+    stages.LXC,
+    stages.IFINDEX,
+    stages.NETNS,
+    stages.BACKENDS,
+    stages.REVNAT,
+    stages.AFFINITY_MATCH,
+    stages.SOURCES,
+    stages.BIND,
+    stages.SERVICE_SLOTS,
+    stages.SERVICES,
+)
+
+
+class Kernel:
+    """A plan, its stages, and maps in memory that record the order of writes."""
+
+    def __init__(self, *, in_sync=True):
+        self.node = nodes.Planned(nodes.filled(in_sync=in_sync))
+        self.journal = []
+        self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
+        self.reconciler = Reconciler(
+            stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
+            executor=Inline(),
+            may_delete=lambda: self.node.tables.in_sync,
+            unfinished=self.node.plan.prefixes.unfinished,
+            clock=self.node.clock,
+        )
+        self.node.plan.prefixes.identity_at = stages.prefixes_written(self.reconciler)
+
+    @property
+    def tables(self):
+        """The node's tables."""
+        return self.node.tables
+
+    def round(self, count=1):
+        """Rounds, a second apart; what they wrote, as (map, deleted)."""
+        del self.journal[:]
+
+        async def rounds():
+            for _ in range(count):
+                self.node.clock.now += 1.0
+                self.reconciler.trigger()
+                await self.reconciler.round()
+
+        asyncio.run(rounds())
+        return [(write.target, write.value is None) for write in self.journal]
+
+    def first(self, name, *, deleted=False):
+        """Position of the first write to a map."""
+        return next(
+            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
+        )
+
+    def last(self, name, *, deleted=False):
+        """Position of the last write to a map."""
+        return max(
+            i for i, one in enumerate(self.journal) if (one.target, one.value is None) == (name, deleted)
+        )
+
+    def number(self, prefix):
+        """The identity of a prefix."""
+        return self.tables.prefixes.get(prefix)
+
+    def written(self, prefix):
+        """The identity that the ipcache gives to packets of a prefix."""
+        maps = self.maps
+        return identity_of(prefix, maps[stages.IPCACHE].rows.get, maps[stages.IPCACHE_LPM].rows.get)
+
+    def word(self):
+        """The word of the first endpoint."""
+        return self.maps[stages.STATES].rows.get(bytes(4))
+
+
+def with_pod():
+    """A pod that may reach the whole world, and all of it written."""
+    kernel = Kernel()
+    nodes.add_pod(kernel.tables, 1, {"app": "web"})
+    nodes.add_policy(kernel.tables, nodes.allow("world", nodes.cidr("0.0.0.0/0")))
+    kernel.round(2)
+    return kernel
+
+
+def service(name="web", address="10.96.0.1"):
+    """A service whose pods are those called web."""
+    port = ServicePort("", "TCP", 80, 8080)
+    front = Frontend(ip_address(address), 80, "TCP", ServiceKind.CLUSTER_IP)
+    return Service("shop", name, "ClusterIP", (front,), (port,), selector=(("app", "web"),))
