@@ -4,7 +4,7 @@
 import pytest
 
 from lab.k8s.ciliumd import Ciliumd
-from lab.k8s.people import HOST_PORT_POD, NAMESPACE, SERVER, People, serve_host_port
+from lab.k8s.people import HOST_PORT_POD, NAMESPACE, People, node_port_service, serve_host_port
 from lab.waiting import eventually
 
 PORT = 8100
@@ -22,19 +22,8 @@ def people(dual: Ciliumd) -> People:
     for name in SERVERS:
         for verb in ("serve_tcp", "serve_udp"):
             people.actor(name).call(verb, name=name, port=PORT, address="::")
-    ports = [
-        {"name": each, "protocol": each.upper(), "port": 80, "targetPort": PORT, "nodePort": NODE_PORT}
-        for each in ("tcp", "udp")
-    ]
-    spec = {"type": "NodePort", "selector": SERVER, "ports": ports, "ipFamilyPolicy": "RequireDualStack"}
-    dual.kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "both", "namespace": NAMESPACE},
-            "spec": spec,
-        }
-    )
+    families = {"ipFamilyPolicy": "RequireDualStack"}
+    dual.kubectl.apply(node_port_service("both", target=PORT, node_port=NODE_PORT, **families))
     for family in FAMILIES:
         for name in (*PODS, *NODES):
             address = cluster_ip(dual, family)

@@ -10,7 +10,14 @@ from lab import manifests
 from lab.k8s.ciliumd import NAMESPACE as SYSTEM
 from lab.k8s.ciliumd import Ciliumd
 from lab.k8s.kubectl import Kubectl
-from lab.k8s.people import HOST_PORT_POD, NAMESPACE, SERVER, People, serve_host_port
+from lab.k8s.people import (
+    HOST_PORT_POD,
+    NAMESPACE,
+    SERVER,
+    People,
+    node_port_service,
+    serve_host_port,
+)
 from lab.waiting import eventually
 
 PORT, SERVICE_PORT, NODE_SERVER_PORT, WORLD_PORT = 8000, 8100, 8001, 8002
@@ -37,19 +44,7 @@ def people(six: Ciliumd) -> People:
     for name in NODES:
         people.actor(name).call("serve_tcp", name=name, port=NODE_SERVER_PORT, address="::")
     people.actor("world").call("serve_tcp", name="world", port=WORLD_PORT, address="::")
-    ports = [
-        {
-            "name": each,
-            "protocol": each.upper(),
-            "port": 80,
-            "targetPort": SERVICE_PORT,
-            "nodePort": NODE_PORT,
-        }
-        for each in ("tcp", "udp")
-    ]
-    spec = {"type": "NodePort", "selector": SERVER, "ports": ports}
-    metadata = {"name": "served", "namespace": NAMESPACE}
-    six.kubectl.apply({"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+    six.kubectl.apply(node_port_service("served", target=SERVICE_PORT, node_port=NODE_PORT))
     address = cluster_ip(six.kubectl)
     for name in (*PODS, *NODES):
         eventually(

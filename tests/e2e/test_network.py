@@ -10,7 +10,7 @@ from lab.k8s import people
 from lab.k8s.ciliumd import Ciliumd
 from lab.k8s.cluster import Cluster
 from lab.k8s.kubectl import Kubectl
-from lab.k8s.people import NAMESPACE, SERVER, People
+from lab.k8s.people import NAMESPACE, SERVER, People, node_port_service
 from lab.k8s.plan import API_SERVICE, FAR
 from lab.netns import IP
 from lab.process import run
@@ -34,25 +34,7 @@ def stage(people: People, kubectl: Kubectl) -> People:
     for name in NODES:
         people.actor(name).call("serve_tcp", name=name, port=NODE_SERVER_PORT)
     people.actor("world").call("serve_tcp", name="world", port=WORLD_PORT)
-    ports = [
-        {
-            "name": protocol.lower(),
-            "protocol": protocol,
-            "port": 80,
-            "targetPort": PORT,
-            "nodePort": NODE_PORT,
-        }
-        for protocol in ("TCP", "UDP")
-    ]
-    spec = {"type": "NodePort", "selector": SERVER, "ports": ports}
-    kubectl.apply(
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": {"name": "servers", "namespace": NAMESPACE},
-            "spec": spec,
-        }
-    )
+    kubectl.apply(node_port_service("servers", target=PORT, node_port=NODE_PORT))
     address = cluster_ip(kubectl)
     for name in (*PODS, *NODES):
         eventually(

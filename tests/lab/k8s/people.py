@@ -30,6 +30,20 @@ def pod(name: str, node: str, labels: dict[str, str], **spec: object) -> Object:
     }
 
 
+def node_port_service(name: str, *, target: int, node_port: int, **spec: object) -> Object:
+    """The servers' port *target*, TCP and UDP, as port 80 of a service and as *node_port* of every node."""
+    ports = [
+        {"name": each, "protocol": each.upper(), "port": 80, "targetPort": target, "nodePort": node_port}
+        for each in ("tcp", "udp")
+    ]
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE},
+        "spec": {"type": "NodePort", "selector": SERVER, "ports": ports, **spec},
+    }
+
+
 def serve_host_port(people: "People", port: int, *, address: str = "0.0.0.0") -> None:
     """A pod on node1 whose ports 8000/TCP and 8000/UDP are *port* of the node; it answers at *address*."""
     ports = [
