@@ -234,9 +234,14 @@ def test_a_node_without_ipv4_loses_what_an_agent_before_had(node: Namespace) -> 
 
 def test_the_mtu_is_of_the_default_route_whichever_family(node: Namespace) -> None:
     """That of IPv4 counts where there are both."""
+    node.ip("link", "add", "second", "mtu", "1400", "type", "veth", "peer", "name", "x")
+    node.ip("link", "set", "second", "up")
+    node.ip("link", "set", "x", "up")
     assert inside(node, links.uplink_mtu) == 1480
-    node.ip("route", "del", "default")
+    node.ip("address", "add", "2001:db8::2/64", "dev", "second", "nodad")
+    node.ip("route", "add", "default", "via", "2001:db8::1", "dev", "second")
+    assert inside(node, links.uplink_mtu) == 1480
+    node.ip("-4", "route", "del", "default")
+    assert inside(node, links.uplink_mtu) == 1400
+    node.ip("-6", "route", "del", "default")
     assert inside(node, links.uplink_mtu) is None
-    node.ip("address", "add", "2001:db8::2/64", "dev", "uplink", "nodad")
-    node.ip("route", "add", "default", "via", "2001:db8::1", "dev", "uplink")
-    assert inside(node, links.uplink_mtu) == 1480

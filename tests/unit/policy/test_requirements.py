@@ -103,10 +103,10 @@ def test_a_requirement_is_confined_to_the_namespace_of_its_policy() -> None:
     """One of the whole cluster is not; toRequires likewise."""
     to_db = "egress: [{toEndpoints: [{matchLabels: {app: db, 'k8s:io.kubernetes.pod.namespace': other}}]}]"
     text = "egress: [{toRequires: [{matchLabels: {team: red}}]}]"
-    both = Direction.EGRESS
-    (inside,) = selected(named("db", to_db), named("red", text), direction=both)
+    out = Direction.EGRESS
+    (inside,) = selected(named("db", to_db), named("red", text), direction=out)
     assert not inside.selector.matches(ELSEWHERE)
-    (anywhere,) = selected(named("db", to_db), named("red", text, make=ccnp_document), direction=both)
+    (anywhere,) = selected(named("db", to_db), named("red", text, make=ccnp_document), direction=out)
     assert anywhere.selector.matches(ELSEWHERE)
 
 
