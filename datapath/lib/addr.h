@@ -51,6 +51,12 @@ static __always_inline int addr_is_multicast_v6(const struct cil_addr *addr)
 	return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
 }
 
+/* 224.0.0.0/4, and above it the broadcast address and what nobody may use (RFC 1112 4). */
+static __always_inline int addr_is_group_v4(const struct cil_addr *addr)
+{
+	return (addr_v4(addr) & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
+}
+
 /* 127.0.0.0/8 or ::1. */
 static __always_inline int addr_is_loopback(const struct cil_addr *addr)
 {

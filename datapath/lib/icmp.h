@@ -12,8 +12,9 @@
 enum icmp_v4 {
 	ICMP_V4_ECHO_REPLY = 0,
 	ICMP_V4_UNREACHABLE = 3,
-	ICMP_V4_PORT_UNREACHABLE = 3, /* code */
-	ICMP_V4_FRAG_NEEDED = 4,      /* code */
+	ICMP_V4_PORT_UNREACHABLE = 3,  /* code */
+	ICMP_V4_FRAG_NEEDED = 4,       /* code */
+	ICMP_V4_ADMIN_PROHIBITED = 13, /* code */
 	ICMP_V4_ECHO = 8,
 	ICMP_V4_TIME_EXCEEDED = 11,
 	ICMP_V4_PARAMETER_PROBLEM = 12,
@@ -21,6 +22,7 @@ enum icmp_v4 {
 
 enum icmp_v6 {
 	ICMP_V6_UNREACHABLE = 1,
+	ICMP_V6_ADMIN_PROHIBITED = 1, /* code */
 	ICMP_V6_PORT_UNREACHABLE = 4, /* code */
 	ICMP_V6_PACKET_TOO_BIG = 2,
 	ICMP_V6_TIME_EXCEEDED = 3,

@@ -45,7 +45,7 @@ static __always_inline long quoted_sum(struct __sk_buff *skb, __u32 size)
 	return bpf_csum_diff(NULL, 0, quoted, size, 0);
 }
 
-/* What an error of IPv4 is called in IPv6; the three that programs send. */
+/* What an error of IPv4 is called in IPv6; the four that programs send. */
 static __always_inline void refusal_of_v6(struct icmp_wire *icmp, __u8 type, __u8 code)
 {
 	if (type == ICMP_V4_TIME_EXCEEDED) {
@@ -54,8 +54,15 @@ static __always_inline void refusal_of_v6(struct icmp_wire *icmp, __u8 type, __u
 		icmp->type = ICMP_V6_PACKET_TOO_BIG;
 	} else {
 		icmp->type = ICMP_V6_UNREACHABLE;
-		icmp->code = ICMP_V6_PORT_UNREACHABLE;
+		icmp->code = code == ICMP_V4_ADMIN_PROHIBITED ? ICMP_V6_ADMIN_PROHIBITED :
+								ICMP_V6_PORT_UNREACHABLE;
 	}
+}
+
+/* Sent to many on the link: as many would answer (RFC 1122 3.2.2.1, RFC 4443 2.4). */
+static __always_inline int is_link_group(const struct packet *p)
+{
+	return p->dmac[0] & 1;
 }
 
 /* The frame goes back to whom it came from. */
@@ -130,9 +137,9 @@ static __always_inline int refuse_v6(struct __sk_buff *skb, struct packet *p, __
 	if (resets_v6(p, type, code))
 		return reset_v6(skb, p);
 
-	/* Nor about what went to a group (RFC 4443 2.4). */
+	/* Nor about what went to a group. */
 	if (p->flags & (PKT_ICMP_ERROR | PKT_LATER_FRAGMENT) || p->ihl != sizeof(ip) ||
-	    addr_is_multicast_v6(&p->dst))
+	    is_link_group(p) || addr_is_multicast_v6(&p->dst))
 		return -1;
 	if (p->hook == HOOK_FROM_NETDEV)
 		ip.src = p->dst;
@@ -172,8 +179,9 @@ static __always_inline int refuse(struct __sk_buff *skb, struct packet *p, __u8 
 	struct ethhdr eth = { .h_proto = bpf_htons(ETH_P_IP) };
 	long sum;
 
-	/* Never about an error, a fragment without its head, or a header we do not copy. */
-	if (p->flags & (PKT_ICMP_ERROR | PKT_LATER_FRAGMENT) || p->ihl != sizeof(ip))
+	/* Never about an error, a fragment without its head, a group, or a header we do not copy. */
+	if (p->flags & (PKT_ICMP_ERROR | PKT_LATER_FRAGMENT) || p->ihl != sizeof(ip) ||
+	    is_link_group(p) || addr_is_group_v4(&p->dst))
 		return -1;
 	if (bpf_skb_change_tail(skb, L3_OFF + size, 0))
 		return -1;

@@ -6,6 +6,9 @@
  *   row found, version or peer changed            judge again, in the flow's own direction
  *   no row                                        judge; an allowed packet makes the row
  *   ICMP error                                    goes with the flow of the packet it quotes
+ *
+ * Under audit a packet that policy would drop passes, and is told of.  Its row says that it was let
+ * through by audit alone, so that it is judged again once there is none.
  */
 #ifndef CILIUMD_TRACK_H
 #define CILIUMD_TRACK_H
@@ -63,7 +66,29 @@ static __always_inline enum cil_direction opposite(enum cil_direction direction)
 	return direction == DIR_EGRESS ? DIR_INGRESS : DIR_EGRESS;
 }
 
-/* 0, or the drop reason of the endpoint's policy for what *peer* and it opened. */
+/*
+ * Whether a row's verdict is that of the policy in force.  Rows of audit come second: without it
+ * nothing more is asked.
+ */
+static __always_inline int verdict_holds(const struct ct_entry *entry,
+					 const struct track_context *by)
+{
+	if (entry->policy_version == by->policy_version)
+		return 1;
+	return by->endpoint_flags & ENDPOINT_F_AUDIT &&
+	       entry->policy_version == (by->policy_version | CT_VERSION_AUDITED);
+}
+
+/* What rules say may be audited; that rows are missing or damaged is a fault, which allows nothing. */
+static __always_inline int is_of_rules(int reason)
+{
+	return reason == DROP_POLICY || reason == DROP_POLICY_DENY;
+}
+
+/*
+ * 0, or the drop reason of the endpoint's policy for what *peer* and it opened.  The row in hand gets
+ * the version that it is under then.
+ */
 static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 				 const struct track_context *by, enum cil_direction opened,
 				 __u32 peer, __u8 protocol, __be16 port)
@@ -77,14 +102,17 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 	int reason;
 
 	p->rule_cookie = 0;
+	p->ct.policy_version = by->policy_version;
 	verdict = policy_lookup(by->policy_version, peer, opened, protocol, port, &p->rule_cookie);
 	reason = policy_drop_reason(verdict);
 	args.reason = verdict;
-	if (reason && by->endpoint_flags & ENDPOINT_F_AUDIT) {
+	if (by->endpoint_flags & ENDPOINT_F_AUDIT && is_of_rules(reason)) {
 		args.audit = 1;
 		reason = 0;
+		p->ct.policy_version |= CT_VERSION_AUDITED;
 	}
-	if (!reason && cfg_policy_verdict_events)
+	/* What a drop would have told is told in any case. */
+	if (!reason && (cfg_policy_verdict_events || args.audit))
 		send_event(skb, p, &args);
 	return reason;
 }
@@ -133,7 +161,7 @@ static __always_inline int track_error(struct __sk_buff *skb, struct packet *p,
 	p->rule_cookie = entry->rule_cookie;
 	if (!(entry->flags & CT_F_ORIGIN_REMOTE) == (by->direction == DIR_INGRESS))
 		p->flags |= PKT_REPLY;
-	if (entry->policy_version == by->policy_version || entry->flags & CT_F_LOOPBACK)
+	if (verdict_holds(entry, by) || entry->flags & CT_F_LOOPBACK)
 		return 0;
 	return judge_flow(skb, p, by, entry->flags & CT_F_ORIGIN_REMOTE ? DIR_INGRESS : DIR_EGRESS,
 			  entry->peer_identity);
@@ -184,7 +212,7 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 			entry->rev_nat = p->rev_nat;
 			entry->flags = (entry->flags & ~CT_F_CARRIED_PEER) | carried;
 		}
-		write = entry->policy_version != by->policy_version || entry->peer_identity != peer;
+		write = !verdict_holds(entry, by) || entry->peer_identity != peer;
 	} else {
 		p->ct_state = CT_STATE_NEW;
 		p->rule_cookie = 0;
@@ -199,7 +227,9 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 		write = 1;
 	}
 	/* Who comes from elsewhere under the loopback address is not the endpoint itself. */
-	if (write && !(entry->flags & CT_F_LOOPBACK && (reply || p->flags & PKT_LOOPBACK))) {
+	if (entry->flags & CT_F_LOOPBACK && (reply || p->flags & PKT_LOOPBACK)) {
+		entry->policy_version = by->policy_version;
+	} else if (write) {
 		int reason = judge_flow(skb, p, by, reply ? opposite(by->direction) : by->direction,
 					peer);
 
@@ -209,7 +239,6 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 	write |= changed | ct_advance(p, entry, from_local, reply);
 	if (!write)
 		return 0;
-	entry->policy_version = by->policy_version;
 	entry->peer_identity = peer;
 	entry->rule_cookie = p->rule_cookie;
 	p->flags |= PKT_REPORT;

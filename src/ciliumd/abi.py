@@ -223,6 +223,12 @@ class CtFlags(IntEnum):
     CT_F_FROM_STACK = 128
 
 
+class CtVersion(IntEnum):
+    """enum cil_ct_version."""
+
+    CT_VERSION_AUDITED = 0x80000000
+
+
 class LbScope(IntEnum):
     """enum cil_lb_scope."""
 
@@ -1879,6 +1885,9 @@ CONFIG: dict[str, ConfigSpec] = {
     "pod_cidr_ipv6_mask_tail": ConfigSpec("pod_cidr_ipv6_mask_tail", "u64", 8, "and the last eight"),
     "pod_cidr_ipv6_tail": ConfigSpec("pod_cidr_ipv6_tail", "u64", 8, "and the last eight"),
     "pod_cidr_mask": ConfigSpec("pod_cidr_mask", "be32", 4, "netmask of this node's pods"),
+    "policy_deny_response": ConfigSpec(
+        "policy_deny_response", "u8", 1, "answer a pod with ICMP when its egress policy drops a packet"
+    ),
     "policy_verdict_events": ConfigSpec(
         "policy_verdict_events", "u8", 1, "send an event when policy lets a new connection through"
     ),
@@ -1911,4 +1920,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "819098e640a22d5d2a1087c6832932058cf6ce3760af6a3e325b79e1fe884598"
+ABI_HASH = "519228c48a898a93377c22352069d7304036602f745f3ef01994194f55a2ffeb"

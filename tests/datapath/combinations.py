@@ -44,9 +44,15 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "drop_events": (0, 1),
     "trace_events": (0, 1),
     "policy_verdict_events": (0, 1),
+    "policy_deny_response": (0, 1),
 }
 # ... which the agent leaves as they are without the one they are about (``daemon.datapath.options``) ...
-ABOUT = {"tunnel_ipv6": "tunnel", "masquerade_ipv6": "ipv6", "loopback_ipv6_head": "ipv6"}
+ABOUT = {
+    "tunnel_ipv6": "tunnel",
+    "masquerade_ipv6": "ipv6",
+    "loopback_ipv6_head": "ipv6",
+    "policy_deny_response": "send_refusals",
+}
 # ... and those that are numbers to calculate with.
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),

@@ -179,8 +179,8 @@ class Frame:
         self.bytes[:12] = dst + src
 
     def error_about(self, src: bytes, kind: int, code: int) -> bytes | None:
-        """The ICMP error that goes back to the sender of this frame; None when there is none to send."""
-        if self.quoted or self.later or not self.is_plain:
+        """The ICMP error that goes back to its sender, if any may (RFC 1122 3.2.2)."""
+        if self.quoted or self.later or not self.is_plain or self.bytes[0] & 1 or self.dst[0] >= 224:
             return None
         quote = bytes(self.bytes[ETHERNET : ETHERNET + (40 if self.protocol == TCP else 28)])
         icmp = bytes([kind, code, 0, 0, 0, 0, 0, 0])

@@ -136,7 +136,7 @@ class Frame6:
 
     def error_about(self, src: bytes, kind: int, code: int) -> bytes | None:
         """The ICMPv6 error that goes back to its sender, if any may (RFC 4443 2.4)."""
-        if not self._is_plain or self.quoted or is_group(self.dst):
+        if not self._is_plain or self.quoted or self.bytes[0] & 1 or is_group(self.dst):
             return None
         quote = bytes(self.bytes[ETHERNET : ETHERNET + HEADER + (20 if self.protocol == TCP else 8)])
         return self._answer(src, ICMP, bytes([kind, code, 0, 0, 0, 0, 0, 0]) + quote)

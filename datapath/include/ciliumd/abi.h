@@ -62,7 +62,7 @@ enum cil_node_state {
 /* ---- endpoints --------------------------------------------------------------------------- */
 
 enum cil_endpoint_flags {
-	ENDPOINT_F_AUDIT = 1, /* would-be policy drops are reported and let through */
+	ENDPOINT_F_AUDIT = 1, /* what its policy would drop is reported and let through */
 };
 
 /* cilium_ifindex_v1: HASH u32 ifindex -> u32 slot.  The row's endpoint must agree (ifindex). */
@@ -252,6 +252,11 @@ enum cil_ct_flags {
 	CT_F_SEEN_NON_SYN = 32, /* TCP beyond the handshake */
 	CT_F_CARRIED_PEER = 64, /* the tunnel told who the peer is; its address says less */
 	CT_F_FROM_STACK = 128,	/* the node's stack brought it: answers go back there */
+};
+
+/* In a row's policy_version: that policy would have dropped it.  It holds while the endpoint is audited. */
+enum cil_ct_version {
+	CT_VERSION_AUDITED = 0x80000000,
 };
 
 struct ct_entry {
