@@ -69,6 +69,11 @@ RECIPES = {
             "enable-host-port": "false",
         },
     ),
+    "policies tried": (
+        {"policyAuditMode": "true", "policyDenyResponse": "icmp"},
+        {"policy-audit-mode": "true", "policy-deny-response": "icmp"},
+    ),
+    "policies in force": ({}, {"policy-audit-mode": "false", "policy-deny-response": "none"}),
     "in kube-proxy's place": (
         {
             "kubeProxyReplacementHealthzBindAddr": "0.0.0.0:10256",
@@ -180,6 +185,8 @@ MISTYPED = [
     ({"ipam.operator.clusterPoolIPv4PodCIDRList": "{10.0.0.0/33}"}, "clusterPoolIPv4PodCIDRList/0"),
     ({"ipam.operator.clusterPoolIPv6PodCIDRList": "{fd00::/129}"}, "clusterPoolIPv6PodCIDRList/0"),
     ({"image.digest": "sha256:12"}, "/image/digest"),
+    ({"policyDenyResponse": "reset"}, "/policyDenyResponse"),
+    ({"policyAuditMode": "some"}, "/policyAuditMode"),
     ({"operator.identityGCInterval": "often"}, "/operator/identityGCInterval"),
     ({"securityContext.capabilities.ciliumAgent": "{net_admin}"}, "ciliumAgent/0"),
 ]

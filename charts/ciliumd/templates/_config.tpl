@@ -34,6 +34,8 @@
       "datapath-mode" "veth"
       "ipam" $values.ipam.mode
       "enable-policy" $values.policyEnforcementMode
+      "policy-audit-mode" $values.policyAuditMode
+      "policy-deny-response" $values.policyDenyResponse
       "identity-allocation-mode" $values.identityAllocationMode
       "procfs" "/host/proc"
       "cgroup-root" (ternary $values.cgroup.root "" $normal.socketLB)

@@ -22,6 +22,7 @@ _CT_FLAGS: Final = {
     "origin-remote": ("OriginRemote", 0x10000),
     "seen-reply": ("SeenReply", 0x20000),
     "from-stack": ("FromStack", 0x40000),
+    "audited": ("Audited", 0x80000),
 }
 _SERVICE_FLAGS: Final = {
     "cluster-ip": "ClusterIP",

@@ -65,6 +65,10 @@ class Client:
         """The JSON that answers ``PUT /v1/<path>``."""
         return self._json("PUT", path, {}, body)
 
+    def patch(self, path: str, body: Any) -> Any:
+        """The JSON that answers ``PATCH /v1/<path>``."""
+        return self._json("PATCH", path, {}, body)
+
     def delete(self, path: str) -> Any:
         """The JSON that answers ``DELETE /v1/<path>``, None if there is none."""
         return self._json("DELETE", path, {}, None)

@@ -90,7 +90,7 @@ def _live(done: list[str]) -> list[str]:
     agent = client(argparse.Namespace(timeout=1.0))
     try:
         match done:
-            case ["endpoint", "get" | "delete" | "del"] | ["bpf", "policy", "get" | "list"]:
+            case ["endpoint", "get" | "config" | "delete" | "del"] | ["bpf", "policy", "get" | "list"]:
                 return [str(endpoint["id"]) for endpoint in agent.get("endpoint")]
             case ["identity", "get"]:
                 return [str(identity["id"]) for identity in agent.get("identity")]

@@ -10,6 +10,10 @@ Consumed, as Cilium's ``models.Endpoint``, from ``GET /v1/endpoint`` (a list)::
                   policy: {realized: {policy-enabled, policy-revision}},
                   external-identifiers: {k8s-namespace, k8s-pod-name, pod-name, container-id}}}
 
+and from ``/v1/endpoint/{id}/config``, to read and to PATCH::
+
+    {realized: {options: {PolicyAuditMode: Enabled | Disabled}}}
+
 ``policy-enabled`` is none, ingress, egress, both, or one of the last three after ``audit-``.
 """
 
@@ -47,6 +51,11 @@ _ENFORCEMENT: Final = {
     "audit-ingress": ("Disabled (Audit)", "Disabled"),
     "audit-egress": ("Disabled", "Disabled (Audit)"),
 }
+_OPTIONS: Final = ("PolicyAuditMode",)
+_SWITCHES: Final = {
+    **dict.fromkeys(("enabled", "enable", "true", "on", "1"), "Enabled"),
+    **dict.fromkeys(("disabled", "disable", "false", "off", "0"), "Disabled"),
+}
 _IDENTIFIERS: Final = {"pod-name": "pod-name", "container-id": "container-id"}
 _ADDRESSES: Final = ("ipv4", "ipv6")
 
@@ -63,6 +72,9 @@ def register(commands: Commands) -> None:
         ("labels", "List the labels of an endpoint", run_labels),
     ):
         command(verbs, name, text, verb).add_argument("id", metavar="ID")
+    config = command(verbs, "config", "View & modify endpoint configuration", run_config)
+    config.add_argument("id", metavar="ID", help="12 or pod-name:NS/POD")
+    config.add_argument("options", nargs="*", metavar="OPTION=VALUE", help="e.g. PolicyAuditMode=Enabled")
     delete = command(verbs, "delete", "Remove an endpoint", run_delete, aliases=("del",), output=False)
     delete.add_argument("id", metavar="ID", help="12 or pod-name:NS/POD")
 
@@ -103,6 +115,21 @@ def run_labels(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def run_config(arguments: argparse.Namespace) -> int:
+    """Print its options, or set some."""
+    agent = client(arguments)
+    options = dict(_option(text) for text in arguments.options)
+    number = find(agent, arguments.id)["id"]
+    path = f"endpoint/{segment(number)}/config"
+    if options:
+        agent.patch(path, {"options": options})
+        print(f"Endpoint {number} configuration updated successfully")
+        return OK
+    answer: Json = agent.get(path)
+    emit(answer, arguments.output, table(sorted(answer["realized"]["options"].items())))
+    return OK
+
+
 def run_delete(arguments: argparse.Namespace) -> int:
     """Remove one endpoint."""
     agent = client(arguments)
@@ -132,6 +159,21 @@ def labels_of(endpoint: Json) -> list[str]:
     """Labels that make the identity, sorted."""
     status = endpoint.get("status") or {}
     return sorted((status.get("labels") or {}).get("security-relevant") or ())
+
+
+def _option(text: str) -> tuple[str, str]:
+    """Name and value of ``Name=value``, as the agent spells them."""
+    name, separator, value = text.partition("=")
+    known = {option.lower(): option for option in _OPTIONS}
+    if name.lower() not in known:
+        raise CommandError(
+            f"unknown option {name!r}", hint=f"there is {', '.join(sorted(known.values()))}", code=USAGE
+        )
+    if not separator or value.lower() not in _SWITCHES:
+        raise CommandError(
+            f"{text!r} sets nothing", hint=f"write {known[name.lower()]}=Enabled or =Disabled", code=USAGE
+        )
+    return known[name.lower()], _SWITCHES[value.lower()]
 
 
 def _names(endpoint: Json, prefix: str) -> Iterable[str]:

@@ -8,8 +8,10 @@ Consumed::
                               problems: [{kind, namespace, name, field, message, file?, line?}],
                               rule-cookies: {"<cookie>": [origin]}}
     GET /v1/policy/explain   {verdict: allowed | denied, from, to, protocol, port,
-                              directions: [{direction, endpoint, verdict, origins: [text], row?: text}]}
-                             verdict of a direction: allow, deny, default-deny
+                              directions: [{direction, endpoint, verdict, audited, origins: [text],
+                                            row?: text}]}
+                             verdict of a direction: allow, deny, default-deny; audited: what is denied is
+                             let through all the same
     GET /v1/endpoint         status.policy.realized.policy-revision and status.state of each endpoint
 """
 
@@ -129,7 +131,8 @@ def _directions(answer: Json) -> Iterator[tuple[str, ...]]:
         who = f"  {direction['direction']} of {direction['endpoint']}"
         origins = direction.get("origins") or []
         first, *others = origins or ["no policy applies in this direction"]
-        yield (who, direction["verdict"], first)
+        passes = direction.get("audited") and direction["verdict"] != "allow"
+        yield (who, direction["verdict"] + (" (audited: let through)" if passes else ""), first)
         for other in others:
             yield ("", "", other)
         if row := direction.get("row"):

@@ -14,6 +14,7 @@ The JSON of ``GET /v1/healthz`` is Cilium's ``models.StatusResponse``.  Whatever
                                         sessionAffinity, gracefulTermination, nat46X64: each {enabled, ...},
                                         bpfSocketLBHostnsOnly}}
     host-firewall           {mode, devices: [text]}
+    policy-audit            {node, endpoints: [id]}   line only if present; node: true | false
     srv6                    {enabled}
     cni-chaining            {mode}
     cni-file                {state, msg}              line only if present
@@ -60,6 +61,7 @@ Json = Mapping[str, Any]
 DISABLED: Final = "Disabled"
 _UNHEALTHY: Final = frozenset({"Warning", "Failure"})
 _NOTHING: Final[Json] = {}
+_SHOWN_AUDITED: Final = 10
 
 
 def register(commands: Commands) -> None:
@@ -132,6 +134,8 @@ def _lines(status: Json) -> Iterator[list[str]]:
         yield ["Kubernetes APIs:", f'["{names}"]']
     yield ["KubeProxyReplacement:", *_kube_proxy(status.get("kube-proxy-replacement"))]
     yield ["Host firewall:", *_firewall(status.get("host-firewall"))]
+    if audit := status.get("policy-audit"):
+        yield ["Policy Audit Mode:", *_audit(audit)]
     yield ["SRv6:", _enabled((status.get("srv6") or _NOTHING).get("enabled"))]
     yield ["CNI Chaining:", (status.get("cni-chaining") or _NOTHING).get("mode", DISABLED)]
     if cni_file := status.get("cni-file"):
@@ -194,6 +198,14 @@ def _firewall(firewall: Json | None) -> list[str]:
     if not firewall or firewall.get("mode", DISABLED) == DISABLED:
         return [DISABLED]
     return [firewall["mode"], f"[{', '.join(firewall.get('devices') or ())}]"]
+
+
+def _audit(audit: Json) -> list[str]:
+    """What the node has, and which endpoints drop nothing."""
+    audited = [str(one) for one in audit["endpoints"]]
+    more = len(audited) - _SHOWN_AUDITED
+    shown = ", ".join(audited[:_SHOWN_AUDITED]) + (f" and {more} more" if more > 0 else "")
+    return [_enabled(audit["node"]), f"audited endpoints: {shown or 'none'}"]
 
 
 def _routing(routing: Json) -> list[str]:

@@ -381,14 +381,13 @@ class Agent:
 
     def expose_metrics(self) -> None:
         """Build the registry over live parts."""
-        rules = self.plan.policy
         self._registry = build_registry(
             Providers(
                 version=__version__,
                 traffic=self._traffic,
                 map_usage=lambda: self._usage[1],
                 endpoint_states=self._endpoint_states,
-                enforcement=lambda: _counts(views.enforcement(one) for one in rules.rules.values()),
+                enforcement=self._enforcement,
                 identities=lambda: {
                     "reserved": len(Reserved) - 1,
                     "cluster_local": len(self.tables.identities),
@@ -431,6 +430,13 @@ class Agent:
                 reason, direction = divmod(int.from_bytes(key, "little"), int(abi.Direction.DIR_MAX))
                 rows.append(TrafficRow(reason, direction, *sums))
         return rows
+
+    def _enforcement(self) -> dict[str, int]:
+        audited = self.plan.audited()
+        return _counts(
+            views.enforcement(rules, audit=number in audited)
+            for number, rules in self.plan.policy.rules.items()
+        )
 
     def _endpoint_states(self) -> dict[str, int]:
         return _counts(self.endpoint_state(one) for one in self.tables.endpoints.values())

@@ -7,7 +7,7 @@ from typing import Any
 from ciliumd import __version__, abi
 from ciliumd.daemon import health, stages, status, status_models, views
 from ciliumd.daemon.agent import Agent
-from ciliumd.daemon.api import EndpointRequest, RequestRefused
+from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
 from ciliumd.desired.lbrows import backends_in_rows, service_model
 from ciliumd.desired.policy import NamedPorts, Party, explain
 from ciliumd.flows import maprows
@@ -48,6 +48,7 @@ class Answers:
             rules=policy.rules.get(endpoint.id),
             version=policy.versions.get(endpoint.id),
             revision=current,
+            audit=endpoint.is_audited(node=self._agent.plan.node.audit),
         )
 
     async def add_endpoint(self, request: EndpointRequest) -> Json:
@@ -57,6 +58,13 @@ class Answers:
     async def delete_endpoint(self, number: int) -> None:
         """Take a pod away."""
         await self._agent.endpoints_owner.delete(number)
+
+    async def configure_endpoint(self, number: int, options: EndpointOptions) -> None:
+        """Set options of an endpoint: what is as on the node follows the node from now on."""
+        if options.audit is not None:
+            wanted = options.audit == "Enabled"
+            node = self._agent.plan.node.audit
+            await self._agent.endpoints_owner.set_audit(number, None if wanted == node else wanted)
 
     def endpoint_number(self, key: str) -> int | None:
         """Endpoint id by number or ``pod:namespace/name``."""
@@ -121,7 +129,15 @@ class Answers:
                 if one in policy.versions
             },
         )
-        return views.explanation(found, source=source, destination=destination)
+        audited = self._agent.plan.audited()
+        return views.explanation(
+            found,
+            source=source,
+            destination=destination,
+            audited=[
+                side for side in (source, destination) if self.endpoint_number(f"pod:{side}") in audited
+            ],
+        )
 
     def _party(self, text: str) -> Party:
         """A side of traffic: ``namespace/pod``, an address, or an entity."""

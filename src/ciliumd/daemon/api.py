@@ -10,7 +10,7 @@ import os
 from collections.abc import Awaitable, Callable
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -23,6 +23,7 @@ from ciliumd.flows.wire import to_json
 Json = dict[str, Any]
 
 SOCKET_MODE = 0o660
+Body = TypeVar("Body", bound=BaseModel)
 
 log = structlog.get_logger("api")
 
@@ -48,6 +49,22 @@ class EndpointRequest(BaseModel):
     container_id: str = Field(default="", alias="container-id", max_length=255)
 
 
+class EndpointOptions(BaseModel):
+    """Options of an endpoint; what is left out stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    audit: Literal["Enabled", "Disabled"] | None = Field(default=None, alias="PolicyAuditMode")
+
+
+class EndpointConfiguration(BaseModel):
+    """Body of ``PATCH /v1/endpoint/{id}/config``, Cilium's ``models.EndpointConfigurationSpec``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: EndpointOptions = EndpointOptions()
+
+
 class Backend(Protocol):
     """What the agent offers; every answer is JSON as the CLI's modules document it."""
 
@@ -64,6 +81,9 @@ class Backend(Protocol):
 
     async def delete_endpoint(self, number: int) -> None:
         """Take a pod away."""
+
+    async def configure_endpoint(self, number: int, options: EndpointOptions) -> None:
+        """Set options of an endpoint; RequestRefused when they cannot be."""
 
     def endpoint_number(self, key: str) -> int | None:
         """Endpoint id by number or ``pod:namespace/name``."""
@@ -122,6 +142,15 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({"message": "internal error, see the agent's log"}, status=500)
 
 
+async def _body(request: web.Request, model: type[Body], what: str) -> Body:
+    """The body of a request.  RequestRefused when it is no *model*, by field."""
+    try:
+        return model.model_validate_json(await request.read())
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        raise RequestRefused(400, f"bad {what}: {'; '.join(lines)}") from error
+
+
 class Api:
     """The server; :meth:`start` listens, :meth:`stop` ends it."""
 
@@ -139,6 +168,8 @@ class Api:
             ("PUT", "/v1/endpoint", self._add_endpoint),
             ("GET", "/v1/endpoint/{key}", self._endpoint),
             ("DELETE", "/v1/endpoint/{key}", self._delete_endpoint),
+            ("GET", "/v1/endpoint/{key}/config", self._endpoint_config),
+            ("PATCH", "/v1/endpoint/{key}/config", self._configure_endpoint),
             ("GET", "/v1/identity", self._identities),
             ("GET", "/v1/service", self._services),
             ("GET", "/v1/service/{id}", self._service),
@@ -179,11 +210,7 @@ class Api:
         return web.json_response(self._backend.endpoints())
 
     async def _add_endpoint(self, request: web.Request) -> web.Response:
-        try:
-            body = EndpointRequest.model_validate_json(await request.read())
-        except ValidationError as error:
-            lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-            raise RequestRefused(400, f"bad endpoint request: {'; '.join(lines)}") from error
+        body = await _body(request, EndpointRequest, "endpoint request")
         return web.json_response(await self._backend.add_endpoint(body), status=201)
 
     def _number(self, request: web.Request) -> int:
@@ -195,7 +222,20 @@ class Api:
 
     async def _endpoint(self, request: web.Request) -> web.Response:
         number = self._number(request)
-        return web.json_response(next(one for one in self._backend.endpoints() if one["id"] == number))
+        return web.json_response(self._one_endpoint(number))
+
+    def _one_endpoint(self, number: int) -> Json:
+        return next(one for one in self._backend.endpoints() if one["id"] == number)
+
+    async def _endpoint_config(self, request: web.Request) -> web.Response:
+        endpoint = self._one_endpoint(self._number(request))
+        return web.json_response({"realized": endpoint["status"]["realized"]})
+
+    async def _configure_endpoint(self, request: web.Request) -> web.Response:
+        number = self._number(request)
+        body = await _body(request, EndpointConfiguration, "endpoint configuration")
+        await self._backend.configure_endpoint(number, body.options)
+        return web.json_response({})
 
     async def _delete_endpoint(self, request: web.Request) -> web.Response:
         await self._backend.delete_endpoint(self._number(request))

@@ -97,6 +97,13 @@ def _tell_of_replacement(settings: Settings) -> None:
         log.info("agent.deprecated_option", key="kube-proxy-replacement", hint=hint)
 
 
+def _tell_of_audit(agent: Agent) -> None:
+    """Whose policies drop nothing: nobody should find that out by accident."""
+    audited = sorted(agent.plan.audited())
+    if agent.settings.policy_audit_mode or audited:
+        log.warning("agent.policies_are_audited", node=agent.settings.policy_audit_mode, endpoints=audited)
+
+
 def raise_file_limit() -> None:
     """Every policy version is two open maps, so a large node needs more descriptors than a login shell."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -115,6 +122,7 @@ async def run(settings: Settings) -> None:
         if origin is None:
             return
         agent = await build(settings, stack, origin, tables=tables, tallies=tallies, started=started)
+        _tell_of_audit(agent)
         await serve(agent, stack)
 
 

@@ -233,6 +233,7 @@ async def _node_facts(
         families=frozenset(router.version for router in wiring.routers),
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),
+        audit=settings.policy_audit_mode,
         label_filter=_label_filter(settings),
     )
 

@@ -68,7 +68,6 @@ FIXED: Final[Mapping[str, tuple[frozenset[str], str]]] = {
     "mesh-auth-enabled": _off("mutual authentication"),
     "mesh-auth-mutual-enabled": _off("mutual authentication"),
     "multicast-enabled": _off("multicast"),
-    "policy-audit-mode": _off("audit mode"),
     "policy-cidr-match-mode": _off("matching nodes by CIDR"),
     "wireguard-encapsulate": _off("WireGuard"),
 }

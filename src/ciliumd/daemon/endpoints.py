@@ -68,6 +68,7 @@ class Endpoints:
         self._netlink = netlink
         self._attachments = attachments
         self._reaper = reaper
+        self._realized = realized
         self._wirer = EndpointWirer(
             tables=tables,
             network=network,
@@ -102,6 +103,14 @@ class Endpoints:
     async def delete(self, number: int) -> None:
         """Take an endpoint away: nothing of it is left, whatever has become of its namespace."""
         await self._to_the_end(self._delete(number))
+
+    async def set_audit(self, number: int, audit: bool | None) -> None:
+        """
+        Have what an endpoint's policies would drop let through and told of, or not; None: as the node has it.
+
+        RequestRefused when there is no such endpoint, or packets are not treated so in time.
+        """
+        await self._to_the_end(self._set_audit(number, audit))
 
     async def faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
         """
@@ -219,6 +228,20 @@ class Endpoints:
         async with self._turns.of(endpoint.pod_key):
             if self._tables.endpoints.get(number) is not None:
                 await self._wirer.remove(endpoint)
+
+    async def _set_audit(self, number: int, audit: bool | None) -> None:
+        endpoint = self._tables.endpoints.get(number)
+        if endpoint is None:
+            raise RequestRefused(404, f"no endpoint {number}")
+        async with self._turns.of(endpoint.pod_key):
+            endpoint = self._tables.endpoints.get(number)
+            if endpoint is None:
+                raise RequestRefused(404, f"no endpoint {number}")
+            if endpoint.audit != audit:
+                self._tables.endpoints.set(number, replace(endpoint, audit=audit))
+                log.info("endpoint.audit_set", endpoint=number, pod=pod_of(endpoint), audit=audit)
+            if problem := await self._realized(number):
+                raise RequestRefused(500, f"endpoint {number}: {problem}")
 
     async def _faults(self, endpoint: EndpointSpec, sandbox: Sandbox) -> tuple[str, ...]:
         with _refusals():

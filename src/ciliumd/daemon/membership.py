@@ -17,6 +17,7 @@ from ciliumd.daemon.health import local_node
 from ciliumd.daemon.origin import StartFailed
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.settings import Settings
+from ciliumd.desired.policy import EndpointRules
 from ciliumd.kubernetes import config
 from ciliumd.kubernetes.bootstrap import OwnNode, own_node
 from ciliumd.kubernetes.claims import IdentityClaims
@@ -216,12 +217,15 @@ def _facts(agent: "Agent", endpoint: EndpointSpec) -> EndpointFacts | None:
     if identity is None:
         return None
     rules = agent.plan.policy.rules.get(endpoint.id)
+    # Who is audited drops nothing, as who is under no policy.
+    if rules is None or endpoint.is_audited(node=agent.plan.node.audit):
+        rules = EndpointRules()
     pod = agent.tables.pods.get(endpoint.pod_key)
     return EndpointFacts(
         identity=identity,
         labels=agent.plan.labels.get(endpoint.id, frozenset()),
         state=agent.endpoint_state(endpoint),
-        ingress=rules is not None and bool(rules.default_deny_ingress),
-        egress=rules is not None and bool(rules.default_deny_egress),
+        ingress=rules.ingress_enforced,
+        egress=rules.egress_enforced,
         named_ports={} if pod is None else pod.named_ports,
     )

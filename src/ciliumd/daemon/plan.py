@@ -52,7 +52,7 @@ class NodeFacts:
     *allowed* those that one may take from anybody.  *serves* are the kinds of frontends that are served here,
     *serves6* those of IPv6, *proxy* is the name that services give who is to serve them.  *allocates* tells
     whether this node numbers label sets by itself, or waits for the cluster to do so; *label_filter* which
-    labels are in them.
+    labels are in them.  With *audit* endpoints that say nothing else are audited.
     """
 
     name: str
@@ -71,6 +71,7 @@ class NodeFacts:
     families: frozenset[int] = frozenset({4})
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
+    audit: bool = False
     label_filter: LabelFilter = EVERY_LABEL
 
 
@@ -236,6 +237,12 @@ class NodePlan:
         """Named ports of the pod of *endpoint*."""
         return identity_stage.named_ports_of_pod(self._tables.pods.get(endpoint.pod_key))
 
+    def audited(self) -> frozenset[int]:
+        """Endpoints whose policies drop nothing, and only tell what they would."""
+        return frozenset(
+            number for number, one in self._tables.endpoints.items() if one.is_audited(node=self.node.audit)
+        )
+
     def next_retirement(self) -> float | None:
         """When an unused policy version may go; None when there is none."""
         return self._policies.next_retirement()
@@ -365,7 +372,11 @@ class NodePlan:
         tables = self._tables
         endpoints = tables.endpoints.values()
         self.endpoint_rows = endpoint_stage.endpoint_rows(
-            endpoints, self.identities, self.policy.versions, host_addresses=self.node.addresses
+            endpoints,
+            self.identities,
+            self.policy.versions,
+            host_addresses=self.node.addresses,
+            audited=self.audited(),
         )
         self.ipcache_rows = ipcache_stage.ipcache_rows(
             endpoints,

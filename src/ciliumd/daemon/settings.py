@@ -213,6 +213,15 @@ class Settings(BaseSettings):
         default="default",
         description="endpoints in default deny: those a policy selects, all, none",
     )
+    policy_audit_mode: bool = Field(
+        default=False,
+        description="what policies would drop is let through and told of; `cilium endpoint config` says "
+        "otherwise for one endpoint",
+    )
+    policy_deny_response: Literal["none", "icmp"] = Field(
+        default="none",
+        description="what a pod gets when a policy drops what it sends: nothing, or an ICMP error",
+    )
     labels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="prefixes of the labels that identities are made of; ! in front: not these"
     )

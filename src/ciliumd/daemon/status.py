@@ -60,6 +60,7 @@ async def status(agent: Agent) -> Json:
             agent.settings, native, active=active, sockets=sockets
         ),
         "host-firewall": {"mode": status_models.DISABLED},
+        "policy-audit": _audit(agent),
         "cni-chaining": {"mode": agent.settings.cni_chaining_mode},
         "cni-file": status_models.cni_file(agent.settings),
         "nodeMonitor": {
@@ -102,6 +103,12 @@ async def status(agent: Agent) -> Json:
         },
     }
     return {name: part for name, part in answer.items() if part is not None}
+
+
+def _audit(agent: Agent) -> Json | None:
+    """Whose policies drop nothing; None where all are in force."""
+    node, endpoints = agent.plan.node.audit, sorted(agent.plan.audited())
+    return {"node": node, "endpoints": endpoints} if node or endpoints else None
 
 
 def _carried(agent: Agent) -> dict[str, str]:

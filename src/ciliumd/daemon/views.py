@@ -5,7 +5,7 @@ What the agent tells about its objects, in the shapes of Cilium's API models.
 Functions of rows: reading them from tables and live maps is the caller's part.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ciliumd import abi
@@ -28,6 +28,8 @@ from ciliumd.tables.schema import ObjectKey, Problem
 
 Json = dict[str, Any]
 
+AUDIT_OPTION = "PolicyAuditMode"
+
 VERDICTS: Mapping[int, str] = {
     abi.PolicyVerdict.POLICY_VERDICT_ALLOW: "allow",
     abi.PolicyVerdict.POLICY_VERDICT_DENY: "deny",
@@ -35,19 +37,28 @@ VERDICTS: Mapping[int, str] = {
 }
 
 
-def enforcement(rules: EndpointRules | None) -> str:
-    """In which directions an endpoint is in default deny: none, ingress, egress or both."""
+def enforcement(rules: EndpointRules | None, *, audit: bool = False) -> str:
+    """
+    In which directions an endpoint is in default deny: none, ingress, egress or both.
+
+    Under *audit* in which directions something passes that would be dropped: there a deny rule is enough.
+    """
     if rules is None:
         return "none"
-    match rules.ingress_enforced, rules.egress_enforced:
+    ingress, egress = rules.ingress_enforced, rules.egress_enforced
+    if audit:
+        ingress |= any(rule.deny for rule in rules.of(Direction.INGRESS))
+        egress |= any(rule.deny for rule in rules.of(Direction.EGRESS))
+    match ingress, egress:
         case True, True:
-            return "both"
+            word = "both"
         case True, False:
-            return "ingress"
+            word = "ingress"
         case False, True:
-            return "egress"
+            word = "egress"
         case _:
             return "none"
+    return f"audit-{word}" if audit else word
 
 
 def endpoint_model(
@@ -59,18 +70,22 @@ def endpoint_model(
     rules: EndpointRules | None,
     version: int | None,
     revision: int,
+    audit: bool,
 ) -> Json:
     """``models.Endpoint``: one local pod, or the node's health endpoint."""
+    options = {"options": {AUDIT_OPTION: "Enabled" if audit else "Disabled"}}
     texts = list(labels_text(labels))
     health = "OK" if state == "ready" else "Pending"
     policy = {
-        "policy-enabled": enforcement(rules),
+        "policy-enabled": enforcement(rules, audit=audit),
         "policy-revision": revision,
         "policy-version": version or 0,
     }
     return {
         "id": endpoint.id,
+        "spec": options,
         "status": {
+            "realized": options,
             "state": state,
             "health": {"overallHealth": health, "bpf": health, "policy": health, "connected": True},
             "identity": {"id": identity or 0, "labels": texts},
@@ -209,8 +224,9 @@ def policy_answer(
     }
 
 
-def explanation(found: Explanation, *, source: str, destination: str) -> Json:
-    """Body of ``GET /v1/policy/explain``."""
+def explanation(found: Explanation, *, source: str, destination: str, audited: Collection[str] = ()) -> Json:
+    """Body of ``GET /v1/policy/explain``; who is *audited* lets through what its policies deny."""
+    sides = {Direction.INGRESS: destination, Direction.EGRESS: source}
     return {
         "verdict": "allowed" if found.allowed else "denied",
         "from": source,
@@ -220,7 +236,8 @@ def explanation(found: Explanation, *, source: str, destination: str) -> Json:
         "directions": [
             {
                 "direction": one.direction.name.lower(),
-                "endpoint": destination if one.direction is Direction.INGRESS else source,
+                "endpoint": sides[one.direction],
+                "audited": sides[one.direction] in audited,
                 "verdict": VERDICTS.get(one.verdict, "none"),
                 "origins": list(one.origins),
                 "row": _row_text(one.row),

@@ -165,6 +165,9 @@ def _struct(struct: type[abi.Row] | None, data: bytes, map_name: str) -> Json:
     for field in fields(row):
         if field.name != "check":
             out[field.name] = _field(struct.__name__, field.name, getattr(row, field.name))
+    if struct is abi.CtEntry and row.policy_version & abi.CtVersion.CT_VERSION_AUDITED:
+        out["policy_version"] = row.policy_version & ~abi.CtVersion.CT_VERSION_AUDITED
+        out["flags"].append("audited")
     if struct is abi.IpcacheLpmKey:
         return {"prefix": _prefix(row), "cluster_id": row.cluster_id}
     if struct is abi.LbSourceKey:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-What an endpoint is made of: the facts fixed when a pod was wired to the node, kept across restarts.
+What an endpoint is made of: what was fixed when a pod was wired to the node, and what somebody set for it
+alone; both are kept across restarts.
 
 Identity and policy are not here: they follow from pods and policies and change while it lives.
 """
@@ -25,6 +26,7 @@ class EndpointSpec:
 
     A runtime knows it by *container_id* and *ifname_in_pod*; without a runtime the first is empty.
     *netns_cookie* is the kernel's number of its network namespace, 0 when it is not known.
+    *audit* tells whether what its policies would drop is let through; None: as on the rest of the node.
     """
 
     id: int
@@ -42,11 +44,16 @@ class EndpointSpec:
     ipv6: IPv6Address | None
     ifname_in_pod: str = "eth0"
     netns_cookie: int = 0
+    audit: bool | None = None
 
     @property
     def addresses(self) -> tuple[Addr, ...]:
         """Its addresses, IPv4 first."""
         return tuple(addr for addr in (self.ipv4, self.ipv6) if addr is not None)
+
+    def is_audited(self, *, node: bool) -> bool:
+        """Whether it is audited, where the *node* says what holds for all."""
+        return node if self.audit is None else self.audit
 
     @property
     def pod_key(self) -> tuple[str, str]:

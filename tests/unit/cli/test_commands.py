@@ -111,8 +111,9 @@ def test_closed_pipe_is_no_error(agent):
     ("words", "found"),
     [
         (["end"], ["endpoint"]),
-        (["endpoint", ""], ["del", "delete", "get", "health", "labels", "list", "ls"]),
+        (["endpoint", ""], ["config", "del", "delete", "get", "health", "labels", "list", "ls"]),
         (["endpoint", "get", ""], ["12", "7"]),
+        (["endpoint", "config", ""], ["12", "7"]),
         (["bpf", "policy", "get", "1"], ["12"]),
         (["service", "get", ""], ["3"]),
         (["identity", "get", ""], ["257"]),

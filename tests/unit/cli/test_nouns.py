@@ -87,6 +87,60 @@ def test_endpoint_delete_asks_by_number(agent, run):
     assert agent.requests[-1] == ("DELETE", "/v1/endpoint/12", None)
 
 
+def test_endpoint_config_is_shown_and_set(agent, run):
+    """In Cilium's words; switches in any of the ways it takes."""
+    agent.get("endpoint", [endpoint(12)])
+    agent.get("endpoint/12/config", {"realized": {"options": {"PolicyAuditMode": "Disabled"}}})
+    agent.answers["PATCH /v1/endpoint/12/config"] = {}
+
+    assert run.cilium("endpoint", "config", "12") == 0
+    assert run.out == "PolicyAuditMode   Disabled\n"
+    assert run.cilium("endpoint", "config", "12", "-o", "jsonpath={.realized.options.PolicyAuditMode}") == 0
+    assert run.out == "Disabled\n"
+    for text, value in (
+        ("PolicyAuditMode=Enabled", "Enabled"),
+        ("policyauditmode=true", "Enabled"),
+        ("PolicyAuditMode=off", "Disabled"),
+    ):
+        assert run.cilium("endpoint", "config", "pod-name:default/deathstar", text) == 0
+        assert run.out == "Endpoint 12 configuration updated successfully\n"
+        body = {"options": {"PolicyAuditMode": value}}
+        assert agent.requests[-1] == ("PATCH", "/v1/endpoint/12/config", body)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Debug=Enabled", "unknown option 'Debug'"),
+        ("PolicyAuditMode", "sets nothing"),
+        ("PolicyAuditMode=perhaps", "PolicyAuditMode=Enabled or =Disabled"),
+    ],
+)
+def test_endpoint_config_refuses_what_it_does_not_know(agent, run, text, said):
+    """Before the agent is asked."""
+    agent.get("endpoint", [endpoint(12)])
+
+    assert run.cilium("endpoint", "config", "12", text) == 2
+    assert said in run.err
+    assert agent.requests == []
+
+
+@pytest.mark.parametrize(
+    ("enabled", "shown"),
+    [
+        ("audit-both", "Disabled (Audit)   Disabled (Audit)"),
+        ("audit-ingress", "Disabled (Audit)   Disabled"),
+        ("audit-egress", "Disabled   Disabled (Audit)"),
+    ],
+)
+def test_endpoint_list_tells_of_audit(agent, run, enabled, shown):
+    """In the directions in which something passes that policy would drop."""
+    agent.get("endpoint", [endpoint(12, enabled=enabled, labels=[])])
+
+    assert run.cilium("endpoint", "list", "--no-headers") == 0
+    assert shown in run.out
+
+
 def test_identity_list_and_get(agent, run):
     """Labels below each other, sorted by number."""
     agent.get("identity", [{"id": 257, "labels": LABELS}, {"id": 1, "labels": ["reserved:host"]}])
@@ -189,6 +243,27 @@ def test_policy_explain_names_who_decides(agent, run, verdict, code):
         "  ingress of default/deathstar   default-deny   cnp:default/rule1\n"
         "                                                cnp:default/rule2\n"
         "                                                row class 0 ANY\n"
+    )
+
+
+def test_policy_explain_tells_that_audit_lets_it_through(agent, run):
+    """The verdict is the policy's; what is allowed needs no audit."""
+    denied = {
+        "direction": "ingress",
+        "endpoint": "b",
+        "verdict": "deny",
+        "audited": True,
+        "origins": ["cnp:x"],
+    }
+    allowed = {**denied, "direction": "egress", "verdict": "allow"}
+    answer = {"from": "a", "to": "b", "protocol": "TCP", "port": 80, "verdict": "denied"}
+    agent.get("policy/explain", {**answer, "directions": [allowed, denied]})
+
+    assert run.cilium("policy", "explain", "--from", "a", "--to", "b", "--dport", "80") == 1
+    assert run.out == (
+        "a -> b 80/TCP: DENIED\n"
+        "  egress of b    allow                         cnp:x\n"
+        "  ingress of b   deny (audited: let through)   cnp:x\n"
     )
 
 

@@ -300,3 +300,23 @@ def test_exit_code_follows_health(agent, run, state, code):
     assert run.out == ("OK\n" if code == 0 else "error in cilium: m\n")
     assert run.cilium("status", "-o", "jsonpath={.cilium.state}") == code
     assert run.out == f"{state}\n"
+
+
+@pytest.mark.parametrize(
+    ("audit", "line"),
+    [
+        ({"node": True, "endpoints": [7, 12]}, "Enabled    audited endpoints: 7, 12"),
+        ({"node": False, "endpoints": [7]}, "Disabled   audited endpoints: 7"),
+        ({"node": True, "endpoints": []}, "Enabled    audited endpoints: none"),
+        (
+            {"node": True, "endpoints": list(range(1, 13))},
+            "Enabled   audited endpoints: 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 and 2 more",
+        ),
+    ],
+)
+def test_audit_has_a_line_where_there_is_some(audit, line):
+    """Nobody should find out by accident that nothing is dropped."""
+    shown = status.render({"policy-audit": audit}, now=NOW)
+    (found,) = [one for one in shown.splitlines() if one.startswith("Policy Audit Mode:")]
+    assert found.split() == f"Policy Audit Mode: {line}".split()
+    assert "Policy Audit Mode" not in status.render(FULL, now=NOW)

@@ -1,10 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent says about endpoints and traffic, over parts in memory."""
 
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
+from ciliumd import abi
+from ciliumd.daemon import stages
 from ciliumd.daemon.answers import Answers
-from ciliumd.daemon.api import RequestRefused
+from ciliumd.daemon.api import EndpointOptions, RequestRefused
+from ciliumd.daemon.membership import _facts
 from unit.daemon import nodes
 
 pytestmark = pytest.mark.unit
@@ -76,3 +83,61 @@ def test_endpoints_are_found_by_number_and_pod(answers):
     assert answers.endpoint_number("pod:shop/pod-2") == 2
     for key in ("9", "x", "", "pod:shop/nobody", "pod:", "-1"):
         assert answers.endpoint_number(key) is None
+
+
+@pytest.mark.parametrize("node", [False, True])
+def test_an_endpoint_is_audited_as_it_was_set_or_as_the_node_is(kernel, agent, answers, node):
+    """What is as on the node follows the node; what differs is the endpoint's own."""
+    plan = agent.plan
+    plan.node = replace(plan.node, audit=node)
+    own, same = ("Disabled", "Enabled") if node else ("Enabled", "Disabled")
+    asked = []
+
+    async def set_audit(number, audit):
+        asked.append((number, audit))
+        agent.tables.endpoints.set(number, replace(agent.tables.endpoints.get(number), audit=audit))
+
+    agent.endpoints_owner = SimpleNamespace(set_audit=set_audit)
+
+    def shown():
+        kernel.round()
+        return [
+            (one["spec"]["options"]["PolicyAuditMode"], one["status"]["policy"]["realized"]["policy-enabled"])
+            for one in answers.endpoints()
+        ]
+
+    def word(audit):
+        return "audit-ingress" if audit == "Enabled" else "ingress"
+
+    assert shown() == [(same, word(same)), (same, "none")]
+    asyncio.run(answers.configure_endpoint(1, EndpointOptions(PolicyAuditMode=own)))
+    assert shown() == [(own, word(own)), (same, "none")]
+    facts = kernel.maps[stages.FACTS].rows
+    flags = [abi.Endpoint.unpack(facts[slot]).flags for slot in sorted(facts)]
+    assert flags == [int(own == "Enabled"), int(same == "Enabled")]
+    asyncio.run(answers.configure_endpoint(1, EndpointOptions(PolicyAuditMode=same)))
+    asyncio.run(answers.configure_endpoint(1, EndpointOptions()))
+    assert shown() == [(same, word(same)), (same, "none")]
+    assert asked == [(1, not node), (1, None)]
+
+
+def test_explain_tells_that_what_is_denied_passes(agent, answers):
+    """Of the endpoint whose policy denies."""
+    agent.tables.endpoints.set(1, replace(agent.tables.endpoints.get(1), audit=True))
+    (one,) = answers.explain("world", "shop/pod-1", "80")["directions"]
+    assert (one["verdict"], one["audited"]) == ("default-deny", True)
+
+
+def test_metrics_count_audited_endpoints_apart(agent):
+    """By the word that `endpoint list` goes by."""
+    assert agent._enforcement() == {"ingress": 1, "none": 1}
+    agent.tables.endpoints.set(1, replace(agent.tables.endpoints.get(1), audit=True))
+    assert agent._enforcement() == {"audit-ingress": 1, "none": 1}
+
+
+def test_the_cluster_is_told_that_an_audited_endpoint_enforces_nothing(agent):
+    """As CiliumEndpoints say it."""
+    endpoint = agent.tables.endpoints.get(1)
+    assert (_facts(agent, endpoint).ingress, _facts(agent, endpoint).egress) == (True, False)
+    audited = replace(endpoint, audit=True)
+    assert (_facts(agent, audited).ingress, _facts(agent, audited).egress) == (False, False)

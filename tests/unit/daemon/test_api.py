@@ -16,6 +16,7 @@ from ciliumd.flows.ring import FlowRing
 from unit.flows.samples import OFFSET_NS, TRACE, FakeRecords, lookups, record
 
 SECONDS = 5.0
+WEB = {"id": 7, "status": {"realized": {"options": {"PolicyAuditMode": "Disabled"}}}}
 BODY = {"netns": "/run/netns/web", "pod": "shop/web", "ifname": "eth0"}
 
 
@@ -38,7 +39,7 @@ class FakeAgent:
 
     def endpoints(self):
         """Two."""
-        return [{"id": 7, "status": {}}, {"id": 8, "status": {}}]
+        return [WEB, {"id": 8, "status": {}}]
 
     async def add_endpoint(self, request):
         """The request as it was understood."""
@@ -52,6 +53,10 @@ class FakeAgent:
     async def delete_endpoint(self, number):
         """Remember."""
         self.asked.append(number)
+
+    async def configure_endpoint(self, number, options):
+        """Remember."""
+        self.asked.append((number, options.audit))
 
     def endpoint_number(self, key):
         """Endpoint 7 is shop/web."""
@@ -160,9 +165,10 @@ def ask(agent, tmp_path):
     ("path", "expected"),
     [
         ("/v1/healthz", {"cilium": {"state": "Ok"}}),
-        ("/v1/endpoint", [{"id": 7, "status": {}}, {"id": 8, "status": {}}]),
+        ("/v1/endpoint", [WEB, {"id": 8, "status": {}}]),
         ("/v1/endpoint/8", {"id": 8, "status": {}}),
-        ("/v1/endpoint/pod:shop%2Fweb", {"id": 7, "status": {}}),
+        ("/v1/endpoint/pod:shop%2Fweb", WEB),
+        ("/v1/endpoint/7/config", {"realized": {"options": {"PolicyAuditMode": "Disabled"}}}),
         ("/v1/identity", [{"id": 1, "labels": ["reserved:host"]}]),
         ("/v1/service", [{"spec": {"id": 3}, "status": {}}]),
         ("/v1/service/3", {"spec": {"id": 3}, "status": {}}),
@@ -287,6 +293,34 @@ def test_an_endpoint_is_deleted_by_number_or_pod(ask, agent):
     assert ask("DELETE", _url("/v1/endpoint/pod:shop%2Fweb")) == (200, {})
     assert ask("DELETE", "/v1/endpoint/99")[0] == 404
     assert agent.asked == [7, 7]
+
+
+def test_options_of_an_endpoint_are_set(ask, agent):
+    """Those that are named, by number or pod."""
+    for key, body, asked in (
+        ("7", {"options": {"PolicyAuditMode": "Enabled"}}, (7, "Enabled")),
+        ("pod:shop%2Fweb", {"options": {"PolicyAuditMode": "Disabled"}}, (7, "Disabled")),
+        ("8", {}, (8, None)),
+    ):
+        assert ask("PATCH", _url(f"/v1/endpoint/{key}/config"), json=body) == (200, {})
+        assert agent.asked.pop() == asked
+    assert ask("PATCH", "/v1/endpoint/99/config", json={})[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"PolicyAuditMode": "Perhaps"}, "options.PolicyAuditMode: Input should be 'Enabled' or 'Disabled'"),
+        ({"PolicyAuditMode": True}, "options.PolicyAuditMode:"),
+        ({"Debug": "Enabled"}, "options.Debug: Extra inputs"),
+        ([], "options:"),
+    ],
+)
+def test_options_that_there_are_not_are_400(ask, agent, options, field):
+    """Nothing is set, and the option is named."""
+    status, answer = ask("PATCH", "/v1/endpoint/7/config", json={"options": options})
+    assert (status, agent.asked) == (400, [])
+    assert f"bad endpoint configuration: {field}" in answer["message"]
 
 
 @pytest.mark.parametrize("query", ["", "?from=a", "?from=a&to=b", "?dport=1"])

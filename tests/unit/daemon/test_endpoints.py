@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pods are made whole or not at all, in an order in which no packet goes unjudged, and leave nothing."""
 
+import asyncio
+from dataclasses import replace
+
 import pytest
 from structlog.testing import capture_logs
 
@@ -301,5 +304,52 @@ def test_the_slot_of_a_pod_that_failed_rests_too():
             await node.add("one")
         node.netlink.fail.clear()
         assert (await node.add("two")).slot == 1
+
+    run(scenario)
+
+
+def test_audit_is_set_when_packets_are_treated_so():
+    """The row is what says so; the endpoint is otherwise the same, and stays so when asked for again."""
+
+    async def scenario(node):
+        made = await node.add()
+        await node.endpoints.set_audit(made.id, True)
+        assert node.tables.endpoints.get(made.id) == replace(made, audit=True)
+        assert node.names[-1] == "rows"
+        assert (await node.add()).audit is True
+        await node.endpoints.set_audit(made.id, None)
+        assert node.tables.endpoints.get(made.id) == made
+
+    run(scenario)
+
+
+def test_audit_that_is_not_in_force_in_time_is_told():
+    """500 with the reason; it is wished for all the same, and the reconciler goes on."""
+
+    async def scenario(node):
+        made = await node.add()
+        node.problem = "its rows are not in the maps"
+        with pytest.raises(RequestRefused, match="its rows are not in the maps") as caught:
+            await node.endpoints.set_audit(made.id, False)
+        assert caught.value.status == 500
+        assert node.tables.endpoints.get(made.id).audit is False
+        with pytest.raises(RequestRefused, match="no endpoint 99") as caught:
+            await node.endpoints.set_audit(99, True)
+        assert caught.value.status == 404
+
+    run(scenario)
+
+
+def test_an_endpoint_that_goes_meanwhile_is_not_made_again():
+    """Whoever was first is done first."""
+
+    async def scenario(node):
+        made = await node.add()
+        deleting = asyncio.ensure_future(node.delete(made.id))
+        await asyncio.sleep(0)
+        with pytest.raises(RequestRefused, match="no endpoint"):
+            await node.endpoints.set_audit(made.id, True)
+        await deleting
+        assert node.left() == NOTHING
 
     run(scenario)

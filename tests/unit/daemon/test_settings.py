@@ -36,6 +36,7 @@ OPTIONS = {
     "kube-proxy-replacement-healthz-bind-address": ("0.0.0.0:10256", "0.0.0.0:10256"),
     "node-port-range": ("31000,31999", (31000, 31999)),
     "enable-policy": ("always", "always"),
+    "policy-deny-response": ("icmp", "icmp"),
     "labels": ("k8s:app !k8s:foo", ("k8s:app", "!k8s:foo")),
     "identity-allocation-mode": ("crd", "crd"),
     "procfs": ("/host/proc", Path("/host/proc")),
@@ -91,6 +92,7 @@ SWITCHES = {
     "bpf-lb-external-clusterip": False,
     "cni-exclusive": True,
     "enable-health-checking": True,
+    "policy-audit-mode": False,
     "enable-endpoint-health-checking": True,
     "debug": False,
 }
@@ -106,6 +108,7 @@ INVALID = {
     "allow-external-addresses": ["192.0.2.1/24", "everything"],
     "node-port-range": ["30000", "2,1", "0,9", "1,2,3"],
     "enable-policy": ["sometimes"],
+    "policy-deny-response": ["reset", ""],
     "identity-allocation-mode": ["kvstore"],
     "cni-chaining-mode": ["aws-cni"],
     "cluster-health-port": ["0"],

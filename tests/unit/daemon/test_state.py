@@ -4,6 +4,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -141,8 +142,10 @@ def test_an_unreadable_file_is_told(path):
 
 
 def test_an_endpoint_comes_back_as_it_was():
-    """With either address missing too."""
+    """With either address missing too, and with what was set for it alone."""
     for one in (
+        replace(nodes.endpoint(7), audit=True),
+        replace(nodes.endpoint(7), audit=False),
         nodes.endpoint(7),
         nodes.endpoint(8, address=ip_address("10.0.0.9")),
         state.endpoint_of(state.endpoint_row(nodes.endpoint(9))[1]),
@@ -150,6 +153,15 @@ def test_an_endpoint_comes_back_as_it_was():
         key, value = state.endpoint_row(one)
         assert key == str(one.id).encode()
         assert state.endpoint_of(value) == one
+
+
+def test_an_endpoint_of_which_nothing_is_set_is_read_by_an_agent_of_before():
+    """It refuses rows with fields that it does not know."""
+    assert "audit" not in json.loads(state.endpoint_row(nodes.endpoint(7))[1])
+    for wrong in ("yes", 2, []):
+        row = json.loads(state.endpoint_row(nodes.endpoint(7))[1]) | {"audit": wrong}
+        with pytest.raises(ValueError, match="is no endpoint"):
+            state.endpoint_of(json.dumps(row).encode())
 
 
 NAMES = st.text(st.sampled_from("abcXYZ012-_./"), min_size=1, max_size=12)

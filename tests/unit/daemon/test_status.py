@@ -76,7 +76,10 @@ class Host:
             missing=self._missing, socket_lb=self._sockets, mode="TCX", cgroup=Path("/cg"), devices={1: 1}
         )
         self.settings = Settings(manifests=Path("/m"))
-        self.plan = SimpleNamespace(node=SimpleNamespace(name="a", cluster="default"))
+        self.audited = frozenset()
+        self.plan = SimpleNamespace(
+            node=SimpleNamespace(name="a", cluster="default", audit=False), audited=lambda: self.audited
+        )
         self.counted = Summary(2, (), 0, 0, 1628674411.0)
         self.health = SimpleNamespace(problem="", unready="", summary=lambda: self.counted)
         self.host = SimpleNamespace(host=SimpleNamespace(ifindex=1), net=SimpleNamespace(ifindex=2))
@@ -450,3 +453,12 @@ def test_an_address_has_the_identity_the_datapath_finds():
         assert status.identity_of_address(kernel.reconciler, ip_address(text)) == expected
     assert status.identity_of_address(empty.reconciler, ip_address("10.0.0.3")) == Reserved.WORLD
     assert stages.IPCACHE in kernel.maps
+
+
+def test_audit_is_told_and_only_where_there_is_some(host):
+    """Of the node, and of endpoints that differ from it."""
+    assert "policy-audit" not in ask(host)
+    host.audited = frozenset({12, 7})
+    assert ask(host)["policy-audit"] == {"node": False, "endpoints": [7, 12]}
+    host.plan.node.audit, host.audited = True, frozenset()
+    assert ask(host)["policy-audit"] == {"node": True, "endpoints": []}

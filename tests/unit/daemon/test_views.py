@@ -126,6 +126,24 @@ def test_enforcement_is_one_word(rules, word):
     assert views.enforcement(rules) == word
 
 
+@pytest.mark.parametrize(
+    ("rules", "word"),
+    [
+        (None, "none"),
+        (EndpointRules(), "none"),
+        (EndpointRules((), ("a",), ()), "audit-ingress"),
+        (EndpointRules((), (), ("a",)), "audit-egress"),
+        (EndpointRules((), ("a",), ("a",)), "audit-both"),
+        (EndpointRules((nodes.rule(),)), "none"),
+        (EndpointRules((nodes.rule(deny=True),)), "audit-ingress"),
+        (EndpointRules((nodes.rule(direction=nodes.EGRESS, deny=True),), ("a",)), "audit-both"),
+    ],
+)
+def test_audit_is_shown_where_something_would_be_dropped(rules, word):
+    """A deny rule drops without default deny, too."""
+    assert views.enforcement(rules, audit=True) == word
+
+
 def test_an_endpoint_without_anything_yet_is_shown():
     """No identity, no policy, one address."""
     model = views.endpoint_model(
@@ -136,8 +154,10 @@ def test_an_endpoint_without_anything_yet_is_shown():
         rules=None,
         version=None,
         revision=0,
+        audit=False,
     )
     assert model["id"] == 7
+    assert model["spec"] == {"options": {"PolicyAuditMode": "Disabled"}}
     assert model["status"]["identity"] == {"id": 0, "labels": []}
     assert model["status"]["networking"]["addressing"] == [{"ipv4": "10.0.0.9", "ipv6": ""}]
     assert model["status"]["external-identifiers"]["pod-name"] == "shop/pod-7"
@@ -154,12 +174,14 @@ def test_the_health_endpoint_is_no_pod():
         rules=None,
         version=1,
         revision=1,
+        audit=True,
     )
     assert model["status"]["external-identifiers"] == {
         "container-name": "cilium-health",
         "container-id": "",
         "netns": "/run/netns/pod-7",
     }
+    assert model["spec"] == model["status"]["realized"] == {"options": {"PolicyAuditMode": "Enabled"}}
     assert model["status"]["identity"] == {"id": 4, "labels": ["reserved:health"]}
     assert model["status"]["health"]["overallHealth"] == "OK"
 
@@ -198,5 +220,9 @@ def test_an_explanation_names_verdict_rules_and_row(port, verdict, word):
     (one,) = answer["directions"]
     assert answer["verdict"] == verdict
     assert (one["direction"], one["endpoint"], one["verdict"]) == ("ingress", "shop/web", word)
+    assert not one["audited"]
+    audited = views.explanation(found, source="world", destination="shop/web", audited=["shop/web"])
+    assert audited["verdict"] == verdict, "what the policy says"
+    assert audited["directions"][0]["audited"]
     assert one["row"].endswith(f"-> {word}")
     assert all(origin.startswith("cnp:shop/web") for origin in one["origins"])

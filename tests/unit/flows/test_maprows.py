@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rows of every map read as values a person and a script can use."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
@@ -194,6 +195,16 @@ ROWS = [
 def test_row_reads_as_values(name, key, value, want_key, want_value):
     """Addresses as text, enums and flags as names, per-CPU values as sums, no guards."""
     assert decode_row(name, key, value) == {"key": want_key, "value": want_value}
+
+
+def test_a_row_that_only_audit_let_through_says_so():
+    """The version is that of the policy that would have dropped it."""
+    name, key, value, _, plain = next(row for row in ROWS if row[0] == "cilium_ct_v1")
+    audited = replace(abi.CtEntry.unpack(value), policy_version=9 | abi.CtVersion.CT_VERSION_AUDITED)
+
+    found = decode_row(name, key, audited.pack())["value"]
+
+    assert found == plain | {"flags": [*plain["flags"], "audited"]}
 
 
 def test_every_readable_map_decodes_with_named_fields():
