@@ -227,7 +227,7 @@ static __always_inline int track(struct __sk_buff *skb, struct packet *p,
 		write = 1;
 	}
 	/* Who comes from elsewhere under the loopback address is not the endpoint itself. */
-	if (entry->flags & CT_F_LOOPBACK && (reply || p->flags & PKT_LOOPBACK)) {
+	if (write && entry->flags & CT_F_LOOPBACK && (reply || p->flags & PKT_LOOPBACK)) {
 		entry->policy_version = by->policy_version;
 	} else if (write) {
 		int reason = judge_flow(skb, p, by, reply ? opposite(by->direction) : by->direction,
