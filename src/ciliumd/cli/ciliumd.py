@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from ciliumd import __version__
-from ciliumd.cli import install_cni, mounts, sysctl
+from ciliumd.cli import install_cni, mounts, policy, sysctl
 from ciliumd.cli.arguments import SHARED, Commands, Parser, client, command, group, run_command
 from ciliumd.cli.client import segment
-from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
+from ciliumd.cli.errors import OK, USAGE, CommandError
 from ciliumd.cli.main import guarded
-from ciliumd.cli.output import emit, note
+from ciliumd.cli.output import emit
 
 NETNS_DIRECTORY: Final = Path("/var/run/netns")
 
@@ -32,10 +32,7 @@ def build_parser() -> Parser:
     commands.add_parser("agent", help="run the agent (ciliumd agent --help)", add_help=False)
     commands.add_parser("operator", help="run the operator (ciliumd operator --help)", add_help=False)
     _register_endpoint(group(commands, "endpoint", "Turn network namespaces into endpoints and back"))
-    validate = command(
-        group(commands, "policy", "Work with policies offline"), "validate", "Judge manifests", run_validate
-    )
-    validate.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    policy.register_validate(group(commands, "policy", "Work with policies offline"))
     for part in (install_cni, mounts, sysctl):
         part.register(commands)
     command(commands, "version", "Print the version", run_version, output=False)
@@ -93,19 +90,6 @@ def run_version(_arguments: argparse.Namespace) -> int:
     """Print the version of this package."""
     print(f"ciliumd {__version__}")
     return OK
-
-
-def run_validate(arguments: argparse.Namespace) -> int:
-    """Print what is wrong with each file; 1 if anything is."""
-    from ciliumd.cli.manifests import judge
-
-    findings = [finding for file in arguments.files for finding in judge(file)]
-    bad = [finding for finding in findings if finding.message]
-    rows = [{"file": f.file, "line": f.line, "object": f.what, "problem": f.message} for f in findings]
-    emit(rows, arguments.output, "".join(f"{finding}\n" for finding in findings))
-    if bad:
-        note(f"{len(bad)} problems in {len({finding.file for finding in bad})} files")
-    return FAILED if bad else OK
 
 
 def _netns_path(text: str) -> str:

@@ -31,6 +31,7 @@ POLL_SECONDS: Final = 2.0
 _SECONDS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "": 1.0}
 _PART: Final = re.compile(r"(\d+(?:\.\d+)?)([hms]?)")
 _DURATION: Final = re.compile(r"(?:\d+(?:\.\d+)?[hms])+|\d+(?:\.\d+)?")
+_ASKS_NOBODY: Final = {("policy", "validate")}
 _IN_POD: Final = "kubectl -n kube-system exec ds/cilium -c cilium-agent -- cilium"
 
 
@@ -38,9 +39,9 @@ def is_outside(program: str, words: Sequence[str]) -> bool:
     """
     Whether ``cilium`` speaks to a cluster here: no agent's socket is named or exists, a kubeconfig does.
 
-    ``cilium-dbg`` always speaks to an agent.
+    ``cilium-dbg`` always speaks to an agent; what asks nobody is the same everywhere.
     """
-    if Path(program).name != "cilium":
+    if Path(program).name != "cilium" or tuple(words[:2]) in _ASKS_NOBODY:
         return False
     named = os.environ.get(SOCKET_VARIABLE) or any(
         word in {"-H", "--host"} or word.startswith(("--host=", "-H/")) for word in words

@@ -19,6 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from ciliumd.cli.arguments import Commands, client, command, group
@@ -45,10 +46,37 @@ def register(commands: Commands) -> None:
         "--to", dest="destination", required=True, metavar="WHO", help="ns/pod, address or entity"
     )
     explain.add_argument("--dport", "--port", required=True, metavar="PORT[/PROTO]", help="e.g. 80/TCP")
+    register_validate(verbs)
     wait = command(verbs, "wait", "Wait until all endpoints run a policy revision", run_wait, output=False)
     wait.add_argument("revision", type=int, metavar="REVISION")
     wait.add_argument("--max-wait-time", type=float, default=360, metavar="SECONDS")
     wait.add_argument("--fail-wait-time", type=float, default=0, metavar="SECONDS", help=argparse.SUPPRESS)
+
+
+def register_validate(verbs: Commands) -> None:
+    """Add ``validate``, which asks no agent."""
+    validate = command(
+        verbs, "validate", "Judge manifests as the agent does, without asking it", run_validate
+    )
+    validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="manifests; - is stdin")
+
+
+def run_validate(arguments: argparse.Namespace) -> int:
+    """Print what is wrong with each file; 1 if anything is."""
+    from ciliumd.cli.manifests import judge
+
+    findings = [finding for file in arguments.files for finding in judge(file)]
+    bad = [finding for finding in findings if finding.problem]
+    rows = [
+        {"file": f.file, "line": f.line, "object": f.what, "field": f.field, "problem": f.message}
+        for f in findings
+    ]
+    emit(rows, arguments.output, "".join(f"{finding}\n" for finding in findings))
+    if bad:
+        note(f"{len(bad)} problems in {len({finding.file for finding in bad})} files")
+    elif not findings:
+        note("no objects")
+    return FAILED if bad else OK
 
 
 def run_get(arguments: argparse.Namespace) -> int:

@@ -61,7 +61,7 @@ class ManifestObject:
 _ENCODER = json.JSONEncoder(separators=(",", ":"), skipkeys=True, default=str)
 
 
-class _Loader(yaml.CSafeLoader):
+class Loader(yaml.CSafeLoader):
     """
     YAML as Kubernetes reads it: a timestamp is a string, and a key given twice is an error.
 
@@ -81,7 +81,7 @@ class _Loader(yaml.CSafeLoader):
         return mapping
 
 
-_Loader.yaml_implicit_resolvers = {
+Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
     for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
 }
@@ -125,8 +125,8 @@ def _documents(file: str, text: str) -> Iterator[tuple[int, object]]:
             raise MalformedManifest(file, 1, "is nested too deeply") from error
         return
     try:
-        _check_depth(file, text)
-        loader = _Loader(text)
+        check_depth(file, text)
+        loader = Loader(text)
         try:
             while loader.check_node() and (node := loader.get_node()) is not None:
                 yield node.start_mark.line + 1, loader.construct_document(node)
@@ -143,7 +143,7 @@ def _documents(file: str, text: str) -> Iterator[tuple[int, object]]:
         ) from error
 
 
-def _check_depth(file: str, text: str) -> None:
+def check_depth(file: str, text: str) -> None:
     """
     Refuse text that is nested absurdly.
 

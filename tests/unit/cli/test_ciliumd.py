@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ciliumd`` makes endpoints through the agent and judges manifests without it."""
 
+import io
 import json
 
 import pytest
@@ -127,3 +128,88 @@ def test_unreadable_files_are_findings_too(run, tmp_path):
     rows = json.loads(run.out)
     assert [bool(row["problem"]) for row in rows] == [True, True, False]
     assert rows[0]["problem"] == "No such file or directory"
+
+
+NETWORK_POLICY = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web}
+spec: {podSelector: {}, policyTypes: [Ingress]}
+"""
+CLUSTERWIDE = GOOD.replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy").replace(
+    ", namespace: default", ""
+)
+GROUP = """\
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: office}
+spec: {externalCIDRs: [192.0.2.0/24]}
+"""
+
+
+def test_validate_needs_no_agent_and_takes_every_kind(run, tmp_path, agent):
+    """Also as ``cilium policy validate``: of one file several documents, also none in between."""
+    path = tmp_path / "all.yaml"
+    path.write_text(f"{NETWORK_POLICY}---\n{CLUSTERWIDE}---\n# nothing\n---\n{GROUP}")
+
+    assert run.cilium("policy", "validate", str(path)) == 0
+    assert [line.split(": ")[1] for line in run.out.splitlines()] == [
+        "NetworkPolicy/default/web",
+        "CiliumClusterwideNetworkPolicy/rule1",
+        "CiliumCIDRGroup/office",
+    ]
+    assert agent.requests == []
+
+
+def test_validate_reads_stdin(run, monkeypatch):
+    """As ``-``; it has a name of its own in what is found."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(BAD.encode())))
+
+    assert run.cilium("policy", "validate", "-") == 1
+    assert run.out.startswith("<stdin>:9: CiliumNetworkPolicy/default/rule2: spec.ingress[0].toPorts[0]")
+
+
+def test_problems_of_lists_are_on_the_lines_of_their_items(run, tmp_path):
+    """As ``kubectl get -o yaml`` writes them; the good ones are told, too."""
+    items = "".join(
+        "- " + "  ".join(one.splitlines(keepends=True)) for one in (GOOD, BAD.replace("rule1", "rule2"))
+    )
+    path = tmp_path / "list.yaml"
+    path.write_text(f"apiVersion: v1\nkind: List\nitems:\n{items}")
+
+    assert run.cilium("policy", "validate", str(path), "-o", "json") == 1
+    good, bad = json.loads(run.out)
+    assert (good["line"], good["field"], good["problem"]) == (4, "", "")
+    assert bad["line"] == 21
+    assert bad["field"] == "spec.ingress[0].toPorts[0].ports[0].port"
+    assert bad["problem"].startswith(bad["field"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line", "part"),
+    [
+        ("twice.yaml", GOOD + "metadata: {name: other}\n", 10, "key 'metadata' is given twice"),
+        ("deep.yaml", "a:\n  " + "[" * 200, 2, "is nested too deeply"),
+        ("items.yaml", "apiVersion: v1\nkind: List\nitems: {a: 1}\n", 3, "items must be a list"),
+        ("odd.yaml", "a: 1\nb: \x01\n", 2, "a character YAML does not allow"),
+        ("broken.json", '{"kind":\n}', 2, "JSON: Expecting value"),
+        ("policy.json", '{"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy"}', 1, "metadata"),
+    ],
+)
+def test_what_the_agent_would_not_read_is_not_valid(run, tmp_path, name, text, line, part):
+    """One reader for both: what a YAML library forgives may be half of a policy."""
+    path = tmp_path / name
+    path.write_text(text)
+
+    assert run.cilium("policy", "validate", str(path)) == 1
+    assert f"{path}:{line}: " in run.out
+    assert part in run.out
+
+
+def test_a_file_without_objects_is_told(run, tmp_path):
+    """Not a problem, but hardly what was meant."""
+    path = tmp_path / "empty.yaml"
+    path.write_text("# to be written\n")
+
+    assert run.cilium("policy", "validate", str(path)) == 0
+    assert run.err == "no objects\n"

@@ -274,6 +274,8 @@ def home(monkeypatch, tmp_path):
     [
         ("/usr/bin/cilium", ["status"], True),
         ("cilium-dbg", ["status"], False),
+        ("cilium", ["policy", "validate", "x.yaml"], False),
+        ("cilium", ["policy", "get"], True),
         ("cilium", ["status", "-H", "/run/x.sock"], False),
         ("cilium", ["--host=unix:///run/x.sock", "status"], False),
     ],
