@@ -7,6 +7,8 @@ Consumed::
     GET /v1/policy           {revision, policy: [{kind, namespace, name, ...}],
                               problems: [{kind, namespace, name, field, message, file?, line?}],
                               rule-cookies: {"<cookie>": [origin]}}
+    GET /v1/policy/selectors [{selector, users, identities: [number], labels: [[{key, value, source}]],
+                               rules: [origin]}]
     GET /v1/policy/explain   {verdict: allowed | denied, from, to, protocol, port,
                               directions: [{direction, endpoint, verdict, audited, origins: [text],
                                             row?: text}]}
@@ -46,6 +48,8 @@ def register(commands: Commands) -> None:
         "--to", dest="destination", required=True, metavar="WHO", help="ns/pod, address or entity"
     )
     explain.add_argument("--dport", "--port", required=True, metavar="PORT[/PROTO]", help="e.g. 80/TCP")
+    selectors = command(verbs, "selectors", "Display whom the peers of rules in force select", run_selectors)
+    selectors.add_argument("-v", "--verbose", action="store_true", help="show the full labels of policies")
     register_validate(verbs)
     wait = command(verbs, "wait", "Wait until all endpoints run a policy revision", run_wait, output=False)
     wait.add_argument("revision", type=int, metavar="REVISION")
@@ -94,6 +98,13 @@ def run_get(arguments: argparse.Namespace) -> int:
     return OK
 
 
+def run_selectors(arguments: argparse.Namespace) -> int:
+    """Print each selector with its policies, how many rules have it, and its identities."""
+    answer: list[Json] = client(arguments).get("policy/selectors")
+    emit(answer, arguments.output, table(_selector_rows(answer, full_labels=arguments.verbose)))
+    return OK
+
+
 def run_explain(arguments: argparse.Namespace) -> int:
     """Print the verdict and who decided it; 1 if the traffic is denied."""
     answer: Json = client(arguments).get(
@@ -131,6 +142,29 @@ def _realized(endpoint: Json, revision: int) -> bool:
     status = endpoint.get("status") or {}
     realized = (status.get("policy") or {}).get("realized") or {}
     return status.get("state") in _SETTLED_STATES and realized.get("policy-revision", 0) >= revision
+
+
+def _selector_rows(selectors: list[Json], *, full_labels: bool) -> Iterator[tuple[object, ...]]:
+    yield ("SELECTOR", "LABELS", "USERS", "IDENTITIES")
+    for one in selectors:
+        policies = (_all_labels if full_labels else _policy_name)(one["labels"])
+        first, *others = one["identities"] or ("",)
+        yield (one["selector"], policies, one["users"], first)
+        for identity in others:
+            yield ("", "", "", identity)
+
+
+def _policy_name(policies: list[list[Json]]) -> str:
+    """``namespace/name`` of each; of the whole cluster's the name."""
+    found = ({label["key"].rpartition(".")[2]: label["value"] for label in labels} for labels in policies)
+    return ",".join("/".join(one[key] for key in ("namespace", "name") if key in one) for one in found)
+
+
+def _all_labels(policies: list[list[Json]]) -> str:
+    texts = (
+        "".join(f" {one['source']}:{one['key']}={one['value']}" for one in labels) for labels in policies
+    )
+    return ",".join(f"[{text.strip()}]" for text in texts)
 
 
 def _dport(text: str) -> str:

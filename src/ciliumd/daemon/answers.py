@@ -108,6 +108,10 @@ class Answers:
             cookies=self._agent.plan.policy.cookies,
         )
 
+    def selectors(self) -> list[Json]:
+        """Every peer of the rules in force."""
+        return views.selector_models(self._agent.plan.selectors())
+
     def explain(self, source: str, destination: str, dport: str) -> Json:
         """Whether traffic passes, and why."""
         number, _, protocol = dport.partition("/")

@@ -97,6 +97,9 @@ class Backend(Protocol):
     def policy(self) -> Json:
         """Policies in force and refused."""
 
+    def selectors(self) -> list[Json]:
+        """``models.SelectorCache``: whom the peers of the rules in force select."""
+
     def explain(self, source: str, destination: str, dport: str) -> Json:
         """Whether traffic passes, and why."""
 
@@ -175,6 +178,7 @@ class Api:
             ("GET", "/v1/service/{id}", self._service),
             ("GET", "/v1/policy", self._policy),
             ("GET", "/v1/policy/explain", self._explain),
+            ("GET", "/v1/policy/selectors", self._selectors),
             ("GET", "/v1/map", self._maps),
             ("GET", "/v1/map/{name}", self._map),
             ("DELETE", "/v1/map/{name}", self._flush_map),
@@ -256,6 +260,9 @@ class Api:
 
     async def _policy(self, _: web.Request) -> web.Response:
         return web.json_response(self._backend.policy())
+
+    async def _selectors(self, _: web.Request) -> web.Response:
+        return web.json_response(self._backend.selectors())
 
     async def _explain(self, request: web.Request) -> web.Response:
         missing = [name for name in ("from", "to", "dport") if name not in request.query]

@@ -23,13 +23,13 @@ from ciliumd.desired.endpoints import EndpointRows
 from ciliumd.desired.guard import NO_GUARD, guard
 from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
-from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, cidrs, cookies
+from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, Selected, cidrs, cookies
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import API_SERVER, NamespacedName
-from ciliumd.model.policy import Enforcement
+from ciliumd.model.policy import Enforcement, Peer
 from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
@@ -242,6 +242,10 @@ class NodePlan:
         return frozenset(
             number for number, one in self._tables.endpoints.items() if one.is_audited(node=self.node.audit)
         )
+
+    def selectors(self) -> dict[Peer, Selected]:
+        """The peers of the rules that endpoints are under, and whom each selects."""
+        return self._policies.selectors()
 
     def next_retirement(self) -> float | None:
         """When an unused policy version may go; None when there is none."""

@@ -17,6 +17,7 @@ from ciliumd.desired.policy import (
     CorruptRowsError,
     EndpointRules,
     MapState,
+    Selected,
     Subject,
     Versions,
     World,
@@ -26,7 +27,7 @@ from ciliumd.desired.policy import (
 )
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Direction, Enforcement, Policy
+from ciliumd.model.policy import Direction, Enforcement, Peer, Policy
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey
 
@@ -141,6 +142,10 @@ class PolicyVersions:
     def named(self) -> set[Prefix]:
         """The prefixes that rules in force name."""
         return self._versions.named()
+
+    def selectors(self) -> dict[Peer, Selected]:
+        """The peers of the rules in force."""
+        return self._versions.selectors()
 
     def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
         """Whether a version of other rules than those in force judges the two differently."""

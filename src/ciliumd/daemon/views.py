@@ -6,12 +6,14 @@ Functions of rows: reading them from tables and live maps is the caller's part.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ciliumd import abi
-from ciliumd.desired.policy import EndpointRules, Explanation
+from ciliumd.desired.policy import EndpointRules, Explanation, Selected
+from ciliumd.flows.enrich import PolicyName, policy_names
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
-from ciliumd.model.labels import Labels, labels_text
+from ciliumd.model.labels import K8S, Labels, labels_text
 from ciliumd.model.policy import (
     Direction,
     Operator,
@@ -222,6 +224,36 @@ def policy_answer(
         ],
         "rule-cookies": {str(number): list(origins) for number, origins in sorted(cookies.items())},
     }
+
+
+def selector_models(selectors: Mapping[Peer, Selected]) -> list[Json]:
+    """``models.SelectorCache``: every peer of the rules in force, and the rules that have it."""
+    models = [
+        {
+            "selector": peer_text(peer),
+            "identities": sorted(found.identities),
+            "users": len(found.rules),
+            "labels": [_policy_labels(one) for one in _policies_of(found.rules)],
+            "rules": sorted(found.rules),
+        }
+        for peer, found in selectors.items()
+    ]
+    return sorted(models, key=lambda model: (model["selector"], model["rules"]))
+
+
+def _policies_of(origins: Iterable[str]) -> list[PolicyName]:
+    """The policies that rules are written in, each once."""
+    return list(dict.fromkeys(replace(one, rule="") for one in policy_names(sorted(origins))))
+
+
+def _policy_labels(policy: PolicyName) -> list[Json]:
+    """The labels by which Cilium's API names a policy."""
+    found = {"derived-from": policy.kind, "name": policy.name, "namespace": policy.namespace}
+    return [
+        {"key": f"io.cilium.k8s.policy.{key}", "value": value, "source": K8S}
+        for key, value in found.items()
+        if value
+    ]
 
 
 def explanation(found: Explanation, *, source: str, destination: str, audited: Collection[str] = ()) -> Json:

@@ -141,3 +141,25 @@ def test_the_cluster_is_told_that_an_audited_endpoint_enforces_nothing(agent):
     assert (_facts(agent, endpoint).ingress, _facts(agent, endpoint).egress) == (True, False)
     audited = replace(endpoint, audit=True)
     assert (_facts(agent, audited).ingress, _facts(agent, audited).egress) == (False, False)
+
+
+def test_selectors_name_policies_and_identities(kernel, answers):
+    """In the shape of Cilium's API, with the rules besides."""
+    (one,) = answers.selectors()
+    assert one == {
+        "selector": "k8s:app=db",
+        "identities": [kernel.node.plan.identities[2]],
+        "users": 1,
+        "labels": [
+            [
+                {
+                    "key": "io.cilium.k8s.policy.derived-from",
+                    "value": "CiliumNetworkPolicy",
+                    "source": "k8s",
+                },
+                {"key": "io.cilium.k8s.policy.name", "value": "web", "source": "k8s"},
+                {"key": "io.cilium.k8s.policy.namespace", "value": "shop", "source": "k8s"},
+            ]
+        ],
+        "rules": ["cnp:shop/web/ingress/0"],
+    }

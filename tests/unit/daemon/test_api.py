@@ -74,6 +74,10 @@ class FakeAgent:
         """None."""
         return {"policy": [], "revision": 4, "problems": []}
 
+    def selectors(self):
+        """One."""
+        return [{"selector": "entity world", "users": 1}]
+
     def explain(self, source, destination, dport):
         """The question."""
         if source == "nobody":
@@ -173,6 +177,7 @@ def ask(agent, tmp_path):
         ("/v1/service", [{"spec": {"id": 3}, "status": {}}]),
         ("/v1/service/3", {"spec": {"id": 3}, "status": {}}),
         ("/v1/policy", {"policy": [], "revision": 4, "problems": []}),
+        ("/v1/policy/selectors", [{"selector": "entity world", "users": 1}]),
         (
             "/v1/policy/explain?from=shop/web&to=world&dport=80/TCP",
             {"from": "shop/web", "to": "world", "dport": "80/TCP"},

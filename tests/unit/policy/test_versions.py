@@ -281,3 +281,26 @@ def test_an_identity_that_stands_in_for_others_may_do_what_all_of_them_may() -> 
     assert [says(1, one, 80) for one in (WORLD, CIDR_8, CIDR_16)] == ["ALLOW", "DEFAULT_DENY", "DEFAULT_DENY"]
     assert [says(2, one, 22) for one in (WORLD, CIDR_8, CIDR_16)] == ["ALLOW", "ALLOW", "DENY"]
     assert versions.versions[1] != before[1], "never in place: what an identity means that was there before"
+
+
+def test_selectors_are_the_peers_of_rules_in_force_and_follow_identities() -> None:
+    """Each once, with every rule that has it; of rules that endpoints are not under none is told."""
+    web = [
+        rule(app("db"), cidr("10.0.0.0/8"), origin="cnp:default/p/ingress/0"),
+        rule(app("db"), ports=(PortRule("TCP", 80),), origin="cnp:default/p/ingress/1"),
+    ]
+    policies = {
+        ("CNP", "default", "p"): policy(*web, subject=WEB_ONLY),
+        ("CNP", "default", "q"): policy(
+            rule(app("other")), subject=Selector(frozenset({("k8s", "app", "nobody")}))
+        ),
+    }
+    versions = Versions(next_version=1)
+    planned(versions, policies)
+
+    assert versions.selectors() == {
+        app("db"): ({"cnp:default/p/ingress/0", "cnp:default/p/ingress/1"}, {DB}),
+        cidr("10.0.0.0/8"): ({"cnp:default/p/ingress/0"}, {CIDR_8, CIDR_16}),
+    }
+    planned(versions, policies, known={**identities(), 2000: pod("db", "elsewhere")})
+    assert versions.selectors()[app("db")].identities == {DB, 2000}

@@ -28,7 +28,7 @@ from ciliumd.desired.policy.round import Round
 from ciliumd.desired.policy.rules import NamedPorts
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resolve
 from ciliumd.desired.policy.select import EndpointRules, cidrs, select
-from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
 from ciliumd.desired.policy.versions import RETIRE_AFTER, Versions, VersionsExhaustedError
 from ciliumd.desired.policy.world import StandIns, Subject, World
 
@@ -47,6 +47,7 @@ __all__ = [
     "NamedPorts",
     "Party",
     "Round",
+    "Selected",
     "SelectorCache",
     "StandIns",
     "Subject",

@@ -9,6 +9,7 @@ A memo, not state: what it answers depends only on the identities it holds, and 
 from bisect import bisect_left, insort
 from collections.abc import Collection, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 from ciliumd.desired.policy.rules import WORLD_NAMES, peer_matches, prefix_of
 from ciliumd.model.identity import NumericIdentity
@@ -23,6 +24,13 @@ _ANYTHING: Clue = None
 _WORLD_CLUES: tuple[Clue, ...] = tuple((name, "") for name in sorted(WORLD_NAMES))
 
 _Place = tuple[int, int, int, NumericIdentity]  # IP version, first address, length, whose
+
+
+class Selected(NamedTuple):
+    """What a peer of rules in force comes to: the origins of those rules, and the identities it is."""
+
+    rules: frozenset[str]
+    identities: frozenset[NumericIdentity]
 
 
 class SelectorCache:

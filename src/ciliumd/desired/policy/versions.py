@@ -22,11 +22,11 @@ from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, Ruling
 from ciliumd.desired.policy.select import SHUT, EndpointRules, select
-from ciliumd.desired.policy.selectorcache import SelectorCache
+from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
 from ciliumd.desired.policy.world import Subject, World, WorldChanges
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Direction, Enforcement, Policy
+from ciliumd.model.policy import Direction, Enforcement, Peer, Policy
 from ciliumd.tables.schema import ObjectKey
 
 RETIRE_AFTER = 2.0
@@ -156,6 +156,18 @@ class Versions:
     def named(self) -> set[Prefix]:
         """The prefixes that rules in force name."""
         return {prefix for one in set(self._in_force.values()) for prefix in one.prefixes}
+
+    def selectors(self) -> dict[Peer, Selected]:
+        """The peers of the rules in force."""
+        users: dict[Peer, set[str]] = {}
+        for one in set(self._in_force.values()):
+            for rule in one.rules.rules:
+                for peer in rule.peers or ():
+                    users.setdefault(peer, set()).add(rule.origin)
+        return {
+            peer: Selected(frozenset(origins), frozenset(self._cache.matching(peer)))
+            for peer, origins in users.items()
+        }
 
     def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
         """
