@@ -77,12 +77,17 @@ class NodeFacts:
 
 @dataclass(slots=True)
 class PolicyView:
-    """Who is under which policy, for the CLI and for events; *waiting* endpoints have another one coming."""
+    """
+    Who is under which policy, for the CLI and for events.
+
+    *waiting* endpoints have another one coming; *world* is what the versions were computed for.
+    """
 
     rules: dict[int, EndpointRules] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
     states: dict[int, MapState] = field(default_factory=dict)
     cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    world: World = field(default_factory=World)
     waiting: frozenset[int] = frozenset()
 
 
@@ -334,12 +339,9 @@ class NodePlan:
         named_ports = identity_stage.named_ports_by_identity(
             tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
         )
-        self._policies.update(
-            self.references.policies,
-            subjects,
-            World(self.known_identities, named_ports, self.prefixes.awaited, self.prefixes.stand_ins),
-            now=self._clock(),
-        )
+        world = World(self.known_identities, named_ports, self.prefixes.awaited, self.prefixes.stand_ins)
+        self._policies.update(self.references.policies, subjects, world, now=self._clock())
+        self.policy.world = world
         self.policy.rules = self._policies.rules
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states

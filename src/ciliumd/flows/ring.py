@@ -18,6 +18,7 @@ from typing import Final, Protocol, Self
 from ciliumd.flows.decode import RECORD_SIZE, decode_batch
 from ciliumd.flows.enrich import Flow, Lookups, enrich
 from ciliumd.flows.filter import FlowFilter
+from ciliumd.flows.record import FlowRecord, RecordedFlow
 from ciliumd.flows.wire import RING_BUFFER, SUBSCRIBER_QUEUE, LostEvents
 
 BUSY_RECORDS: Final = 4096
@@ -133,6 +134,7 @@ class FlowRing:
     """
     Drains *records*, decodes and names them, and hands every flow to each subscription.
 
+    What policies judged is kept in *record*, whether anybody subscribes or not.
     *losses* reads how many events the kernel dropped so far because the ring buffer was full.
     """
 
@@ -145,6 +147,7 @@ class FlowRing:
         clock_offset: Callable[[], int] = clock_offset_ns,
         interval: float = DRAIN_INTERVAL,
     ) -> None:
+        self.record = FlowRecord()
         self._records = records
         self._lookups = lookups
         self._losses = losses
@@ -195,6 +198,11 @@ class FlowRing:
         self._subscriber_lost += sum(subscription.lost - lost for subscription, lost in before.items())
         return count
 
+    def recorded(self) -> list[RecordedFlow]:
+        """The flows that policies judged, up to now, that of the latest verdict first."""
+        self.drain()
+        return self.record.flows(offset_ns=self._clock_offset())
+
     def stats(self) -> RingStats:
         """Totals for status and metrics."""
         return RingStats(
@@ -208,6 +216,7 @@ class FlowRing:
 
     def _hand_out(self, data: bytes, count: int) -> None:
         self._seen += count
+        self.record.take(data)
         if not self._subscriptions:
             return
         batch = decode_batch(data, offset_ns=self._clock_offset())

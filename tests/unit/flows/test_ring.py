@@ -201,3 +201,10 @@ def test_stop_ends_every_stream(records):
         return [item.event.line async for item in subscription]
 
     assert asyncio.run(scenario()) == [1]
+
+
+def test_what_policy_judged_is_recorded_without_subscribers(records):
+    """Up to the moment somebody asks."""
+    ring = ring_of(records)
+    records.push(record(line=1), record(**TRACE))
+    assert [(one.endpoint_id, one.times) for one in ring.recorded()] == [(12, 1)]

@@ -24,6 +24,7 @@ from ciliumd.desired.policy.explain import DirectionVerdict, Explanation, Party,
 from ciliumd.desired.policy.interpret import lookup, lookup_row
 from ciliumd.desired.policy.maprows import CorruptRowsError, packed_classes, packed_rules, unpacked
 from ciliumd.desired.policy.mapstate import MapState
+from ciliumd.desired.policy.replay import Judged, Outside, Said, replay
 from ciliumd.desired.policy.round import Round
 from ciliumd.desired.policy.rules import NamedPorts
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resolve
@@ -43,10 +44,13 @@ __all__ = [
     "DirectionVerdict",
     "EndpointRules",
     "Explanation",
+    "Judged",
     "MapState",
     "NamedPorts",
+    "Outside",
     "Party",
     "Round",
+    "Said",
     "Selected",
     "SelectorCache",
     "StandIns",
@@ -63,6 +67,7 @@ __all__ = [
     "lookup_row",
     "packed_classes",
     "packed_rules",
+    "replay",
     "resolve",
     "select",
     "unpacked",
