@@ -61,6 +61,10 @@ class Client:
         """The JSON of ``GET /v1/<path>``."""
         return self._json("GET", path, query, None)
 
+    def post(self, path: str, body: Any) -> Any:
+        """The JSON that answers ``POST /v1/<path>``."""
+        return self._json("POST", path, {}, body)
+
     def put(self, path: str, body: Any) -> Any:
         """The JSON that answers ``PUT /v1/<path>``."""
         return self._json("PUT", path, {}, body)

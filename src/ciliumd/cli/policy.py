@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from ciliumd.cli import policy_diff
 from ciliumd.cli.arguments import Commands, client, command, group
 from ciliumd.cli.client import Client
 from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
 from ciliumd.cli.output import emit, note, table
+from ciliumd.cli.policy_diff import problem_text
 
 Json = dict[str, Any]
 
@@ -51,6 +53,7 @@ def register(commands: Commands) -> None:
     selectors = command(verbs, "selectors", "Display whom the peers of rules in force select", run_selectors)
     selectors.add_argument("-v", "--verbose", action="store_true", help="show the full labels of policies")
     register_validate(verbs)
+    policy_diff.register(verbs)
     wait = command(verbs, "wait", "Wait until all endpoints run a policy revision", run_wait, output=False)
     wait.add_argument("revision", type=int, metavar="REVISION")
     wait.add_argument("--max-wait-time", type=float, default=360, metavar="SECONDS")
@@ -87,7 +90,7 @@ def run_get(arguments: argparse.Namespace) -> int:
     """Print the policies."""
     answer: Json = client(arguments).get("policy")
     for problem in answer.get("problems") or ():
-        note(f"Refused: {_problem(problem)}")
+        note(f"Refused: {problem_text(problem)}")
     if arguments.namespace:
         answer["policy"] = [p for p in answer["policy"] if p.get("namespace") == arguments.namespace]
     emit(
@@ -172,14 +175,6 @@ def _dport(text: str) -> str:
     if not port.isdecimal() or not 0 <= int(port) <= 65535:
         raise CommandError(f"{text!r} is no port", hint="example: --dport 80/TCP", code=USAGE)
     return f"{port}/{protocol.upper() or 'TCP'}"
-
-
-def _problem(problem: Json) -> str:
-    where = f"{problem['namespace']}/{problem['name']}" if problem.get("namespace") else problem["name"]
-    text = f"{problem['kind']} {where}: {problem.get('field', '')} {problem['message']}"
-    file = problem.get("file")
-    line = f":{problem['line']}" if problem.get("line") else ""
-    return f"{text} ({file}{line})" if file else text
 
 
 def _explanation(answer: Json) -> str:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the agent answers when asked (see ``api``): every value is read from its owner at that time."""
 
+import asyncio
 from ipaddress import ip_address
 from typing import Any
 
@@ -8,11 +9,13 @@ from ciliumd import __version__, abi
 from ciliumd.daemon import health, stages, status, status_models, views
 from ciliumd.daemon.agent import Agent
 from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
+from ciliumd.daemon.proposal import Node, ProposalError, difference, propose
 from ciliumd.desired.lbrows import backends_in_rows, service_model
-from ciliumd.desired.policy import NamedPorts, Party, explain
+from ciliumd.desired.policy import NamedPorts, Party, Subject, cookies, explain
 from ciliumd.flows import maprows
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import Reserved
+from ciliumd.model.net import Addr
 
 Json = dict[str, Any]
 
@@ -142,6 +145,54 @@ class Answers:
                 side for side in (source, destination) if self.endpoint_number(f"pod:{side}") in audited
             ],
         )
+
+    async def policy_diff(self, documents: list[Any], delete: list[str]) -> Json:
+        """Which recorded flows would fare otherwise with other policies; nothing comes into force."""
+        plan = self._agent.plan
+        try:
+            proposal = propose(self._agent.tables, documents, delete)
+        except ProposalError as error:
+            raise RequestRefused(400, str(error)) from error
+        node = Node(
+            endpoints={
+                address: number
+                for number, endpoint in self._agent.tables.endpoints.items()
+                for address in endpoint.addresses
+            },
+            subjects={
+                number: Subject(plan.labels[number], plan.named_ports_of(endpoint))
+                for number, endpoint in self._agent.tables.endpoints.items()
+                if number in plan.identities and number in plan.labels
+            },
+            identities=plan.identities,
+            world=plan.policy.world,
+            enforcement=plan.node.enforcement,
+        )
+        # Seconds, where a thousand policies meet hundreds of endpoints; all of it is data that never changes.
+        before = plan.references.policies
+        found = await asyncio.to_thread(
+            difference, self._agent.ring.recorded(), before, proposal.policies, node=node
+        )
+        return views.difference(
+            found,
+            proposal.problems,
+            lost=self._agent.ring.stats().lost,
+            names=self._names(),
+            before=cookies(before.values()),
+            after=cookies(proposal.policies.values()),
+        )
+
+    def _names(self) -> dict[Addr, str]:
+        """The pods of the cluster by address; of those of this node we know best."""
+        tables = self._agent.tables
+        names = {
+            address: f"{row.namespace}/{row.name}"
+            for row in tables.remote_endpoints.values()
+            for address in row.addresses
+        }
+        for one in tables.endpoints.values():
+            names.update(dict.fromkeys(one.addresses, f"{one.namespace}/{one.pod}"))
+        return names
 
     def _party(self, text: str) -> Party:
         """A side of traffic: ``namespace/pod``, an address, or an entity."""

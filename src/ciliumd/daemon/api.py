@@ -23,6 +23,7 @@ from ciliumd.flows.wire import to_json
 Json = dict[str, Any]
 
 SOCKET_MODE = 0o660
+LARGEST_DIFF = 16 << 20
 Body = TypeVar("Body", bound=BaseModel)
 
 log = structlog.get_logger("api")
@@ -65,6 +66,19 @@ class EndpointConfiguration(BaseModel):
     options: EndpointOptions = EndpointOptions()
 
 
+class DiffRequest(BaseModel):
+    """
+    Body of ``POST /v1/policy/diff``: objects as they are to be written, and policies to be taken away.
+
+    A policy is named as explanations and events do: ``cnp:NAMESPACE/NAME``.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    documents: list[Any] = Field(default_factory=list)
+    delete: list[str] = Field(default_factory=list)
+
+
 class Backend(Protocol):
     """What the agent offers; every answer is JSON as the CLI's modules document it."""
 
@@ -102,6 +116,9 @@ class Backend(Protocol):
 
     def explain(self, source: str, destination: str, dport: str) -> Json:
         """Whether traffic passes, and why."""
+
+    async def policy_diff(self, documents: list[Any], delete: list[str]) -> Json:
+        """Which recorded flows would fare otherwise; RequestRefused for what cannot be judged."""
 
     async def map_rows(self, name: str) -> list[Json]:
         """Decoded rows of a live map."""
@@ -179,6 +196,7 @@ class Api:
             ("GET", "/v1/policy", self._policy),
             ("GET", "/v1/policy/explain", self._explain),
             ("GET", "/v1/policy/selectors", self._selectors),
+            ("POST", "/v1/policy/diff", self._policy_diff),
             ("GET", "/v1/map", self._maps),
             ("GET", "/v1/map/{name}", self._map),
             ("DELETE", "/v1/map/{name}", self._flush_map),
@@ -270,6 +288,11 @@ class Api:
             raise RequestRefused(400, f"missing {', '.join(missing)}")
         query = request.query
         return web.json_response(self._backend.explain(query["from"], query["to"], query["dport"]))
+
+    async def _policy_diff(self, request: web.Request) -> web.Response:
+        # A file of policies may be larger than any other request.
+        body = await _body(request.clone(client_max_size=LARGEST_DIFF), DiffRequest, "diff request")
+        return web.json_response(await self._backend.policy_diff(body.documents, body.delete))
 
     async def _maps(self, _: web.Request) -> web.Response:
         return web.json_response(await self._backend.maps())

@@ -10,10 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from ciliumd import abi
-from ciliumd.desired.policy import EndpointRules, Explanation, Selected
+from ciliumd.daemon.proposal import Difference
+from ciliumd.desired.policy import PROTOCOL_NUMBERS, EndpointRules, Explanation, Selected
 from ciliumd.flows.enrich import PolicyName, policy_names
+from ciliumd.flows.render import timestamp
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.labels import K8S, Labels, labels_text
+from ciliumd.model.net import Addr
 from ciliumd.model.policy import (
     Direction,
     Operator,
@@ -37,6 +40,9 @@ VERDICTS: Mapping[int, str] = {
     abi.PolicyVerdict.POLICY_VERDICT_DENY: "deny",
     abi.PolicyVerdict.POLICY_VERDICT_DEFAULT_DENY: "default-deny",
 }
+
+
+_PROTOCOL_NAMES = {number: name for name, number in PROTOCOL_NUMBERS.items()}
 
 
 def enforcement(rules: EndpointRules | None, *, audit: bool = False) -> str:
@@ -211,17 +217,7 @@ def policy_answer(
     return {
         "revision": revision,
         "policy": [policy_model(p) for p in sorted(policies, key=lambda p: (p.kind, p.namespace, p.name))],
-        "problems": [
-            {
-                "kind": kind,
-                "namespace": namespace,
-                "name": name,
-                "field": problem.field,
-                "message": problem.message,
-                "file": problem.file,
-            }
-            for (kind, namespace, name), problem in sorted(problems.items())
-        ],
+        "problems": _problem_models(problems),
         "rule-cookies": {str(number): list(origins) for number, origins in sorted(cookies.items())},
     }
 
@@ -277,6 +273,66 @@ def explanation(found: Explanation, *, source: str, destination: str, audited: C
             for one in found.directions
         ],
     }
+
+
+def difference(
+    found: Difference,
+    problems: Mapping[ObjectKey, Problem],
+    *,
+    lost: int,
+    names: Mapping[Addr, str],
+    before: Mapping[int, tuple[str, ...]],
+    after: Mapping[int, tuple[str, ...]],
+) -> Json:
+    """Answer to ``POST /v1/policy/diff``; *before* and *after* give the origins of rule cookies."""
+
+    def name(address: Addr) -> str:
+        return names.get(address) or str(address)
+
+    return {
+        "flows": found.flows,
+        "flows-left-out": found.unknown,
+        "events-lost": lost,
+        "problems": _problem_models(problems),
+        "changes": [
+            {
+                "from": name(change.traffic.source),
+                "to": name(change.traffic.destination),
+                "protocol": _PROTOCOL_NAMES.get(change.traffic.protocol, str(change.traffic.protocol)),
+                "port": change.traffic.port,
+                "times": change.recorded.times,
+                "last-seen": timestamp(change.recorded.last_seen_ns),
+                "verdict": "denied" if change.would_pass else "allowed",
+                "proposed-verdict": "allowed" if change.would_pass else "denied",
+                "directions": [
+                    {
+                        "direction": hop.direction.name.lower(),
+                        "endpoint": name(change.traffic.side(hop.direction)),
+                        "verdict": VERDICTS.get(hop.before.verdict, "none"),
+                        "origins": list(before.get(hop.before.rule_cookie, ())),
+                        "proposed-verdict": VERDICTS.get(hop.after.verdict, "none"),
+                        "proposed-origins": list(after.get(hop.after.rule_cookie, ())),
+                    }
+                    for hop in change.hops
+                ],
+            }
+            for change in found.changes
+        ],
+    }
+
+
+def _problem_models(problems: Mapping[ObjectKey, Problem]) -> list[Json]:
+    return [
+        {
+            "kind": kind,
+            "namespace": namespace,
+            "name": name,
+            "field": problem.field,
+            "message": problem.message,
+            "file": problem.file,
+        }
+        for (kind, namespace, name), problem in sorted(problems.items())
+    ]
 
 
 def _row_text(row: tuple[abi.PolicyKey, abi.PolicyEntry] | None) -> str:

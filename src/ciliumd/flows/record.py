@@ -121,11 +121,11 @@ class FlowRecord:
         ) in _RECORD.iter_unpack(records):
             verdict = _VERDICTS.get((kind, reason, audited))
             # An error is judged by the flow that it quotes, which is not told.
-            if verdict is None or ct_state == _RELATED:
+            if verdict is None or ct_state == _RELATED or told_direction not in _OPPOSITE:
                 continue
             is_reply = ct_state == _REPLY
             # A drop tells where the packet went, a verdict where the flow did.
-            direction = _OPPOSITE.get(told_direction, 0) if is_reply and kind == _DROP else told_direction
+            direction = _OPPOSITE[told_direction] if is_reply and kind == _DROP else told_direction
             flow = self._flow(
                 _Key(
                     endpoint,

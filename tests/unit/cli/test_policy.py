@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``cilium policy``: selectors, explanations and differences as people and scripts read them."""
 
+import json
+
+import pytest
+
 
 def _labels(**found):
     return [
@@ -39,3 +43,123 @@ def test_selectors_are_a_table_as_ciliums(agent, run):
     assert "[k8s:io.cilium.k8s.policy.derived-from=CiliumNetworkPolicy " in run.out
     assert run.cilium("policy", "selectors", "-o", "jsonpath={[0].users}") == 0
     assert run.out == "2\n"
+
+
+PROPOSED = """\
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {name: rule1, namespace: default, creationTimestamp: 2026-01-01T00:00:00Z}
+spec: {endpointSelector: {}, ingress: [{}]}
+"""
+CHANGE = {
+    "from": "default/tiefighter",
+    "to": "default/deathstar",
+    "protocol": "TCP",
+    "port": 80,
+    "times": 3,
+    "last-seen": "2026-01-01T00:00:00.000000000Z",
+    "verdict": "allowed",
+    "proposed-verdict": "denied",
+    "directions": [
+        {
+            "direction": "egress",
+            "endpoint": "default/tiefighter",
+            "verdict": "allow",
+            "origins": [],
+            "proposed-verdict": "allow",
+            "proposed-origins": [],
+        },
+        {
+            "direction": "ingress",
+            "endpoint": "default/deathstar",
+            "verdict": "allow",
+            "origins": [],
+            "proposed-verdict": "default-deny",
+            "proposed-origins": ["cnp:default/rule1"],
+        },
+    ],
+}
+
+
+def _answer(agent, *changes, **more):
+    answer = {"flows": 12, "flows-left-out": 0, "events-lost": 0, "problems": [], "changes": list(changes)}
+    agent.answers["POST /v1/policy/diff"] = {**answer, **more}
+
+
+@pytest.fixture
+def proposed(tmp_path):
+    """A file with a policy."""
+    path = tmp_path / "rule1.yaml"
+    path.write_text(PROPOSED)
+    return path
+
+
+def test_diff_sends_documents_and_prints_what_would_change(agent, run, proposed):
+    """1 if a flow would fare otherwise; only the direction that decides is shown."""
+    _answer(agent, CHANGE)
+
+    assert run.cilium("policy", "diff", "-f", str(proposed), "--delete", "ccnp:old") == 1
+    (request,) = agent.requests
+    assert request[:2] == ("POST", "/v1/policy/diff")
+    assert request[2]["delete"] == ["ccnp:old"]
+    assert request[2]["documents"][0]["metadata"]["creationTimestamp"] == "2026-01-01T00:00:00Z"
+    assert run.out == (
+        "default/tiefighter -> default/deathstar 80/TCP: ALLOWED, would be DENIED "
+        "(seen 3 times, last 2026-01-01T00:00:00.000000000Z)\n"
+        "  ingress of default/deathstar   now    allow          no policy applies in this direction\n"
+        "                                 then   default-deny   cnp:default/rule1\n"
+    )
+    assert run.err == "1 of 12 recorded flows would fare otherwise\n"
+
+
+def test_diff_without_differences_is_0_and_tells_what_it_does_not_know(agent, run, proposed):
+    """As ``diff`` does; what is missing is on stderr."""
+    missing = {
+        "kind": "CiliumNetworkPolicy",
+        "namespace": "default",
+        "name": "rule1",
+        "field": "spec",
+        "message": "names office",
+    }
+    _answer(agent, problems=[missing], **{"flows-left-out": 2, "events-lost": 7})
+
+    assert run.cilium("policy", "diff", "-f", str(proposed), "-o", "json") == 0
+    assert json.loads(run.out)["changes"] == []
+    assert run.err == (
+        "Warning: CiliumNetworkPolicy default/rule1: spec names office\n"
+        "0 of 12 recorded flows would fare otherwise\n"
+        "2 flows were left out: an end is no longer who it was\n"
+        "7 events were lost so far: the flows may not be all there were\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1,\n", "YAML: "),
+        (
+            PROPOSED.replace("[{}]", "{}"),
+            ":4: CiliumNetworkPolicy/default/rule1: spec.ingress must be",
+        ),
+        ("apiVersion: v1\nkind: Gizmo\n", "is not a kind this agent reads"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_diff_of_what_cannot_be_read_is_trouble(agent, run, tmp_path, text, said):
+    """2, with file and line, before the agent is asked."""
+    path = tmp_path / "bad.yaml"
+    if text is not None:
+        path.write_text(text)
+    assert run.cilium("policy", "diff", "-f", str(path)) == 2
+    assert said in run.err
+    assert str(path) in run.err
+    assert agent.requests == []
+
+
+def test_diff_refused_by_the_agent_is_trouble(agent, run):
+    """2, and not what means that something would change; without anything proposed, too."""
+    agent.answers["POST /v1/policy/diff"] = (400, {"message": "there is no policy cnp:a/b"})
+    assert run.cilium("policy", "diff", "--delete", "cnp:a/b") == 2
+    assert "there is no policy cnp:a/b" in run.err
+    assert run.cilium("policy", "diff") == 2
+    assert "nothing is proposed" in run.err

@@ -84,6 +84,12 @@ class FakeAgent:
             raise RequestRefused(404, "nobody is no pod")
         return {"from": source, "to": destination, "dport": dport}
 
+    async def policy_diff(self, documents, delete):
+        """What was asked."""
+        if delete == ["cnp:a/b"]:
+            raise RequestRefused(400, "there is no policy cnp:a/b")
+        return {"documents": len(documents), "delete": delete}
+
     async def map_rows(self, name):
         """Rows of one map."""
         if name != "ipcache":
@@ -290,6 +296,18 @@ def test_a_huge_request_is_refused(ask, agent):
     status, answer = ask("PUT", "/v1/endpoint", data=io.BytesIO(b" " * (2 << 20)))
     assert status == 413
     assert "Too Large" in answer["message"]
+
+
+def test_a_proposal_may_be_large_and_is_not_kept(ask):
+    """Larger than any other request; a refusal and a bad request are told."""
+    large = json.dumps({"documents": [{"text": "x" * (2 << 20)}]}).encode()
+    assert ask("POST", "/v1/policy/diff", data=io.BytesIO(large)) == (200, {"documents": 1, "delete": []})
+    assert ask("POST", "/v1/policy/diff", data=io.BytesIO(b" " * (17 << 20)))[0] == 413
+    status, answer = ask("POST", "/v1/policy/diff", json={"delete": ["cnp:a/b"]})
+    assert (status, answer) == (400, {"message": "there is no policy cnp:a/b"})
+    status, answer = ask("POST", "/v1/policy/diff", json={"documents": {}})
+    assert status == 400
+    assert answer["message"].startswith("bad diff request: documents: ")
 
 
 def test_an_endpoint_is_deleted_by_number_or_pod(ask, agent):

@@ -26,7 +26,7 @@ from ciliumd.desired.policy.maprows import CorruptRowsError, packed_classes, pac
 from ciliumd.desired.policy.mapstate import MapState
 from ciliumd.desired.policy.replay import Judged, Outside, Said, replay
 from ciliumd.desired.policy.round import Round
-from ciliumd.desired.policy.rules import NamedPorts
+from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS, NamedPorts
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resolve
 from ciliumd.desired.policy.select import EndpointRules, cidrs, select
 from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
@@ -38,6 +38,7 @@ __all__ = [
     "ALWAYS_ORIGIN",
     "INIT_ORIGIN",
     "NO_COOKIE",
+    "PROTOCOL_NUMBERS",
     "RETIRE_AFTER",
     "ClassesExhaustedError",
     "CorruptRowsError",
