@@ -11,7 +11,8 @@ Consumed::
                                rules: [origin]}]
     GET /v1/policy/explain   {verdict: allowed | denied, from, to, protocol, port,
                               directions: [{direction, endpoint, verdict, audited, origins: [text],
-                                            row?: text}]}
+                                            row?: text}],
+                              suggestion: {documents: [object], note}}
                              verdict of a direction: allow, deny, default-deny; audited: what is denied is
                              let through all the same
     GET /v1/endpoint         status.policy.realized.policy-revision and status.state of each endpoint
@@ -180,7 +181,19 @@ def _dport(text: str) -> str:
 def _explanation(answer: Json) -> str:
     traffic = f"{answer['from']} -> {answer['to']} {answer['port']}/{answer['protocol']}"
     head = f"{traffic}: {answer['verdict'].upper()}\n"
-    return head + table(_directions(answer), min_width=0)
+    return head + table(_directions(answer), min_width=0) + _suggestion(answer.get("suggestion") or {})
+
+
+def _suggestion(suggestion: Json) -> str:
+    """What would let it pass, as YAML to be applied, or why nothing would."""
+    if note_text := suggestion.get("note"):
+        return f"\n{note_text[:1].upper()}{note_text[1:]}.\n"
+    if not suggestion.get("documents"):
+        return ""
+    import yaml
+
+    documents = yaml.safe_dump_all(suggestion["documents"], sort_keys=False, explicit_start=True)
+    return f"\nThe smallest that would allow it:\n{documents}"
 
 
 def _directions(answer: Json) -> Iterator[tuple[str, ...]]:

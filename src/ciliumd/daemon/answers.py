@@ -10,6 +10,7 @@ from ciliumd.daemon import health, stages, status, status_models, views
 from ciliumd.daemon.agent import Agent
 from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
 from ciliumd.daemon.proposal import Node, ProposalError, difference, propose
+from ciliumd.daemon.suggestion import Side, suggestion
 from ciliumd.desired.lbrows import backends_in_rows, service_model
 from ciliumd.desired.policy import NamedPorts, Party, Subject, cookies, explain
 from ciliumd.flows import maprows
@@ -123,10 +124,12 @@ class Answers:
         if not is_port or protocol not in {"TCP", "UDP", "SCTP", "ICMP", "ICMPV6"}:
             raise RequestRefused(400, f"{dport!r} is no port; write 80/TCP")
         policy = self._agent.plan.policy
+        policies = self._agent.plan.references.policies
+        sides = self._side(source), self._side(destination)
         found = explain(
-            self._agent.plan.references.policies.values(),
-            source=self._party(source),
-            destination=self._party(destination),
+            policies.values(),
+            source=sides[0].party,
+            destination=sides[1].party,
             protocol=protocol,
             port=int(number),
             enforcement=self._agent.plan.node.enforcement,
@@ -136,15 +139,27 @@ class Answers:
                 if one in policy.versions
             },
         )
+        suggested = suggestion(
+            found, *sides, policies=policies, enforcement=self._agent.plan.node.enforcement
+        )
         audited = self._agent.plan.audited()
         return views.explanation(
             found,
+            suggested,
             source=source,
             destination=destination,
             audited=[
                 side for side in (source, destination) if self.endpoint_number(f"pod:{side}") in audited
             ],
         )
+
+    def _side(self, text: str) -> Side:
+        """A side of traffic, and its address if it was asked for by that."""
+        try:
+            address = ip_address(text)
+        except ValueError:
+            return Side(text, self._party(text))
+        return Side(text, self._party(text), address)
 
     async def policy_diff(self, documents: list[Any], delete: list[str]) -> Json:
         """Which recorded flows would fare otherwise with other policies; nothing comes into force."""

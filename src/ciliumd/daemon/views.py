@@ -11,6 +11,7 @@ from typing import Any
 
 from ciliumd import abi
 from ciliumd.daemon.proposal import Difference
+from ciliumd.daemon.suggestion import Suggestion
 from ciliumd.desired.policy import PROTOCOL_NUMBERS, EndpointRules, Explanation, Selected
 from ciliumd.flows.enrich import PolicyName, policy_names
 from ciliumd.flows.render import timestamp
@@ -252,7 +253,14 @@ def _policy_labels(policy: PolicyName) -> list[Json]:
     ]
 
 
-def explanation(found: Explanation, *, source: str, destination: str, audited: Collection[str] = ()) -> Json:
+def explanation(
+    found: Explanation,
+    suggested: Suggestion,
+    *,
+    source: str,
+    destination: str,
+    audited: Collection[str] = (),
+) -> Json:
     """Body of ``GET /v1/policy/explain``; who is *audited* lets through what its policies deny."""
     sides = {Direction.INGRESS: destination, Direction.EGRESS: source}
     return {
@@ -272,6 +280,7 @@ def explanation(found: Explanation, *, source: str, destination: str, audited: C
             }
             for one in found.directions
         ],
+        "suggestion": {"documents": list(suggested.documents), "note": suggested.note},
     }
 
 

@@ -163,3 +163,41 @@ def test_diff_refused_by_the_agent_is_trouble(agent, run):
     assert "there is no policy cnp:a/b" in run.err
     assert run.cilium("policy", "diff") == 2
     assert "nothing is proposed" in run.err
+
+
+def _explained(agent, **suggestion):
+    agent.get(
+        "policy/explain",
+        {
+            "verdict": "denied",
+            "from": "default/xwing",
+            "to": "default/deathstar",
+            "protocol": "TCP",
+            "port": 80,
+            "directions": [],
+            "suggestion": {"documents": [], "note": "", **suggestion},
+        },
+    )
+
+
+EXPLAIN = ("policy", "explain", "--from", "default/xwing", "--to", "default/deathstar", "--port", "80")
+
+
+def test_explain_shows_what_would_allow_it_as_yaml(agent, run):
+    """To be applied as it is printed."""
+    _explained(
+        agent, documents=[{"kind": "CiliumNetworkPolicy", "apiVersion": "cilium.io/v2"}, {"kind": "x"}]
+    )
+
+    assert run.cilium(*EXPLAIN) == 1
+    head, _, printed = run.out.partition("\nThe smallest that would allow it:\n")
+    assert head == "default/xwing -> default/deathstar 80/TCP: DENIED\n"
+    assert printed == "---\nkind: CiliumNetworkPolicy\napiVersion: cilium.io/v2\n---\nkind: x\n"
+
+
+def test_explain_says_why_nothing_would(agent, run):
+    """In a sentence of its own."""
+    _explained(agent, note="no rule that allows it helps: cnp:a/b denies it")
+
+    assert run.cilium(*EXPLAIN) == 1
+    assert run.out.endswith("\n\nNo rule that allows it helps: cnp:a/b denies it.\n")

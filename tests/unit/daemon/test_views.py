@@ -6,6 +6,7 @@ import json
 import pytest
 
 from ciliumd.daemon import views
+from ciliumd.daemon.suggestion import Suggestion
 from ciliumd.desired.policy import EndpointRules, Party, explain, select
 from ciliumd.model.endpoint import HEALTH_POD
 from ciliumd.model.identity import Reserved, reserved_labels
@@ -216,7 +217,7 @@ def test_an_explanation_names_verdict_rules_and_row(port, verdict, word):
         protocol="TCP",
         port=port,
     )
-    answer = views.explanation(found, source="world", destination="shop/web")
+    answer = views.explanation(found, Suggestion(note="why not"), source="world", destination="shop/web")
     (one,) = answer["directions"]
     assert answer["verdict"] == verdict
     assert (one["direction"], one["endpoint"], one["verdict"]) == ("ingress", "shop/web", word)
@@ -226,3 +227,4 @@ def test_an_explanation_names_verdict_rules_and_row(port, verdict, word):
     assert audited["directions"][0]["audited"]
     assert one["row"].endswith(f"-> {word}")
     assert all(origin.startswith("cnp:shop/web") for origin in one["origins"])
+    assert answer["suggestion"] == {"documents": [], "note": "why not"}
