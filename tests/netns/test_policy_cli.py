@@ -122,6 +122,12 @@ def test_the_suggestion_of_explain_lets_that_pass_and_no_more(node: Node, pods: 
     assert not xwing.reaches(deathstar.address, 80)
     answer = _explain(node, xwing, deathstar, 80)
     assert answer["verdict"] == "denied"
+    _, ingress = answer["directions"]
+    assert ingress["counter"]["row"] >= ingress["counter"]["traffic"] >= 1
+    assert not xwing.reaches(deathstar.address, 80)
+    _, again = _explain(node, xwing, deathstar, 80)["directions"]
+    assert again["counter"]["row"] > ingress["counter"]["row"]
+    assert again["counter"]["last-seen"] > ingress["counter"]["last-seen"]
     (document,) = answer["suggestion"]["documents"]
 
     node.apply_policy("suggested", document)

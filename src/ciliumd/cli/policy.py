@@ -11,8 +11,8 @@ Consumed::
                                rules: [origin]}]
     GET /v1/policy/explain   {verdict: allowed | denied, from, to, protocol, port,
                               directions: [{direction, endpoint, verdict, audited, origins: [text],
-                                            row?: text}],
-                              suggestion: {documents: [object], note}}
+                                            row?: text, counter: {row, traffic, last-seen}}],
+                              events-lost, suggestion: {documents: [object], note}}
                              verdict of a direction: allow, deny, default-deny; audited: what is denied is
                              let through all the same
     GET /v1/endpoint         status.policy.realized.policy-revision and status.state of each endpoint
@@ -116,6 +116,8 @@ def run_explain(arguments: argparse.Namespace) -> int:
         **{"from": arguments.source, "to": arguments.destination, "dport": _dport(arguments.dport)},
     )
     emit(answer, arguments.output, _explanation(answer))
+    if lost := answer.get("events-lost"):
+        note(f"{lost} events were lost so far: the counters may be too low")
     return OK if answer["verdict"] == "allowed" else FAILED
 
 
@@ -207,3 +209,13 @@ def _directions(answer: Json) -> Iterator[tuple[str, ...]]:
             yield ("", "", other)
         if row := direction.get("row"):
             yield ("", "", f"row {row}")
+        if counter := direction.get("counter"):
+            yield ("", "", _counter(counter))
+
+
+def _counter(counter: Json) -> str:
+    """Connections that a row let through, or packets that it denied, in this version of the policy."""
+    text = f"decided {counter['row']} times"
+    if counter["traffic"]:
+        return f"{text}; this traffic was seen {counter['traffic']} times, last {counter['last-seen']}"
+    return f"{text}; this traffic was not seen"

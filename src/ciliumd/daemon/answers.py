@@ -12,11 +12,12 @@ from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
 from ciliumd.daemon.proposal import Node, ProposalError, difference, propose
 from ciliumd.daemon.suggestion import Side, suggestion
 from ciliumd.desired.lbrows import backends_in_rows, service_model
-from ciliumd.desired.policy import NamedPorts, Party, Subject, cookies, explain
+from ciliumd.desired.policy import PROTOCOL_NUMBERS, Explanation, NamedPorts, Party, Subject, cookies, explain
 from ciliumd.flows import maprows
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import Reserved
 from ciliumd.model.net import Addr
+from ciliumd.model.policy import Direction
 
 Json = dict[str, Any]
 
@@ -143,23 +144,16 @@ class Answers:
             found, *sides, policies=policies, enforcement=self._agent.plan.node.enforcement
         )
         audited = self._agent.plan.audited()
-        return views.explanation(
+        answer = views.explanation(
             found,
             suggested,
             source=source,
             destination=destination,
-            audited=[
-                side for side in (source, destination) if self.endpoint_number(f"pod:{side}") in audited
-            ],
+            audited=[side.text for side in sides if side.endpoint in audited],
         )
-
-    def _side(self, text: str) -> Side:
-        """A side of traffic, and its address if it was asked for by that."""
-        try:
-            address = ip_address(text)
-        except ValueError:
-            return Side(text, self._party(text))
-        return Side(text, self._party(text), address)
+        for direction, counter in zip(answer["directions"], self._counters(found, *sides), strict=True):
+            direction["counter"] = counter
+        return {**answer, "events-lost": self._agent.ring.stats().lost}
 
     async def policy_diff(self, documents: list[Any], delete: list[str]) -> Json:
         """Which recorded flows would fare otherwise with other policies; nothing comes into force."""
@@ -209,13 +203,14 @@ class Answers:
             names.update(dict.fromkeys(one.addresses, f"{one.namespace}/{one.pod}"))
         return names
 
-    def _party(self, text: str) -> Party:
+    def _side(self, text: str) -> Side:
         """A side of traffic: ``namespace/pod``, an address, or an entity."""
         known = self._agent.plan.known_identities
         for one in Reserved:
             if one and one.label == text.lower():
-                return Party(int(one), known[int(one)], is_endpoint=False)
+                return Side(text, Party(int(one), known[int(one)], is_endpoint=False))
         number = self.endpoint_number(f"pod:{text}")
+        addresses: tuple[Addr, ...] = ()
         if number is None:
             try:
                 address = ip_address(text)
@@ -223,20 +218,50 @@ class Answers:
                 raise RequestRefused(
                     404, f"{text} is no pod of this node, no address and no entity"
                 ) from None
+            addresses = (address,)
             pod = self._agent.pod_at(address)
             if pod is None:
                 identity = status.identity_of_address(self._agent.reconciler, address)
-                return Party(identity, known.get(identity, frozenset()), is_endpoint=False)
+                party = Party(identity, known.get(identity, frozenset()), is_endpoint=False)
+                return Side(text, party, addresses)
             number = pod.id
         endpoint = self._agent.tables.endpoints.get(number)
         identity = self._agent.plan.identities.get(number, int(Reserved.INIT))
         named: NamedPorts = frozenset()
         if endpoint is not None:
             named = self._agent.plan.named_ports_of(endpoint)
+            addresses = addresses or tuple(endpoint.addresses)
         policy = self._agent.plan.policy
         rules = policy.rules.get(number) if number in policy.waiting and number in policy.versions else None
         labels = self._agent.plan.labels.get(number, frozenset())
-        return Party(identity, labels, named_ports=named, rules=rules)
+        return Side(text, Party(identity, labels, named_ports=named, rules=rules), addresses, number)
+
+    def _counters(self, found: Explanation, source: Side, destination: Side) -> list[Json]:
+        """How often each deciding row decided, and judged this very traffic, as events tell."""
+        flows = self._agent.ring.recorded()
+        counters: list[Json] = []
+        for one in found.directions:
+            is_ingress = one.direction is Direction.INGRESS
+            own, peer = (destination, source) if is_ingress else (source, destination)
+            same = [
+                flow
+                for flow in flows
+                if (flow.endpoint_id, flow.direction) == (own.endpoint, one.direction)
+                and (flow.protocol, flow.port) == (PROTOCOL_NUMBERS[found.protocol], found.port)
+                and (
+                    (flow.source if is_ingress else flow.destination) in peer.addresses
+                    if peer.addresses
+                    else flow.peer_identity == peer.party.identity
+                )
+            ]
+            by_row = self._agent.ring.record.verdicts(
+                version=self._agent.plan.policy.versions.get(own.endpoint or 0, 0),
+                direction=one.direction,
+                verdict=one.verdict,
+                rule_cookie=one.rule_cookie,
+            )
+            counters.append(views.counter(by_row, same))
+        return counters
 
     async def map_rows(self, name: str) -> list[Json]:
         """Decoded rows of a live map."""

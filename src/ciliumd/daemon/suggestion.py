@@ -41,11 +41,16 @@ _FIELDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One side of explained traffic: how it was asked for, and its address if that was how."""
+    """
+    One side of explained traffic: how it was asked for, and the addresses that means; an entity has none.
+
+    *endpoint* is its id if it is one of this node.
+    """
 
     text: str
     party: Party
-    address: Addr | None = None
+    addresses: tuple[Addr, ...] = ()
+    endpoint: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +106,9 @@ def _allowed(
 
     def party(side: Side) -> Party:
         own = replace(side.party, rules=None)
-        if side.address is None or not _is_outside(own.labels):
+        if not side.addresses or not _is_outside(own.labels):
             return own
-        return replace(own, labels=outside.labels(side.address))
+        return replace(own, labels=outside.labels(side.addresses[0]))
 
     return explain(
         known,
@@ -199,8 +204,9 @@ def _peer(peer: Side, direction: Direction, own_namespace: str) -> Json:
     if namespace:
         elsewhere = {f"{K8S}:{POD_NAMESPACE}": namespace} if namespace != own_namespace else {}
         return {fields["endpoints"]: [{"matchLabels": {**elsewhere, **_pod(labels)}}]}
-    if peer.address is not None and _is_outside(labels):
-        return {fields["cidr"]: [f"{peer.address}/{peer.address.max_prefixlen}"]}
+    if peer.addresses and _is_outside(labels):
+        address = peer.addresses[0]
+        return {fields["cidr"]: [f"{address}/{address.max_prefixlen}"]}
     name = _reserved(labels)
     if name not in ENTITIES:
         raise _Unsayable(f"{peer.text} is nobody whom rules can name")

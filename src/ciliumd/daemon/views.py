@@ -14,6 +14,7 @@ from ciliumd.daemon.proposal import Difference
 from ciliumd.daemon.suggestion import Suggestion
 from ciliumd.desired.policy import PROTOCOL_NUMBERS, EndpointRules, Explanation, Selected
 from ciliumd.flows.enrich import PolicyName, policy_names
+from ciliumd.flows.record import RecordedFlow
 from ciliumd.flows.render import timestamp
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.labels import K8S, Labels, labels_text
@@ -281,6 +282,17 @@ def explanation(
             for one in found.directions
         ],
         "suggestion": {"documents": list(suggested.documents), "note": suggested.note},
+    }
+
+
+def counter(by_row: int, same: Iterable[RecordedFlow]) -> Json:
+    """How often a row decided *by_row*, and what was recorded of the *same* traffic."""
+    flows = list(same)
+    last = max((flow.last_seen_ns for flow in flows), default=0)
+    return {
+        "row": by_row,
+        "traffic": sum(flow.times for flow in flows),
+        "last-seen": timestamp(last) if last else "",
     }
 
 

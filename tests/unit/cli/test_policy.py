@@ -195,6 +195,27 @@ def test_explain_shows_what_would_allow_it_as_yaml(agent, run):
     assert printed == "---\nkind: CiliumNetworkPolicy\napiVersion: cilium.io/v2\n---\nkind: x\n"
 
 
+def test_explain_shows_how_often_the_row_decided(agent, run):
+    """Of that how often this traffic; where events were lost, that it may be more."""
+    counters = (
+        {"row": 5, "traffic": 3, "last-seen": "2026-01-01T00:00:00Z"},
+        {"row": 0, "traffic": 0, "last-seen": ""},
+    )
+    directions = [
+        {"direction": "egress", "endpoint": "a/b", "verdict": "allow", "row": "1", "counter": one}
+        for one in counters
+    ]
+    _explained(agent, note="x")
+    agent.answers["GET /v1/policy/explain"] |= {"directions": directions, "events-lost": 2}
+
+    run.cilium(*EXPLAIN)
+    assert run.out.splitlines()[3].strip() == (
+        "decided 5 times; this traffic was seen 3 times, last 2026-01-01T00:00:00Z"
+    )
+    assert run.out.splitlines()[6].strip() == "decided 0 times; this traffic was not seen"
+    assert run.err == "2 events were lost so far: the counters may be too low\n"
+
+
 def test_explain_says_why_nothing_would(agent, run):
     """In a sentence of its own."""
     _explained(agent, note="no rule that allows it helps: cnp:a/b denies it")

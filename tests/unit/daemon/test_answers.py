@@ -3,6 +3,7 @@
 
 import asyncio
 from dataclasses import replace
+from ipaddress import ip_address
 from types import SimpleNamespace
 
 import pytest
@@ -12,15 +13,35 @@ from ciliumd.daemon import stages
 from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.api import EndpointOptions, RequestRefused
 from ciliumd.daemon.membership import _facts
+from ciliumd.desired.policy import cookie
+from ciliumd.flows.record import FlowRecord
+from ciliumd.flows.ring import RingStats
+from ciliumd.model.net import addr16
 from unit.daemon import nodes
+from unit.flows.samples import OFFSET_NS, VERDICT, record
 
 pytestmark = pytest.mark.unit
 
 
+class Ring:
+    """What events told so far; some were lost."""
+
+    def __init__(self):
+        self.record = FlowRecord()
+
+    def recorded(self):
+        """The flows."""
+        return self.record.flows(offset_ns=OFFSET_NS)
+
+    def stats(self):
+        """Seven events were lost."""
+        return RingStats(0, 0, 7, 0, 0, 0)
+
+
 @pytest.fixture
 def answers(agent):
-    """Answers of that agent; nobody asks for flows."""
-    agent.ring = None
+    """Answers of that agent."""
+    agent.ring = Ring()
     return Answers(agent)
 
 
@@ -163,3 +184,54 @@ def test_selectors_name_policies_and_identities(kernel, answers):
         ],
         "rules": ["cnp:shop/web/ingress/0"],
     }
+
+
+def test_explain_counts_what_the_row_decided_and_what_was_this_traffic(kernel, agent, answers):
+    """The row of the version in force: what its predecessor decided counts for the traffic only."""
+    plan = kernel.node.plan
+    event = {
+        **VERDICT,
+        "endpoint_id": 1,
+        "policy_version": plan.policy.versions[1],
+        "rule_cookie": cookie("cnp:shop/web/ingress/0"),
+        "src": addr16(ip_address("10.0.0.4")),
+        "dst": addr16(ip_address("10.0.0.3")),
+        "src_identity": plan.identities[2],
+        "dst_identity": plan.identities[1],
+    }
+    agent.ring.record.take(
+        record(**event)
+        + record(**event, dport=81)
+        + record(**{**event, "policy_version": 1, "timestamp": 9_000_000_000})
+        + record(**{**event, "reason": 3})
+    )
+
+    answer = answers.explain("shop/pod-2", "shop/pod-1", "80/TCP")
+
+    egress, ingress = answer["directions"]
+    assert egress["counter"] == {"row": 0, "traffic": 0, "last-seen": ""}
+    assert ingress["counter"] == {
+        "row": 2,
+        "traffic": 2,
+        "last-seen": "2023-11-14T22:13:29.000000000Z",
+    }
+    assert answer["events-lost"] == 7
+    by_address = answers.explain("10.0.0.4", "10.0.0.3", "81")
+    assert by_address["directions"][1]["counter"]["traffic"] == 1
+
+
+def test_explain_counts_an_entity_by_its_identity(agent, answers):
+    """Whatever address it had."""
+    outside = {"src": addr16(ip_address("192.0.2.1")), "src_identity": 2, "endpoint_id": 1}
+    agent.ring.record.take(record(**outside, dst=addr16(ip_address("10.0.0.3"))))
+    (ingress,) = answers.explain("world", "shop/pod-1", "80")["directions"]
+    assert ingress["counter"]["traffic"] == 1
+
+
+def test_explain_suggests_a_rule_for_what_default_deny_takes(answers):
+    """And nothing where traffic passes."""
+    denied = answers.explain("192.0.2.1", "shop/pod-1", "80")
+    (document,) = denied["suggestion"]["documents"]
+    assert document["spec"]["ingress"][0]["fromCIDR"] == ["192.0.2.1/32"]
+    allowed = answers.explain("shop/pod-2", "shop/pod-1", "80")
+    assert allowed["suggestion"] == {"documents": [], "note": ""}

@@ -25,7 +25,7 @@ def pod(name, namespace="shop", **labels):
 def reserved(one, text=""):
     """A reserved identity, asked for by its name or an address."""
     party = Party(int(one), reserved_labels(one), is_endpoint=False)
-    return Side(text or one.label, party, ip_address(text) if text else None)
+    return Side(text or one.label, party, (ip_address(text),) if text else ())
 
 
 WEB, DB = pod("web"), pod("db", app="db", tier="back")
@@ -57,9 +57,9 @@ def ask(known, source, destination, *, protocol="TCP", port=80):
     outside = Outside(cidrs(known.values()))
 
     def party(side):
-        if side.address is None or Reserved.WORLD.label not in {one.key for one in side.party.labels}:
+        if not side.addresses or Reserved.WORLD.label not in {one.key for one in side.party.labels}:
             return side.party
-        return replace(side.party, labels=outside.labels(side.address))
+        return replace(side.party, labels=outside.labels(side.addresses[0]))
 
     return explain(
         known.values(),
