@@ -30,7 +30,7 @@ from ciliumd.cli.arguments import Commands, client, command, group
 from ciliumd.cli.client import Client
 from ciliumd.cli.errors import FAILED, OK, USAGE, CommandError
 from ciliumd.cli.output import emit, note, table
-from ciliumd.cli.policy_diff import problem_text
+from ciliumd.cli.policy_diff import moment, problem_text
 
 Json = dict[str, Any]
 
@@ -214,8 +214,8 @@ def _directions(answer: Json) -> Iterator[tuple[str, ...]]:
 
 
 def _counter(counter: Json) -> str:
-    """Connections that a row let through, or packets that it denied, in this version of the policy."""
-    text = f"decided {counter['row']} times"
+    """Connections that a row let through, or packets that it denied."""
+    text = f"decided {counter['row']} times in this version"
     if counter["traffic"]:
-        return f"{text}; this traffic was seen {counter['traffic']} times, last {counter['last-seen']}"
-    return f"{text}; this traffic was not seen"
+        return f"{text}; this traffic {counter['traffic']} times so far, last {moment(counter['last-seen'])}"
+    return f"{text}; this traffic not so far"

@@ -100,7 +100,7 @@ def _documents(file: Path) -> list[Any]:
 def _change(change: Json) -> str:
     traffic = f"{change['from']} -> {change['to']} {change['port']}/{change['protocol']}"
     verdicts = f"{change['verdict'].upper()}, would be {change['proposed-verdict'].upper()}"
-    head = f"{traffic}: {verdicts} (seen {change['times']} times, last {change['last-seen']})\n"
+    head = f"{traffic}: {verdicts} (seen {change['times']} times, last {moment(change['last-seen'])})\n"
     return head + table(_changed_directions(change), min_width=0)
 
 
@@ -114,6 +114,11 @@ def _changed_directions(change: Json) -> Iterator[tuple[str, ...]]:
 
 def _origins(origins: list[str]) -> str:
     return ", ".join(origins) or "no policy applies in this direction"
+
+
+def moment(text: str) -> str:
+    """A time of the agent's, to the second."""
+    return f"{text.partition('.')[0].removesuffix('Z')}Z"
 
 
 def problem_text(problem: Json) -> str:

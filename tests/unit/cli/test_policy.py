@@ -105,7 +105,7 @@ def test_diff_sends_documents_and_prints_what_would_change(agent, run, proposed)
     assert request[2]["documents"][0]["metadata"]["creationTimestamp"] == "2026-01-01T00:00:00Z"
     assert run.out == (
         "default/tiefighter -> default/deathstar 80/TCP: ALLOWED, would be DENIED "
-        "(seen 3 times, last 2026-01-01T00:00:00.000000000Z)\n"
+        "(seen 3 times, last 2026-01-01T00:00:00Z)\n"
         "  ingress of default/deathstar   now    allow          no policy applies in this direction\n"
         "                                 then   default-deny   cnp:default/rule1\n"
     )
@@ -210,9 +210,9 @@ def test_explain_shows_how_often_the_row_decided(agent, run):
 
     run.cilium(*EXPLAIN)
     assert run.out.splitlines()[3].strip() == (
-        "decided 5 times; this traffic was seen 3 times, last 2026-01-01T00:00:00Z"
+        "decided 5 times in this version; this traffic 3 times so far, last 2026-01-01T00:00:00Z"
     )
-    assert run.out.splitlines()[6].strip() == "decided 0 times; this traffic was not seen"
+    assert run.out.splitlines()[6].strip() == "decided 0 times in this version; this traffic not so far"
     assert run.err == "2 events were lost so far: the counters may be too low\n"
 
 

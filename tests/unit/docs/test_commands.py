@@ -179,6 +179,7 @@ def test_options_in_sentences_exist():
     helps = [help_of("-m", f"ciliumd.cli.{name}") for name in ("main", "ciliumd", "health")]
     helps += [
         help_of("-m", "ciliumd.cli.main", "cleanup"),
+        help_of("-m", "ciliumd.cli.main", "policy", "diff"),
         help_of("-m", "ciliumd.cli.ciliumd", "agent"),
         BUILD,
     ]
