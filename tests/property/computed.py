@@ -20,10 +20,19 @@ from ciliumd.desired.identities import (
     named_ports_by_identity,
     named_ports_of_pod,
 )
-from ciliumd.desired.policy import EndpointRules, MapState, cidrs, classify, lookup, resolve, select
+from ciliumd.desired.policy import (
+    EndpointRules,
+    MapState,
+    NamedPorts,
+    cidrs,
+    classify,
+    lookup,
+    resolve,
+    select,
+)
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
 from ciliumd.model.identity import NumericIdentity, Reserved
-from ciliumd.model.labels import labels_text
+from ciliumd.model.labels import Labels, labels_text
 from ciliumd.model.objects import PodRow, RemoteEndpointRow
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import parse
@@ -99,14 +108,18 @@ class Node:
         key = row.namespace, row.name
         return RemoteEndpointRow(*key, self._numbers[self._pod_labels[key]], (), None, row.named_ports)
 
-    def rules(self, subject: oracle.Subject) -> EndpointRules:
-        """What *subject* is under."""
+    def endpoint(self, subject: oracle.Subject) -> tuple[Labels, NamedPorts]:
+        """The labels and named ports that decide about the rules of *subject*."""
         match subject:
             case oracle.Pod():
                 key = subject.namespace, subject.name
-                labels, ports = self._pod_labels[key], self._pod_ports[key]
+                return self._pod_labels[key], self._pod_ports[key]
             case oracle.Node():
-                labels, ports = self.identities[self.identity(subject)], frozenset()
+                return self.identities[self.identity(subject)], frozenset()
+
+    def rules(self, subject: oracle.Subject) -> EndpointRules:
+        """What *subject* is under."""
+        labels, ports = self.endpoint(subject)
         return select(self.policies, labels, named_ports=ports, enforcement=self._enforcement)
 
     def state(self, subject: oracle.Subject) -> MapState:

@@ -9,7 +9,15 @@ from ciliumd import __version__, abi
 from ciliumd.daemon import health, stages, status, status_models, views
 from ciliumd.daemon.agent import Agent
 from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
-from ciliumd.daemon.proposal import Node, ProposalError, difference, propose
+from ciliumd.daemon.proposal import (
+    Difference,
+    Node,
+    Proposal,
+    ProposalError,
+    copied,
+    difference,
+    propose,
+)
 from ciliumd.daemon.suggestion import Side, suggestion
 from ciliumd.desired.lbrows import backends_in_rows, service_model
 from ciliumd.desired.policy import PROTOCOL_NUMBERS, Explanation, NamedPorts, Party, Subject, cookies, explain
@@ -158,10 +166,6 @@ class Answers:
     async def policy_diff(self, documents: list[Any], delete: list[str]) -> Json:
         """Which recorded flows would fare otherwise with other policies; nothing comes into force."""
         plan = self._agent.plan
-        try:
-            proposal = propose(self._agent.tables, documents, delete)
-        except ProposalError as error:
-            raise RequestRefused(400, str(error)) from error
         node = Node(
             endpoints={
                 address: number
@@ -177,11 +181,21 @@ class Answers:
             world=plan.policy.world,
             enforcement=plan.node.enforcement,
         )
-        # Seconds, where a thousand policies meet hundreds of endpoints; all of it is data that never changes.
-        before = plan.references.policies
-        found = await asyncio.to_thread(
-            difference, self._agent.ring.recorded(), before, proposal.policies, node=node
+        tables, flows, before = (
+            copied(self._agent.tables),
+            self._agent.ring.recorded(),
+            plan.references.policies,
         )
+
+        def judged() -> tuple[Proposal, Difference]:
+            proposal = propose(tables, documents, delete)
+            return proposal, difference(flows, before, proposal.policies, node=node)
+
+        try:
+            # Seconds, where thousands of policies meet hundreds of endpoints; what it reads never changes.
+            proposal, found = await asyncio.to_thread(judged)
+        except ProposalError as error:
+            raise RequestRefused(400, str(error)) from error
         return views.difference(
             found,
             proposal.problems,

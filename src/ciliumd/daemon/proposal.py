@@ -38,9 +38,19 @@ class Proposal:
     problems: Mapping[ObjectKey, Problem]
 
 
+def copied(tables: Tables) -> Tables:
+    """What decides about the policies in force, as of now, in tables of their own."""
+    own = Tables()
+    for name in ("policies", "cidr_groups", "services", "slices"):
+        table = getattr(own, name)
+        for key, row in getattr(tables, name).items():
+            table.set(key, row)
+    return own
+
+
 def propose(tables: Tables, documents: Iterable[object], deleted: Iterable[str] = ()) -> Proposal:
     """
-    The policies of *tables* with *documents* written and those of the origins *deleted* taken away.
+    Write *documents* into *tables* (see :func:`copied`), and delete the policies of the origins *deleted*.
 
     Raises ProposalError.
     """
@@ -48,21 +58,17 @@ def propose(tables: Tables, documents: Iterable[object], deleted: Iterable[str] 
     objects = [wanted.put(document) for document in documents]
     for origin in deleted:
         wanted.take_away(origin)
-    references = References(wanted.tables)
+    references = References(tables)
     references.refresh()
     problems = references.problems()
     return Proposal(references.policies, {key: problems[key] for key in objects if key in problems})
 
 
 class _Written:
-    """Tables of our own, in which policies and groups may be written."""
+    """Tables in which policies and groups are written as documents say."""
 
     def __init__(self, tables: Tables) -> None:
-        self.tables = Tables()
-        for name in ("policies", "cidr_groups", "services", "slices"):
-            own = getattr(self.tables, name)
-            for key, row in getattr(tables, name).items():
-                own.set(key, row)
+        self.tables = tables
 
     def put(self, document: object) -> ObjectKey:
         """Write an object, in place of the one of its name; its key."""

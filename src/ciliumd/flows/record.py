@@ -42,6 +42,7 @@ _EGRESS, _INGRESS = int(Direction.DIR_EGRESS), int(Direction.DIR_INGRESS)
 _OPPOSITE: Final = {_EGRESS: _INGRESS, _INGRESS: _EGRESS}
 _ECHO: Final = {IPPROTO_ICMP: 8, IPPROTO_ICMPV6: 128}
 
+_RawKey = tuple[int, int, bool, bytes, bytes, int, int, int, bytes]
 _Rule = tuple[int, int, int, int]
 
 
@@ -96,7 +97,7 @@ class FlowRecord:
     def __init__(self, *, most_flows: int = MOST_FLOWS, most_rules: int = MOST_RULES) -> None:
         self._most_flows = most_flows
         self._most_rules = most_rules
-        self._flows: OrderedDict[_Key, _Last] = OrderedDict()
+        self._flows: OrderedDict[_RawKey, _Last] = OrderedDict()
         self._rules: OrderedDict[_Rule, int] = OrderedDict()
 
     def take(self, records: bytes) -> None:
@@ -126,32 +127,32 @@ class FlowRecord:
             is_reply = ct_state == _REPLY
             # A drop tells where the packet went, a verdict where the flow did.
             direction = _OPPOSITE[told_direction] if is_reply and kind == _DROP else told_direction
-            flow = self._flow(
-                _Key(
-                    endpoint,
-                    direction,
-                    is_reply,
-                    source,
-                    destination,
-                    source_identity,
-                    destination_identity,
-                    protocol,
-                    source_port if is_reply or protocol in _ECHO else destination_port,
-                )
+            # In the order of _Key, which would take longer to make.
+            key = (
+                endpoint,
+                direction,
+                is_reply,
+                source,
+                destination,
+                source_identity,
+                destination_identity,
+                protocol,
+                source_port if is_reply or protocol in _ECHO else destination_port,
             )
+            flow = self._flow(key)
             flow.verdict, flow.rule_cookie, flow.monotonic_ns = verdict, rule_cookie, when
             flow.times += 1
             self._count((version, direction, verdict, rule_cookie))
 
     def flows(self, *, offset_ns: int) -> list[RecordedFlow]:
         """Every flow, that of the latest verdict first; *offset_ns* is wall minus monotonic time."""
-        return [_recorded(key, last, offset_ns) for key, last in reversed(self._flows.items())]
+        return [_recorded(_Key(*key), last, offset_ns) for key, last in reversed(self._flows.items())]
 
     def verdicts(self, *, version: int, direction: int, verdict: int, rule_cookie: int) -> int:
         """How often rows of a policy version that say this decided."""
         return self._rules.get((version, direction, verdict, rule_cookie), 0)
 
-    def _flow(self, key: _Key) -> _Last:
+    def _flow(self, key: _RawKey) -> _Last:
         flow = self._flows.get(key)
         if flow is not None:
             self._flows.move_to_end(key)

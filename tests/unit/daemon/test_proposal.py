@@ -8,7 +8,7 @@ import pytest
 
 from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.api import RequestRefused
-from ciliumd.daemon.proposal import ProposalError, propose
+from ciliumd.daemon.proposal import ProposalError, copied, propose
 from ciliumd.flows.record import RecordedFlow
 from ciliumd.flows.ring import RingStats
 from ciliumd.model.objects import CIDRGroupRow
@@ -216,7 +216,7 @@ def test_a_document_replaces_the_one_of_its_name(kernel):
     tables = kernel.tables
     spec = {"endpointSelector": {}, "ingress": [{}]}
     several = {**document("many"), "specs": [spec, spec]}
-    first = propose(tables, [several])
+    first = propose(copied(tables), [several])
     assert {key[2] for key in first.policies if key[2] != "web"} == {
         "many",
         "many/specs/0",
@@ -225,10 +225,10 @@ def test_a_document_replaces_the_one_of_its_name(kernel):
     for key, policy in first.policies.items():
         tables.policies.set(key, policy)
 
-    second = propose(tables, [document("many", egress=[{}])])
+    second = propose(copied(tables), [document("many", egress=[{}])])
 
     assert {key[2] for key in second.policies if key[2] != "web"} == {"many"}
-    gone = propose(tables, [], ["cnp:shop/many"])
+    gone = propose(copied(tables), [], ["cnp:shop/many"])
     (kept,) = gone.policies
     assert gone.policies[kept] is tables.policies.get(kept)
 
@@ -237,7 +237,7 @@ def test_groups_are_filled_in_and_missing_ones_told(kernel):
     """A proposed group changes what policies in force mean; one that is not there is nobody."""
     tables = kernel.tables
     written = document(ingress=[{"fromCIDRSet": [{"cidrGroupRef": "office"}]}])
-    alone = propose(tables, [written])
+    alone = propose(copied(tables), [written])
     assert "office, which does not exist" in alone.problems["CiliumNetworkPolicy", "shop", "web"].message
 
     tables.cidr_groups.set("office", CIDRGroupRow("office", frozenset(), (ip_network("192.0.2.0/24"),)))
@@ -247,7 +247,7 @@ def test_groups_are_filled_in_and_missing_ones_told(kernel):
         "metadata": {"name": "office"},
         "spec": {"externalCIDRs": ["198.51.100.0/24"]},
     }
-    both = propose(tables, [written, group])
+    both = propose(copied(tables), [written, group])
     assert both.problems == {}
     (rule,) = both.policies["CiliumNetworkPolicy", "shop", "web"].rules
     assert [str(peer.prefix) for peer in rule.peers] == ["198.51.100.0/24"]
@@ -276,7 +276,7 @@ def test_groups_are_filled_in_and_missing_ones_told(kernel):
 def test_what_cannot_be_judged_is_refused(kernel, answers, documents, delete, said):
     """With the object, the field and what is wrong."""
     with pytest.raises(ProposalError, match=said):
-        propose(kernel.tables, documents, delete)
+        propose(copied(kernel.tables), documents, delete)
     with pytest.raises(RequestRefused, match=said) as caught:
         diff(answers, documents, delete)
     assert caught.value.status == 400
