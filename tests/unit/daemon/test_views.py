@@ -222,7 +222,9 @@ def test_an_explanation_names_verdict_rules_and_row(port, verdict, word):
     assert answer["verdict"] == verdict
     assert (one["direction"], one["endpoint"], one["verdict"]) == ("ingress", "shop/web", word)
     assert not one["audited"]
-    audited = views.explanation(found, source="world", destination="shop/web", audited=["shop/web"])
+    audited = views.explanation(
+        found, Suggestion(), source="world", destination="shop/web", audited=["shop/web"]
+    )
     assert audited["verdict"] == verdict, "what the policy says"
     assert audited["directions"][0]["audited"]
     assert one["row"].endswith(f"-> {word}")

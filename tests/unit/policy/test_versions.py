@@ -165,8 +165,8 @@ def test_numbers_start_above_none_and_do_not_wrap() -> None:
     planned(versions)
     assert versions.versions == {1: 3, 2: 6}
 
-    with pytest.raises(VersionsExhaustedError, match="4294967298"):
-        Versions(next_version=2**32).plan(POLICIES, SUBJECTS, World(identities()))
+    with pytest.raises(VersionsExhaustedError, match="2147483649"):
+        Versions(next_version=2**31).plan(POLICIES, SUBJECTS, World(identities()))
 
 
 def test_unused_version_stays_for_a_while() -> None:

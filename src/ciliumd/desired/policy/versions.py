@@ -18,6 +18,7 @@ Nothing here has an effect: rows are written, and numbers reserved, by whoever c
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from ciliumd import abi
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, Ruling
@@ -35,13 +36,15 @@ RETIRE_AFTER = 2.0
 LONGEST_WAIT = 10
 """Rounds in a row an endpoint waits for prefixes: who names new ones in each is not put off for ever."""
 
-VERSION_MAX = 0xFFFFFFFF
+VERSION_MAX = int(abi.CtVersion.CT_VERSION_AUDITED) - 1
+"""The bit above says in conntrack that a flow passes by audit alone."""
+
 APART = 3
 """Versions are multiples of this: no power of two is, so one flipped bit never leads to another version."""
 
 
 class VersionsExhaustedError(Exception):
-    """Every 32-bit version number was used once; a node reboot starts over."""
+    """Every version number was used once; a node reboot starts over."""
 
 
 class Versions:
@@ -329,7 +332,9 @@ class Versions:
         if version is None:
             version = -(-todo.next_version // APART) * APART
             if version > VERSION_MAX:
-                raise VersionsExhaustedError(f"policy version {version} does not fit in 32 bits")
+                raise VersionsExhaustedError(
+                    f"policy version {version} is larger than conntrack has room for"
+                )
             todo.next_version = version + 1
             todo.contents[version] = wanted
             todo.added[version] = state
