@@ -12,6 +12,7 @@ from pathlib import Path
 PACKETS = 100_000
 URL = r"deathstar\.default\.svc\.cluster\.local/v1/request-landing"
 LANDING = r"kubectl exec {ship} -- curl -s -XPOST " + URL + r"\n{answer}"
+CHANGE = r"tiefighter -> default/deathstar-\S+ 80/TCP: ALLOWED, would be DENIED"
 PROMISES = [
     ("nodes wait for a CNI", r"node1 +NotReady[\s\S]*?node2 +NotReady"),
     ("helm installs the chart", r"\$ helm install cilium"),
@@ -22,6 +23,17 @@ PROMISES = [
     ("tiefighter lands after the policy", LANDING.format(ship="tiefighter", answer="Ship landed")),
     ("xwing waits in vain after the policy", LANDING.format(ship="xwing", answer=r"curl: \(28\)")),
     ("the drop names the policy", r"xx drop \(Policy denied\).*rule1"),
+    (
+        "what a denial would change is told before",
+        r"\$ cilium policy diff -f deny\.yaml\n[\s\S]*?" + CHANGE,
+    ),
+    ("nothing was in force", LANDING.format(ship="tiefighter", answer="Ship landed")),
+    ("the denial is applied", r"kubectl apply -f deny\.yaml"),
+    ("tiefighter waits in vain", LANDING.format(ship="tiefighter", answer=r"curl: \(28\)")),
+    ("the denial explains itself", r"80/TCP: DENIED\n[\s\S]*?deny +cnp:default/grounded/ingressDeny/0"),
+    ("so does what rule1 does not allow", r"80/TCP: DENIED\n[\s\S]*?default-deny +cnp:default/rule1"),
+    ("the rule that is missing is told", r"kind: CiliumNetworkPolicy[\s\S]*?fromEndpoints"),
+    ("tiefighter lands without the denial", LANDING.format(ship="tiefighter", answer="Ship landed")),
     ("the cluster's picture is good", r"\$ cilium status --wait[\s\S]*?Cilium: +\S*OK"),
     ("all agents are ready", r"Desired: 2, Ready: 2/2, Available: 2/2"),
     ("the node's status is good", r"-- cilium status\n[\s\S]*?\nCilium: +Ok"),

@@ -25,9 +25,11 @@ REPOSITORY = HERE.parents[2]
 sys.path[:0] = [str(REPOSITORY / "src"), str(REPOSITORY / "tests")]
 
 from lab.k8s import load, plan  # noqa: E402
-from lab.k8s.ciliumd import CHART, IMAGE, NAMESPACE, POD_DELETE, RELEASE, Ciliumd  # noqa: E402
+from lab.k8s.ciliumd import AGENT, CHART, IMAGE, NAMESPACE, POD_DELETE, RELEASE, Ciliumd  # noqa: E402
 from lab.k8s.cluster import Cluster, sweep  # noqa: E402
 from lab.k8s.load import Load  # noqa: E402
+from lab.k8s.node import ClusterNode  # noqa: E402
+from lab.k8s.pod import ClusterPod  # noqa: E402
 from lab.process import CommandFailed  # noqa: E402
 from lab.waiting import NotInTime, eventually  # noqa: E402
 
@@ -129,6 +131,60 @@ def policy(cluster: Cluster, ciliumd: Ciliumd, directory: Path) -> None:
     kubectl(cluster, "get", "ciliumnetworkpolicies")
 
 
+def ask(ciliumd: Ciliumd, node: ClusterNode, *words: str, file: Path | None = None) -> str:
+    """What ``cilium WORDS`` says on a node, whatever its exit code, and what it is told of with."""
+    agent = ciliumd.agent_name(node)
+    where = ("exec", "-i", agent, "-n", NAMESPACE, "-c", AGENT, "--", "cilium", *words)
+    stdin = file.read_text() if file is not None else None
+    return str(ciliumd.kubectl.run(*where, stdin=stdin, check=False).stdout).rstrip()
+
+
+def denial(cluster: Cluster, ciliumd: Ciliumd) -> None:
+    """A denial: what it would change is told before, why it denies afterwards, and it goes again."""
+    say("policy grounded denies tiefighters: who would notice?")
+    ship = cluster.pod("tiefighter")
+    words = ("policy", "diff", "-f", "-")
+
+    def noticed() -> tuple[ClusterPod, str] | None:
+        # Which deathstar a request reaches is a matter of chance.
+        cluster.kubectl.exec(ship.name, "curl", "-s", "-m", "1", "-XPOST", LANDING, check=False)
+        for pod in cluster.pods("class=deathstar"):
+            told = ask(ciliumd, pod.node, *words, file=HERE / "deny.yaml")
+            if "tiefighter" in told:
+                return pod, told
+        return None
+
+    deathstar, told = eventually(noticed, "policy diff tells of the tiefighter", seconds=30.0)
+    show("cilium policy diff -f deny.yaml", told)
+    if request_landing(cluster, ship.name) != "Ship landed":
+        raise Refused("the tiefighter cannot land although nothing was put in force")
+    cluster.kubectl.apply(HERE / "deny.yaml")
+    show("kubectl apply -f deny.yaml", "")
+    to = ("--to", f"default/{deathstar.name}", "--dport", "80/TCP")
+
+    def explained() -> str | None:
+        told = ask(ciliumd, deathstar.node, "policy", "explain", "--from", ship.address, *to)
+        return told if "DENIED" in told else None
+
+    why = eventually(explained, "the denial is in force", seconds=30.0)
+    request_landing(cluster, ship.name)
+    show(f"cilium policy explain --from {ship.address} {' '.join(to)}", why)
+    xwing = cluster.pod("xwing").address
+    show(
+        f"cilium policy explain --from {xwing} {' '.join(to)}",
+        ask(ciliumd, deathstar.node, "policy", "explain", "--from", xwing, *to),
+    )
+    cluster.kubectl("delete", "-f", str(HERE / "deny.yaml"))
+    show("kubectl delete -f deny.yaml", "")
+
+    def lands() -> bool:
+        words = ("curl", "-s", "-m", "1", "-XPOST", LANDING)
+        return "Ship landed" in cluster.kubectl.exec(ship.name, *words, check=False).stdout
+
+    eventually(lands, "the tiefighter lands again", seconds=30.0)
+    request_landing(cluster, ship.name)
+
+
 def status(cluster: Cluster, ciliumd: Ciliumd) -> None:
     """What ciliumd says of itself: of the cluster, and on one node."""
     say("what ciliumd says of itself")
@@ -209,6 +265,7 @@ def main() -> int:
         deploy(cluster)
         first_landing(cluster)
         policy(cluster, ciliumd, Path(directory))
+        denial(cluster, ciliumd)
         status(cluster, ciliumd)
         good = restart(cluster, ciliumd)
         if arguments.keep:
