@@ -219,26 +219,34 @@ class Answers:
 
     def _side(self, text: str) -> Side:
         """A side of traffic: ``namespace/pod``, an address, or an entity."""
-        known = self._agent.plan.known_identities
         for one in Reserved:
             if one and one.label == text.lower():
-                return Side(text, Party(int(one), known[int(one)], is_endpoint=False))
+                return self._other(text, int(one))
         number = self.endpoint_number(f"pod:{text}")
-        addresses: tuple[Addr, ...] = ()
-        if number is None:
-            try:
-                address = ip_address(text)
-            except ValueError:
-                raise RequestRefused(
-                    404, f"{text} is no pod of this node, no address and no entity"
-                ) from None
-            addresses = (address,)
-            pod = self._agent.pod_at(address)
-            if pod is None:
-                identity = status.identity_of_address(self._agent.reconciler, address)
-                party = Party(identity, known.get(identity, frozenset()), is_endpoint=False)
-                return Side(text, party, addresses)
-            number = pod.id
+        if number is not None:
+            return self._local(text, number)
+        namespace, _, name = text.partition("/")
+        remote = self._agent.tables.remote_endpoints.get((namespace, name))
+        if remote is not None:
+            return self._other(text, remote.identity, remote.addresses)
+        try:
+            address = ip_address(text)
+        except ValueError:
+            raise RequestRefused(404, f"{text} is no pod we know, no address and no entity") from None
+        pod = self._agent.pod_at(address)
+        if pod is not None:
+            return self._local(text, pod.id, (address,))
+        return self._other(text, status.identity_of_address(self._agent.reconciler, address), (address,))
+
+    def _other(self, text: str, identity: int, addresses: tuple[Addr, ...] = ()) -> Side:
+        """Whoever is no endpoint of this node."""
+        plan = self._agent.plan
+        labels = plan.known_identities.get(identity, frozenset())
+        named: NamedPorts = plan.policy.world.named_ports.get(identity, frozenset())
+        return Side(text, Party(identity, labels, is_endpoint=False, named_ports=named), addresses)
+
+    def _local(self, text: str, number: int, addresses: tuple[Addr, ...] = ()) -> Side:
+        """An endpoint of this node; asked for by one of its *addresses*, or by all."""
         endpoint = self._agent.tables.endpoints.get(number)
         identity = self._agent.plan.identities.get(number, int(Reserved.INIT))
         named: NamedPorts = frozenset()

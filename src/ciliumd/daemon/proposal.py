@@ -15,6 +15,7 @@ from ciliumd.desired.policy import Judged, Said, Subject, World, replay
 from ciliumd.flows.enrich import parse_origin
 from ciliumd.flows.record import RecordedFlow
 from ciliumd.model.identity import LOCAL_MAX, LOCAL_MIN, NumericIdentity, Reserved
+from ciliumd.model.labels import CIDR
 from ciliumd.model.net import Addr
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import ResourceError, parse
@@ -291,10 +292,20 @@ def _hops(traffic: Traffic, recorded: Recorded, node: Node) -> Iterator[Judged]:
 
 def _peer(address: Addr, seen: NumericIdentity | None, node: Node) -> NumericIdentity | Addr:
     """Who is at an end, *seen* with an identity unless only it judged itself.  Raises _Unknown."""
-    if seen is not None and (seen in _WORLD or LOCAL_MIN <= seen <= LOCAL_MAX):
+    if seen is not None and _is_outside(seen, node.world):
         return address
     endpoint = node.endpoints.get(address)
     identity = seen if endpoint is None else node.identities.get(endpoint)
     if identity is None or identity not in node.world.identities:
         raise _Unknown
     return identity
+
+
+def _is_outside(identity: NumericIdentity, world: World) -> bool:
+    """Whether it is the world's, or that of a prefix, which may be gone with the rules that named it."""
+    if identity in _WORLD:
+        return True
+    labels = world.identities.get(identity)
+    if labels is None:
+        return LOCAL_MIN <= identity <= LOCAL_MAX
+    return any(label.source == CIDR for label in labels)

@@ -16,7 +16,9 @@ from ciliumd.daemon.membership import _facts
 from ciliumd.desired.policy import cookie
 from ciliumd.flows.record import FlowRecord
 from ciliumd.flows.ring import RingStats
+from ciliumd.model.labels import pod_labels
 from ciliumd.model.net import addr16
+from ciliumd.model.objects import RemoteEndpointRow
 from unit.daemon import nodes
 from unit.flows.samples import OFFSET_NS, VERDICT, record
 
@@ -93,7 +95,7 @@ def test_rules_that_wait_for_a_prefix_are_not_in_force_yet(kernel, agent, answer
 
 def test_explain_of_nobody_is_404(answers):
     """The name is in the answer."""
-    with pytest.raises(RequestRefused, match="shop/nobody is no pod") as caught:
+    with pytest.raises(RequestRefused, match="shop/nobody is no pod we know") as caught:
         answers.explain("shop/nobody", "world", "80/TCP")
     assert caught.value.status == 404
 
@@ -235,3 +237,26 @@ def test_explain_suggests_a_rule_for_what_default_deny_takes(answers):
     assert document["spec"]["ingress"][0]["fromCIDR"] == ["192.0.2.1/32"]
     allowed = answers.explain("shop/pod-2", "shop/pod-1", "80")
     assert allowed["suggestion"] == {"documents": [], "note": ""}
+
+
+def test_explain_knows_pods_of_other_nodes(kernel, answers):
+    """By name and by address, with their labels and named ports."""
+    labels = pod_labels("shop", {"app": "far"}, {}, "default")
+    kernel.tables.cluster_identities.set(50000, labels)
+    kernel.tables.remote_endpoints.set(
+        ("shop", "far"),
+        RemoteEndpointRow("shop", "far", 50000, (ip_address("10.1.0.9"),), None, {"http": ("TCP", 8080)}),
+    )
+    to_far = nodes.rule(nodes.app("far"), direction=nodes.EGRESS, ports=(nodes.port(name="http"),))
+    nodes.add_policy(
+        kernel.tables,
+        nodes.policy("out", to_far, subject=nodes.subject(app="db"), ingress=False, egress=True),
+    )
+    kernel.round()
+    for text in ("shop/far", "10.1.0.9"):
+        answer = answers.explain("shop/pod-2", text, "8080")
+        assert answer["verdict"] == "allowed"
+        assert answer["directions"][0]["origins"] == ["cnp:shop/out/egress/0"]
+        denied = answers.explain("shop/pod-2", text, "80")
+        (document,) = denied["suggestion"]["documents"]
+        assert document["spec"]["egress"][0]["toEndpoints"] == [{"matchLabels": {"app": "far"}}]

@@ -11,6 +11,7 @@ from ciliumd.daemon.api import RequestRefused
 from ciliumd.daemon.proposal import ProposalError, copied, propose
 from ciliumd.flows.record import RecordedFlow
 from ciliumd.flows.ring import RingStats
+from ciliumd.model.identity import LOCAL_MIN
 from ciliumd.model.objects import CIDRGroupRow
 from ciliumd.resources import parse
 
@@ -177,6 +178,14 @@ def test_addresses_outside_are_judged_by_the_proposed_prefixes(answers, ring):
         "allowed",
     )
     assert change["directions"][0]["origins"] == ["cnp:shop/web"]
+
+
+def test_the_identity_of_a_prefix_is_an_address_also_once_it_is_gone(answers, ring):
+    """It came and went with the rules that named it."""
+    gone = LOCAL_MIN + 77
+    ring.flows = [flow(OUTSIDE, WEB, endpoint=1, direction=INGRESS, peer=gone, verdict=DEFAULT_DENY)]
+    (change,) = diff(answers, [document(ingress=[{"fromCIDR": ["192.0.2.0/24"]}])], [])["changes"]
+    assert change["proposed-verdict"] == "allowed"
 
 
 @pytest.mark.parametrize(
