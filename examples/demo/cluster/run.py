@@ -162,18 +162,13 @@ def denial(cluster: Cluster, ciliumd: Ciliumd) -> None:
     show("kubectl apply -f deny.yaml", "")
     to = ("--to", f"default/{deathstar.name}", "--dport", "80/TCP")
 
-    def explained() -> str | None:
-        told = ask(ciliumd, deathstar.node, "policy", "explain", "--from", ship.address, *to)
-        return told if "DENIED" in told else None
+    def explained(ship: str) -> str:
+        return ask(ciliumd, deathstar.node, "policy", "explain", "--from", f"default/{ship}", *to)
 
-    why = eventually(explained, "the denial is in force", seconds=30.0)
+    eventually(lambda: "DENIED" in explained(ship.name), "the denial is in force", seconds=30.0)
     request_landing(cluster, ship.name)
-    show(f"cilium policy explain --from {ship.address} {' '.join(to)}", why)
-    xwing = cluster.pod("xwing").address
-    show(
-        f"cilium policy explain --from {xwing} {' '.join(to)}",
-        ask(ciliumd, deathstar.node, "policy", "explain", "--from", xwing, *to),
-    )
+    for one in (ship.name, "xwing"):
+        show(f"cilium policy explain --from default/{one} {' '.join(to)}", explained(one))
     cluster.kubectl("delete", "-f", str(HERE / "deny.yaml"))
     show("kubectl delete -f deny.yaml", "")
 
