@@ -31,6 +31,13 @@ enum {
 	IPCACHE_LPM_FULL = 32 + 128, /* cluster id and a whole address */
 };
 
+/* Whether it is another node: as all of them, as the API server's, or by a number of its own. */
+static __always_inline int identity_is_node(__u32 identity)
+{
+	return identity == ID_REMOTE_NODE || identity == ID_KUBE_APISERVER ||
+	       identity >> SCOPE_SHIFT == SCOPE_NODE;
+}
+
 /* What is known of an address that is no local endpoint. */
 struct ipcache_info {
 	__u32 identity;

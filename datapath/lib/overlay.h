@@ -37,6 +37,12 @@ enum {
 	/* As far as kernel 5.10 knows the structure; newer ones take that, too. */
 	TUNNEL_KEY_SIZE = offsetof(struct bpf_tunnel_key, local_ipv4),
 	TUNNEL_TTL = 64,
+	/*
+	 * In place of an identity: a node that is a client of the sender's node ports, where nodes have
+	 * identities by their labels.  It is no more than a node to the receiver: which one is behind
+	 * the sender's address nobody can tell, and it must not pass for the sender.
+	 */
+	TUNNEL_NODE_CLIENT = 127,
 };
 
 /* The node that has this address, 0: none of the cluster. */
@@ -62,7 +68,7 @@ static __always_inline __u32 node_of_addr(const struct cil_addr *addr)
 static __always_inline int is_node_address(const struct cil_addr *addr,
 					   const struct ipcache_info *info)
 {
-	return (info->exact && info->identity == ID_REMOTE_NODE) || node_of_addr(addr);
+	return (info->exact && identity_is_node(info->identity)) || node_of_addr(addr);
 }
 
 /* Whether this is a packet of the tunnel itself, to be seen on native devices only. */
@@ -96,7 +102,7 @@ static __always_inline __u32 tunnel_identity(__u32 identity)
 {
 	if (identity == ID_HOST)
 		return ID_REMOTE_NODE;
-	return identity < 1 << 24 ? identity : ID_WORLD;
+	return identity >> SCOPE_SHIFT == SCOPE_CLUSTER ? identity : ID_WORLD;
 }
 
 /* Whose outer packet this is, if it came out of the tunnel as we send into it; 0, or not 0. */

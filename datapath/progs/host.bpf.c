@@ -237,10 +237,10 @@ static __always_inline int wants_masquerade(const struct packet *p, int v6)
 	if (v6 ? is_native_address_v6(&p->dst) : is_native_address(addr_v4(&p->dst)))
 		return 0;
 	identity = ipcache_identity(&p->dst);
-	if (cfg_tunnel && (identity == ID_REMOTE_NODE || identity == ID_KUBE_APISERVER))
+	if (identity == ID_WORLD || identity == (v6 ? ID_WORLD_IPV6 : ID_WORLD_IPV4) ||
+	    identity >> SCOPE_SHIFT == SCOPE_CIDR)
 		return 1;
-	return identity == ID_WORLD || identity == (v6 ? ID_WORLD_IPV6 : ID_WORLD_IPV4) ||
-	       identity >= 1 << 24;
+	return cfg_tunnel && identity_is_node(identity);
 }
 
 /* An IPv6 packet leaves by a native device; the verdict. */

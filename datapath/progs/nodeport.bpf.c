@@ -39,9 +39,13 @@
 /* Of the client, under an address of this node: whatever is no node is the world there. */
 static __always_inline __u32 client_identity(const struct packet *p)
 {
-	if (p->src_identity == ID_REMOTE_NODE || p->src_identity == ID_KUBE_APISERVER)
-		return p->src_identity;
-	return ID_WORLD;
+	__u32 identity = p->src_identity;
+
+	if (!identity_is_node(identity))
+		return ID_WORLD;
+	if (identity >> SCOPE_SHIFT != SCOPE_NODE)
+		return identity;
+	return identity & NODE_API_SERVER ? ID_KUBE_APISERVER : TUNNEL_NODE_CLIENT;
 }
 
 /* Out by *oif* as it is: no program behind us is to give it another address; the verdict. */

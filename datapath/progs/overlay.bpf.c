@@ -35,10 +35,13 @@ static __always_inline int judge_node(struct packet *p, const struct ipcache_inf
 {
 	switch (p->src_identity) {
 	case ID_REMOTE_NODE:
-		/* The tunnel does not tell which of the nodes is the API server's, the row does. */
-		if (info->identity == ID_KUBE_APISERVER)
-			p->src_identity = ID_KUBE_APISERVER;
+		/* The tunnel does not tell which node it is, nor if it is the API server's: the row does. */
+		if (identity_is_node(info->identity))
+			p->src_identity = info->identity;
 		return 0;
+	case TUNNEL_NODE_CLIENT:
+		p->src_identity = ID_REMOTE_NODE;
+		/* fallthrough */
 	case ID_KUBE_APISERVER:
 	case ID_WORLD:
 		if (p->src_identity != info->identity)
@@ -63,6 +66,7 @@ static __always_inline int judge_pod(struct packet *p, const struct ipcache_info
 	case ID_WORLD_IPV4:
 	case ID_WORLD_IPV6:
 	case ID_ENCRYPTED_OVERLAY:
+	case TUNNEL_NODE_CLIENT:
 		return DROP_INVALID_IDENTITY;
 	default:
 		if (p->src_identity != info->identity)

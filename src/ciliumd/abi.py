@@ -174,6 +174,21 @@ class Identity(IntEnum):
     ID_ENCRYPTED_OVERLAY = 11
 
 
+class IdentityScope(IntEnum):
+    """enum cil_identity_scope."""
+
+    SCOPE_CLUSTER = 0
+    SCOPE_CIDR = 1
+    SCOPE_NODE = 2
+    SCOPE_SHIFT = 24
+
+
+class NodeScope(IntEnum):
+    """enum cil_node_scope."""
+
+    NODE_API_SERVER = 0x10000
+
+
 class Direction(IntEnum):
     """enum cil_direction."""
 
@@ -1920,4 +1935,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "519228c48a898a93377c22352069d7304036602f745f3ef01994194f55a2ffeb"
+ABI_HASH = "51ce711905f1b16ee713be0999039a8552e046b83a3b7cbe85e5eff9c4a4da03"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ciliumd.abi import DropReason, EventType, Mark, NatDir, NatKey, TracePoint
+from ciliumd.abi import DropReason, EventType, Mark, NatDir, NatKey, NodeScope, TracePoint
 from datapath.harness import DROP, PASS, REDIRECT, Datapath, forwarded
 from datapath.node import NAT_PORTS
 from datapath.rows import ALLOW, ALLOW_ALL, DEFAULT_DENY, EGRESS, INGRESS, POD_ONE, POD_TWO, Rule, a16
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.datapath
 
 TCP, UDP = 6, 17
+NODE = 2 << 24
 
 
 @pytest.mark.parametrize(
@@ -203,7 +204,7 @@ def test_who_came_in_with_the_pods_own_address_gets_its_answers_from_there(world
     assert world.snat() == {}
 
 
-@pytest.mark.parametrize("identity", [1001, 6, 1, 7])
+@pytest.mark.parametrize("identity", [1001, 6, 1, 7, NODE, NODE | NodeScope.NODE_API_SERVER])
 def test_pods_and_nodes_of_the_cluster_see_the_pods_own_address(world: Datapath, identity: int) -> None:
     """Also by a native device, when the cluster is routed."""
     world.ipcache(f"{pod_away.ip}/32", identity)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
 
-from ciliumd.abi import DropReason, Mark, NatDir, NatKey
+from ciliumd.abi import DropReason, Mark, NatDir, NatKey, NodeScope
 from ciliumd.daemon.datapath import network6
 from ciliumd.reconcile.gc import flow_of_nat
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.datapath
 
-UDP = 17
+UDP, NODE = 17, 2 << 24
 
 
 @pytest.fixture
@@ -302,7 +302,7 @@ def test_who_came_in_with_the_pods_own_address_gets_its_answers_from_there(world
     assert world6.snat() == {}
 
 
-@pytest.mark.parametrize("identity", [1001, 6, 1, 7])
+@pytest.mark.parametrize("identity", [1001, 6, 1, 7, NODE, NODE | NodeScope.NODE_API_SERVER])
 def test_pods_and_nodes_of_the_cluster_see_the_pods_own_address(world6: Datapath, identity: int) -> None:
     """As with IPv4 when the cluster is routed."""
     world6.ipcache(f"{pod_away.ip}/128", identity)

@@ -10,9 +10,11 @@ from datapath.node import NAT_PORTS
 from datapath.rows import POD_ONE
 from datapath.tunnel import (
     AWAY,
+    LABELLED,
     MTU,
     Tunnel,
     Tunnelled,
+    fill_cluster,
     inner,
     node_three,
     node_two,
@@ -39,6 +41,7 @@ from fixtures.packets import (
     world_one,
     world_two,
 )
+from reference.tunnel import NODE_CLIENT
 
 pytestmark = pytest.mark.datapath
 
@@ -101,6 +104,20 @@ def test_node_that_asks_a_pod_here_is_answered_past_the_tunnel(exposed: Tunnel) 
     (answer,) = exposed.pod_sends(from_pod(pod_one, node_two.ip, tcp(80, CLIENT, "SA"))).wire
     expected = tcp(30081, CLIENT, "SA")
     assert_frame(on_wire(node_one.mac, node_two.mac, node_one.ip, node_two.ip, expected, ttl=63), answer)
+
+
+@pytest.mark.parametrize(
+    ("client", "identity"),
+    [
+        (node_two.ip, NODE_CLIENT),
+        (node_three.ip, Identity.ID_KUBE_APISERVER),
+        (world_one.ip, Identity.ID_WORLD),
+    ],
+)
+def test_no_number_of_a_node_leaves_this_one(exposed: Tunnel, client: str, identity: int) -> None:
+    """A client that is a node is told as one, and not as this node, whose address it has in the tunnel."""
+    fill_cluster(exposed.datapath, LABELLED)
+    assert forwarded(exposed, asks(client, tcp(CLIENT, WEB))).identity == identity
 
 
 def test_network_that_only_this_node_numbers_is_the_world_elsewhere(exposed: Tunnel) -> None:

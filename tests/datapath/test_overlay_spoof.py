@@ -8,6 +8,7 @@ The reference knows the cluster and no maps; every sender, identity and inner so
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,8 +18,10 @@ from datapath.tunnel import (
     AWAY,
     CLUSTER,
     FAR,
+    LABELLED,
     TUNNEL_PORT,
     Tunnel,
+    fill_cluster,
     health_two,
     inner,
     node_three,
@@ -43,11 +46,14 @@ from fixtures.packets import (
     world_one,
 )
 
+if TYPE_CHECKING:
+    from reference.tunnel import Cluster
+
 pytestmark = pytest.mark.datapath
 
 STRANGER = "192.168.9.77"
 OUTERS = (node_two.ip, node_two_again.ip, node_three.ip, STRANGER, world_one.ip)
-IDENTITIES = (*range(12), 255, 256, AWAY, FAR, POD_ONE.identity, (1 << 24) - 1)
+IDENTITIES = (*range(12), 126, 127, 128, 255, 256, AWAY, FAR, POD_ONE.identity, (1 << 24) - 1)
 LOCAL = (pod_one.ip, router.ip, node_one.ip)
 SOURCES = (
     *(pod_away, pod_far, pod_unpublished, health_two, router_two, router_three),
@@ -56,14 +62,18 @@ SOURCES = (
 )
 
 
+@pytest.mark.parametrize("cluster", [CLUSTER, LABELLED], ids=["plain", "labelled"])
 @pytest.mark.parametrize("outer", OUTERS)
-def test_every_sender_identity_and_source_is_judged_as_the_reference_does(tunnel: Tunnel, outer: str) -> None:
+def test_every_sender_identity_and_source_is_judged_as_the_reference_does(
+    tunnel: Tunnel, outer: str, cluster: Cluster
+) -> None:
     """Refused for the reference's reason and counted once; or delivered, and judged as who it is."""
+    fill_cluster(tunnel.datapath, cluster)
     accepted = 0
     for sport, (identity, source) in enumerate(itertools.product(IDENTITIES, SOURCES), 10000):
         outcome = tunnel.tunnel_brings(outer, identity, inner(source, pod_one.ip, udp(sport, 53)))
         shape = (outer, identity, source.ip)
-        reason = CLUSTER.refused(*shape)
+        reason = cluster.refused(*shape)
         if reason:
             assert [int(found) for found in outcome.reasons] == [reason], shape
             assert outcome.pod == outcome.host == outcome.wire == (), shape
@@ -71,7 +81,7 @@ def test_every_sender_identity_and_source_is_judged_as_the_reference_does(tunnel
         accepted += 1
         assert (outcome.reasons, len(outcome.pod)) == ([], 1), shape
         seen = {event.src_identity for event in outcome.events if event.type == EventType.EVENT_TRACE}
-        assert seen == {CLUSTER.judged_as(identity, source.ip)}, shape
+        assert seen == {cluster.judged_as(identity, source.ip)}, shape
     assert bool(accepted) == (outer not in {STRANGER, world_one.ip})
 
 

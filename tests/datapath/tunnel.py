@@ -16,11 +16,11 @@ import socket
 import struct
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ciliumd.abi import DropReason, Event, EventType, Identity
+from ciliumd.abi import DropReason, Event, EventType, Identity, NodeScope
 from datapath.attach import attached
 from datapath.harness import Datapath
 from datapath.node import CLONE_NEWNET, IP_TOOL, private_node
@@ -64,6 +64,18 @@ CLUSTER = Cluster(
         Node(
             frozenset({node_three.ip}), router_three.ip, "10.0.3.0/24", {pod_far.ip: FAR}, is_apiserver=True
         ),
+    ),
+)
+# The same where nodes have identities by their labels; the API server's address has one of its own.
+NODE_TWO, NODE_THREE = 2 << 24, (2 << 24) + 1
+NODE_THREE_API = NODE_THREE | NodeScope.NODE_API_SERVER
+LABELLED = replace(
+    CLUSTER,
+    others=tuple(
+        replace(node, numbers=dict.fromkeys(node.addresses, of_addresses) | {node.router: number})
+        for node, number, of_addresses in zip(
+            CLUSTER.others, (NODE_TWO, NODE_THREE), (NODE_TWO, NODE_THREE_API), strict=True
+        )
     ),
 )
 DEVICES = f"""
@@ -148,21 +160,21 @@ def tunnelled(outer_src: str, identity: int, inner: bytes, *, sport: int = 50000
     )
 
 
-def fill_cluster(datapath: Datapath) -> None:
-    """The rows of CLUSTER, and of pod one, which allows everything."""
+def fill_cluster(datapath: Datapath, cluster: Cluster = CLUSTER) -> None:
+    """The rows of *cluster*, and of pod one, which allows everything."""
     datapath.native_device("net0", node_one.ip)
     datapath.add_endpoint(POD_ONE, *ALLOW_ALL)
     for address in (router.ip, node_one.ip):
         datapath.host_address(address)
     datapath.node_address(node_one.ip, 1)
-    for number, node in enumerate(CLUSTER.others, 2):
+    for number, node in enumerate(cluster.others, 2):
         (tunnel, *_) = sorted(node.addresses, key=socket.inet_aton)
         datapath.ipcache(node.cidr, Identity.ID_UNMANAGED, tunnel=tunnel)
-        datapath.ipcache(node.router, Identity.ID_REMOTE_NODE, tunnel=tunnel)
+        datapath.ipcache(node.router, node.numbers.get(node.router, Identity.ID_REMOTE_NODE), tunnel=tunnel)
         own = Identity.ID_KUBE_APISERVER if node.is_apiserver else Identity.ID_REMOTE_NODE
         for address in node.addresses:
             datapath.node_address(address, number)
-            datapath.ipcache(address, own)
+            datapath.ipcache(address, node.numbers.get(address, own))
         for address, identity in node.pods.items():
             datapath.ipcache(address, identity, tunnel=tunnel)
 

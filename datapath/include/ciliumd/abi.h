@@ -158,6 +158,22 @@ enum cil_identity {
 	ID_ENCRYPTED_OVERLAY = 11,
 };
 
+/*
+ * Who gave an identity its number: above SCOPE_SHIFT the node itself, for itself alone.  No packet
+ * carries such a number to another node.
+ */
+enum cil_identity_scope {
+	SCOPE_CLUSTER = 0,
+	SCOPE_CIDR = 1,
+	SCOPE_NODE = 2, /* another node, by its labels */
+	SCOPE_SHIFT = 24,
+};
+
+/* Bits of a number in SCOPE_NODE. */
+enum cil_node_scope {
+	NODE_API_SERVER = 1 << 16, /* under an address of the API server */
+};
+
 /* ---- policy ------------------------------------------------------------------------------ */
 
 /* Direction seen from the endpoint; also the "direction" of metrics. */
