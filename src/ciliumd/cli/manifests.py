@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import yaml
 
-from ciliumd.resources import InvalidResource, UnknownKind, parse
+from ciliumd.resources import InvalidResource, Parse, UnknownKind, parse
 from ciliumd.sources.manifests import Loader, MalformedManifest, check_depth
 
 STDIN: Final = Path("-")
@@ -49,7 +49,7 @@ class Finding:
         return f"{self.file}:{self.line}: {self.what}: {self.message or 'valid'}"
 
 
-def judge(path: Path) -> Iterator[Finding]:
+def judge(path: Path, *, parse: Parse = parse) -> Iterator[Finding]:
     """A finding for each object in *path* (``-`` is stdin), or the one that keeps it from being read."""
     file = STDIN_NAME if path == STDIN else str(path)
     try:
@@ -60,10 +60,10 @@ def judge(path: Path) -> Iterator[Finding]:
     except UnicodeDecodeError as error:
         yield Finding(file, 0, "file", problem=f"is not UTF-8: {error}")
         return
-    yield from _judge_json(file, text) if file.endswith(".json") else _judge_yaml(file, text)
+    yield from _judge_json(file, text, parse) if file.endswith(".json") else _judge_yaml(file, text, parse)
 
 
-def _judge_json(file: str, text: str) -> Iterator[Finding]:
+def _judge_json(file: str, text: str, parse: Parse) -> Iterator[Finding]:
     """Of JSON no more is known than what is in it: everything is told of the first line."""
     try:
         loaded = json.loads(text)
@@ -73,16 +73,16 @@ def _judge_json(file: str, text: str) -> Iterator[Finding]:
     except RecursionError:
         yield Finding(file, _FIRST_LINE, "JSON", problem="is nested too deeply")
         return
-    yield from _judge_document(file, None, loaded)
+    yield from _judge_document(file, None, loaded, parse)
 
 
-def _judge_yaml(file: str, text: str) -> Iterator[Finding]:
+def _judge_yaml(file: str, text: str, parse: Parse) -> Iterator[Finding]:
     try:
         check_depth(file, text)
         loader = Loader(text)
         try:
             while loader.check_node() and (node := loader.get_node()) is not None:
-                yield from _judge_document(file, node, loader.construct_document(node))
+                yield from _judge_document(file, node, loader.construct_document(node), parse)
         finally:
             loader.dispose()
     except MalformedManifest as error:
@@ -98,12 +98,12 @@ def _judge_yaml(file: str, text: str) -> Iterator[Finding]:
         yield Finding(file, line, "YAML", problem=f"has a character YAML does not allow ({error.reason})")
 
 
-def _judge_document(file: str, node: yaml.Node | None, loaded: Any) -> Iterator[Finding]:
+def _judge_document(file: str, node: yaml.Node | None, loaded: Any, parse: Parse) -> Iterator[Finding]:
     """Every object of one document: those of a List, nothing for an empty one, else itself."""
     if loaded is None:
         return
     if not (isinstance(loaded, dict) and loaded.get("kind") == "List"):
-        yield from _judge_object(file, node, loaded)
+        yield from _judge_object(file, node, loaded, parse)
         return
     items = loaded.get("items") or []
     below = None if node is None else _child(node, None, "items")
@@ -112,10 +112,10 @@ def _judge_document(file: str, node: yaml.Node | None, loaded: Any) -> Iterator[
         return
     for i, item in enumerate(items):
         place = None if below is None else _child(below, str(i), None)
-        yield from _judge_document(file, place, item)
+        yield from _judge_document(file, place, item, parse)
 
 
-def _judge_object(file: str, node: yaml.Node | None, document: Any) -> Iterator[Finding]:
+def _judge_object(file: str, node: yaml.Node | None, document: Any, parse: Parse) -> Iterator[Finding]:
     try:
         resource = parse(document)
     except InvalidResource as error:

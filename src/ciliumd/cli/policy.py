@@ -67,13 +67,21 @@ def register_validate(verbs: Commands) -> None:
         verbs, "validate", "Judge manifests as the agent does, without asking it", run_validate
     )
     validate.add_argument("files", nargs="+", type=Path, metavar="FILE", help="manifests; - is stdin")
+    validate.add_argument(
+        "--enable-node-selector-labels",
+        action="store_true",
+        dest="node_selectors",
+        help="as agents do that have this option",
+    )
 
 
 def run_validate(arguments: argparse.Namespace) -> int:
     """Print what is wrong with each file; 1 if anything is."""
     from ciliumd.cli.manifests import judge
+    from ciliumd.resources import parser
 
-    findings = [finding for file in arguments.files for finding in judge(file)]
+    parse = parser(node_selectors=arguments.node_selectors)
+    findings = [finding for file in arguments.files for finding in judge(file, parse=parse)]
     bad = [finding for finding in findings if finding.problem]
     rows = [
         {"file": f.file, "line": f.line, "object": f.what, "field": f.field, "problem": f.message}

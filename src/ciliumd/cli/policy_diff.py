@@ -85,8 +85,10 @@ def run_diff(arguments: argparse.Namespace) -> int:
 def _documents(file: Path) -> list[Any]:
     """The objects of a file.  Raises CommandError, which names every problem, if any is not valid."""
     from ciliumd.cli.manifests import judge
+    from ciliumd.resources import parser
 
-    findings = list(judge(file))
+    # Whether nodes may be selected the agent knows.
+    findings = list(judge(file, parse=parser(node_selectors=True)))
     bad = [str(finding) for finding in findings if finding.problem]
     if bad:
         raise CommandError("\n       ".join(bad), hint=f"cilium policy validate {file}", code=TROUBLE)

@@ -26,6 +26,7 @@ from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import Reserved
 from ciliumd.model.net import Addr
 from ciliumd.model.policy import Direction
+from ciliumd.resources import parser
 
 Json = dict[str, Any]
 
@@ -187,8 +188,10 @@ class Answers:
             plan.references.policies,
         )
 
+        parse = parser(node_selectors=plan.node.node_labels is not None)
+
         def judged() -> tuple[Proposal, Difference]:
-            proposal = propose(tables, documents, delete)
+            proposal = propose(tables, documents, delete, parse=parse)
             return proposal, difference(flows, before, proposal.policies, node=node)
 
         try:

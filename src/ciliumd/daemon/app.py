@@ -41,6 +41,7 @@ from ciliumd.metrics.tally import Tallies
 from ciliumd.net import sysctl
 from ciliumd.net.errors import NetError
 from ciliumd.net.watch import Event, EventsLost, LinkWatch
+from ciliumd.resources import parser
 from ciliumd.tables.schema import Tables
 
 PIN_CHECK_SECONDS = 10.0
@@ -146,6 +147,7 @@ async def find_origin(
             pod_cidr=settings.pod_cidr if settings.enable_ipv4 else None,
             pod_cidr6=settings.pod_cidr_ipv6 if settings.enable_ipv6 else None,
             state_dir=settings.state_dir,
+            parse=parser(node_selectors=settings.enable_node_selector_labels),
         )
     # A node that stands alone needs no client of an API server, and not the memory it takes.
     from ciliumd.daemon.membership import ClusterOrigin

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -44,7 +45,7 @@ from ciliumd.desired.departed import reachable
 from ciliumd.ipam.hostscope import HostScope
 from ciliumd.metrics.tally import Tallies
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.label_filter import LabelFilter, parse_label_filter
+from ciliumd.model.label_filter import DEFAULT_TERMS, LabelFilter, parse_label_filter
 from ciliumd.model.policy import Enforcement
 from ciliumd.net import links, sysctl
 from ciliumd.net.cgroup import CgroupNotFound, find_group_of_all_pods
@@ -234,7 +235,12 @@ async def _node_facts(
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),
         audit=settings.policy_audit_mode,
-        label_filter=_label_filter(settings),
+        label_filter=_label_filter(settings.labels, option="labels"),
+        node_labels=(
+            _label_filter(settings.node_labels, option="node-labels", before=())
+            if settings.enable_node_selector_labels
+            else None
+        ),
     )
 
 
@@ -262,12 +268,12 @@ def _cgroup(settings: Settings) -> Path | None:
     return settings.cgroup_root
 
 
-def _label_filter(settings: Settings) -> LabelFilter:
-    """Which labels identities are made of.  Raises StartFailed."""
+def _label_filter(words: Iterable[str], *, option: str, before: Iterable[str] = DEFAULT_TERMS) -> LabelFilter:
+    """Which labels identities are made of, by the *words* of an *option*.  Raises StartFailed."""
     try:
-        return parse_label_filter(" ".join(settings.labels))
+        return parse_label_filter(" ".join(words), before=before)
     except ValueError as error:
-        raise StartFailed(f"--labels: {error}") from error
+        raise StartFailed(f"--{option}: {error}") from error
 
 
 def _restore_plan(agent: Agent) -> None:
@@ -275,6 +281,7 @@ def _restore_plan(agent: Agent) -> None:
     agent.plan.prefixes.identity_at = stages.prefixes_written(agent.reconciler)
     agent.plan.services.restore_slots(stages.slots_made(agent.reconciler))
     tracker = agent.reconciler.tracker
+    agent.plan.nodes.restore(restore.nodes(tracker(stages.IPCACHE).realized))
     live = restore.endpoints(tracker(stages.FACTS).realized, tracker(stages.STATES).realized)
     agent.plan.restore_versions(
         tracker(stages.POLICY).realized, versions={one.id: one.policy_version for one in live.values()}

@@ -31,6 +31,7 @@ from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.source import KubernetesSource, Received
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import NumericIdentity
+from ciliumd.resources import parser
 from ciliumd.tables.schema import Tables
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class ClusterOrigin:
             last_good=LastGoodPolicies(self._settings.state_dir / POLICIES_FILE),
             node_changed=self._publisher.node_changed,
             received=self._received,
+            parse=parser(node_selectors=self._settings.enable_node_selector_labels),
         )
 
     def work(self, agent: "Agent") -> Iterable[Coroutine[Any, Any, None]]:

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ciliumd.resources import Parse, parse
 from ciliumd.sources.directory import DirectorySource
 from ciliumd.sources.lastgood import LastGoodFile
 from ciliumd.tables.schema import Tables
@@ -71,6 +72,7 @@ class DirectoryOrigin:
         pod_cidr: IPv4Network | None,
         state_dir: Path,
         pod_cidr6: IPv6Network | None = None,
+        parse: Parse = parse,
     ) -> None:
         """StartFailed if there is no such *directory*."""
         if not directory.is_dir():
@@ -79,11 +81,15 @@ class DirectoryOrigin:
         self.pod_cidr6 = pod_cidr6
         self._directory = directory
         self._state_dir = state_dir
+        self._parse = parse
 
     def source(self, tables: Tables) -> DirectorySource:
         """The directory, with what an earlier agent knew of it."""
         return DirectorySource(
-            self._directory, tables, last_good=LastGoodFile(self._state_dir / LAST_GOOD_FILE)
+            self._directory,
+            tables,
+            last_good=LastGoodFile(self._state_dir / LAST_GOOD_FILE),
+            parse=self._parse,
         )
 
     def work(self, agent: "Agent") -> Iterable[Coroutine[Any, Any, None]]:  # noqa: ARG002  an Origin is asked so

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ciliumd.daemon.node_identities import NodeIdentities
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.prefixes import Prefixes
 from ciliumd.daemon.references import References
@@ -52,7 +53,8 @@ class NodeFacts:
     *allowed* those that one may take from anybody.  *serves* are the kinds of frontends that are served here,
     *serves6* those of IPv6, *proxy* is the name that services give who is to serve them.  *allocates* tells
     whether this node numbers label sets by itself, or waits for the cluster to do so; *label_filter* which
-    labels are in them.  With *audit* endpoints that say nothing else are audited.
+    labels are in them.  With *audit* endpoints that say nothing else are audited.  *node_labels* are the
+    labels that identities of nodes have; None: nodes have none of their own.
     """
 
     name: str
@@ -73,6 +75,7 @@ class NodeFacts:
     enforcement: Enforcement = Enforcement.DEFAULT
     audit: bool = False
     label_filter: LabelFilter = EVERY_LABEL
+    node_labels: LabelFilter | None = None
 
 
 @dataclass(slots=True)
@@ -124,6 +127,7 @@ class NodePlan:
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
         self.references = References(tables)
+        self.nodes = NodeIdentities(tables, node.node_labels)
         self._tables = tables
         self._clock = clock
         self._policies = PolicyVersions(
@@ -160,12 +164,14 @@ class NodePlan:
     def known_identities(self) -> Mapping[int, Labels]:
         """Every identity of the node by number."""
         tables = self._tables
-        revisions = tuple(
-            table.revision for table in (tables.identities, tables.prefixes, tables.cluster_identities)
-        )
+        read = (tables.identities, tables.prefixes, tables.cluster_identities)
+        revisions = (*(table.revision for table in read), self.nodes.revision)
         if self._known is None or self._known[0] != revisions:
             known = identity_stage.known_identities(
-                tables.identities.view(), tables.prefixes.view(), tables.cluster_identities.view()
+                tables.identities.view(),
+                tables.prefixes.view(),
+                tables.cluster_identities.view(),
+                self.nodes.labels,
             )
             self._known = (revisions, known)
         return self._known[1]
@@ -193,9 +199,15 @@ class NodePlan:
         )
         api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(API_SERVER))
         self._plan(
+            "nodes",
+            lambda: self._assign_nodes(api_servers),
+            *("nodes", "node_identities"),
+            extra=(self.node.name, api_servers),
+        )
+        self._plan(
             "beyond",
             lambda: self._plan_beyond(api_servers),
-            *("nodes", "remote_endpoints"),
+            *("nodes", "remote_endpoints", "node_identities"),
             extra=(self.node, api_servers),
         )
         self.prefixes.look(self._named, self._beyond.prefixes)
@@ -204,7 +216,12 @@ class NodePlan:
             self._plan_policies,
             *("endpoints", "pods", "namespaces", "identities", "prefixes"),
             *("cluster_identities", "remote_endpoints"),
-            extra=(self.references.revision, self.prefixes.awaited, self.prefixes.stand_ins),
+            extra=(
+                self.references.revision,
+                self.nodes.revision,
+                self.prefixes.awaited,
+                self.prefixes.stand_ins,
+            ),
         )
         self._policies.retire(self._clock())
         self.prefixes.settle(self._tables.prefixes.view(), self._policies)
@@ -324,6 +341,18 @@ class NodePlan:
     def _number_of(self, labels: Labels) -> int | None:
         return identity_stage.identity_of(labels, self._tables.identities.view())
 
+    def _assign_nodes(self, api_servers: frozenset[Addr]) -> None:
+        self.nodes.assign(self._neighbours(), this=self.node.name, api_servers=api_servers)
+        self._report("CiliumNode", self.nodes.problems())
+
+    def _neighbours(self) -> cluster_stage.Neighbours:
+        return cluster_stage.Neighbours(
+            self._tables.nodes.values(),
+            this=self.node.name,
+            tunnel=self.node.tunnel,
+            underlay=self.node.underlay,
+        )
+
     # ---- policy ----------------------------------------------------------------------------
 
     def _plan_policies(self) -> None:
@@ -364,14 +393,15 @@ class NodePlan:
     # ---- endpoints, ipcache, services --------------------------------------------------------
 
     def _plan_beyond(self, api_servers: frozenset[Addr]) -> None:
-        nodes = self._tables.nodes.values()
-        neighbours = cluster_stage.Neighbours(
-            nodes, this=self.node.name, tunnel=self.node.tunnel, underlay=self.node.underlay
-        )
+        tables = self._tables
+        neighbours = self._neighbours()
         self._beyond = cluster_stage.beyond(
-            neighbours, self._tables.remote_endpoints.values(), api_servers=api_servers
+            neighbours,
+            tables.remote_endpoints.values(),
+            api_servers=api_servers,
+            nodes=self.nodes.numbers,
         )
-        self.node_rows = cluster_stage.node_rows(nodes, underlay=self.node.underlay)
+        self.node_rows = cluster_stage.node_rows(tables.nodes.values(), underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 
     def _plan_endpoints(self) -> None:

@@ -18,7 +18,7 @@ from ciliumd.model.identity import LOCAL_MAX, LOCAL_MIN, NumericIdentity, Reserv
 from ciliumd.model.labels import CIDR
 from ciliumd.model.net import Addr
 from ciliumd.model.policy import Direction, Enforcement, Policy
-from ciliumd.resources import ResourceError, parse
+from ciliumd.resources import Parse, ResourceError, parse
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
 POLICIES: Final = frozenset({"CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "NetworkPolicy"})
@@ -49,13 +49,16 @@ def copied(tables: Tables) -> Tables:
     return own
 
 
-def propose(tables: Tables, documents: Iterable[object], deleted: Iterable[str] = ()) -> Proposal:
+def propose(
+    tables: Tables, documents: Iterable[object], deleted: Iterable[str] = (), *, parse: Parse = parse
+) -> Proposal:
     """
-    Write *documents* into *tables* (see :func:`copied`), and delete the policies of the origins *deleted*.
+    Write *documents*, as *parse* reads them, into *tables* (see :func:`copied`), and delete the policies of
+    the origins *deleted*.
 
     Raises ProposalError.
     """
-    wanted = _Written(tables)
+    wanted = _Written(tables, parse)
     objects = [wanted.put(document) for document in documents]
     for origin in deleted:
         wanted.take_away(origin)
@@ -68,13 +71,14 @@ def propose(tables: Tables, documents: Iterable[object], deleted: Iterable[str] 
 class _Written:
     """Tables in which policies and groups are written as documents say."""
 
-    def __init__(self, tables: Tables) -> None:
+    def __init__(self, tables: Tables, parse: Parse) -> None:
         self.tables = tables
+        self._parse = parse
 
     def put(self, document: object) -> ObjectKey:
         """Write an object, in place of the one of its name; its key."""
         try:
-            resource = parse(document)
+            resource = self._parse(document)
         except ResourceError as error:
             raise ProposalError(str(error)) from error
         if resource.kind not in POLICIES | {GROUP}:

@@ -17,7 +17,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, split_key
 from ciliumd.daemon import stages, state
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, lost_labels
+from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, lost_labels, lost_node
 from ciliumd.model.net import mac_str
 from ciliumd.net.links import Link, endpoint_owner
 from ciliumd.reconcile import restore
@@ -45,7 +45,8 @@ def restore_numbers(tables: Tables, *, rows: Callable[[str], Rows]) -> None:
     Identities, service and backend ids of an earlier agent, from what *rows* answers for a stage.
 
     A number the maps use for labels nobody remembers is given to nobody: whoever got it would be taken
-    for its owner until the last map is rewritten.
+    for its owner until the last map is rewritten.  Those of nodes are theirs again once the plan knows whose
+    addresses had them.
     """
     for labels, number in readable(stages.IDENTITY_FILE, rows(stages.IDENTITY_FILE), state.identity_of):
         tables.identities.set(labels, number)
@@ -57,6 +58,8 @@ def restore_numbers(tables: Tables, *, rows: Callable[[str], Rows]) -> None:
         tables.prefixes.set(prefix, number)
     for prefix, number in readable(stages.PREFIX_FILE, rows(stages.PREFIX_FILE), state.prefix_of):
         tables.prefixes.set(prefix, number)
+    for number in sorted(set(restore.nodes(rows(stages.IPCACHE)).values())):
+        tables.node_identities.set(lost_node(number), number)
     for frontend, number in restore.service_ids(rows(stages.SERVICES)).items():
         tables.service_ids.set(frontend, number)
     for backend, number in restore.backend_ids(rows(stages.BACKENDS)).items():

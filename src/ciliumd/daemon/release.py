@@ -90,12 +90,14 @@ class Release:
         self._backends: Resting[Hashable] = Resting(ROW_REST)
         self._identities: Resting[Hashable] = Resting(IDENTITY_REST)
         self._prefixes: Resting[Hashable] = Resting(IDENTITY_REST)
+        self._nodes: Resting[Hashable] = Resting(IDENTITY_REST)
         self._seen: dict[str, tuple[int, int | None]] = {}
 
     @property
     def resting(self) -> int:
         """Numbers that wait for their release."""
-        return sum(map(len, (self._services, self._backends, self._identities, self._prefixes)))
+        kinds = (self._services, self._backends, self._identities, self._prefixes, self._nodes)
+        return sum(map(len, kinds))
 
     def look(self) -> int:
         """
@@ -142,6 +144,12 @@ class Release:
                 tables.prefixes,
                 self._prefixes,
                 wanted=lambda: _among_keys(cidrs(plan.references.policies.values())),
+                held=held,
+            )
+            + self._go(
+                tables.node_identities,
+                self._nodes,
+                wanted=lambda: _among_keys(plan.nodes.wanted),
                 held=held,
             )
         )

@@ -225,6 +225,16 @@ class Settings(BaseSettings):
     labels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
         default=(), description="prefixes of the labels that identities are made of; ! in front: not these"
     )
+    enable_node_selector_labels: bool = Field(
+        default=False,
+        description="other nodes have identities by their labels, and policies may select them "
+        "(fromNodes, toNodes)",
+    )
+    node_labels: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_words)] = Field(
+        default=(),
+        description="with --enable-node-selector-labels: prefixes of the labels that identities of nodes are "
+        "made of; ! in front: not these; default: all labels",
+    )
     identity_allocation_mode: Literal["crd"] = Field(default="crd", description="where identities are kept")
 
     bpf_root: Path = Field(

@@ -25,6 +25,7 @@ from ciliumd.model.policy import (
     Peer,
     PeerCIDR,
     PeerEntity,
+    PeerNodes,
     PeerSelector,
     Policy,
     PortRule,
@@ -170,6 +171,8 @@ def peer_text(peer: Peer) -> str:
     match peer:
         case PeerSelector(selector):
             return selector_text(selector)
+        case PeerNodes(selector):
+            return f"nodes {selector_text(selector)}" if selector != Selector() else "every node"
         case PeerCIDR(prefix, excepts):
             excluded = f" except {', '.join(map(str, excepts))}" if excepts else ""
             return f"{prefix}{excluded}"

@@ -8,10 +8,13 @@ the older is on its way out: which it is must not depend on who was heard of fir
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from types import MappingProxyType
 
 from ciliumd import abi
 from ciliumd.desired.ipcache import Beyond, Owner
-from ciliumd.model.identity import Reserved
+from ciliumd.model.identity import NamedNode, NumericIdentity, Reserved, reserved_labels
+from ciliumd.model.label_filter import LabelFilter
+from ciliumd.model.labels import Labels, node_labels
 from ciliumd.model.net import Addr, Prefix, addr16, fold32, prefix_order
 from ciliumd.model.objects import (
     API_SERVER,
@@ -22,6 +25,9 @@ from ciliumd.model.objects import (
     NodeRow,
     RemoteEndpointRow,
 )
+
+_NODES = frozenset({int(Reserved.REMOTE_NODE), int(Reserved.KUBE_APISERVER)})
+"""Identities that all nodes share."""
 
 
 class Neighbours:
@@ -63,6 +69,13 @@ class Neighbours:
         owners.update(dict.fromkeys(self._by_address, Owner(int(Reserved.REMOTE_NODE))))
         return owners
 
+    def holders(self, api_servers: Iterable[Addr] = ()) -> dict[Addr, NamedNode]:
+        """Which node an address is of, or leads to its router, and whether it is one of the *api_servers*."""
+        nodes = {addr: node for node in self.nodes for addr in node.addresses_of(CILIUM_INTERNAL_IP)}
+        nodes |= self._by_address
+        known = frozenset(api_servers)
+        return {addr: NamedNode(node.name, addr in known) for addr, node in nodes.items()}
+
     def prefixes(self) -> dict[Prefix, Owner]:
         """Where the nodes' pods are that have not been published (yet)."""
         return {
@@ -88,12 +101,15 @@ def beyond(
     endpoints: Iterable[RemoteEndpointRow],
     *,
     api_servers: Iterable[Addr] = (),
+    nodes: Mapping[NamedNode, NumericIdentity] = MappingProxyType({}),
 ) -> Beyond:
     """
     Every address beyond this node whose owner is known.
 
-    *api_servers* that are nodes keep being reached directly; they are judged as kube-apiserver.
+    *api_servers* that are nodes keep being reached directly; they are judged as kube-apiserver.  *nodes* are
+    the identities of those that have one of their own, by their labels.
     """
+    api_servers = tuple(api_servers)
     holders: dict[Addr, RemoteEndpointRow] = {}
     for endpoint in endpoints:
         for addr in endpoint.addresses:
@@ -105,7 +121,26 @@ def beyond(
     }
     owners.update(neighbours.addresses())
     owners.update(dict.fromkeys(api_servers, Owner(int(Reserved.KUBE_APISERVER))))
+    for addr, node in neighbours.holders(api_servers).items() if nodes else ():
+        if node in nodes and owners[addr].identity in _NODES:
+            owners[addr] = owners[addr]._replace(identity=nodes[node])
     return Beyond(owners, neighbours.prefixes())
+
+
+def labels_of_node(node: NamedNode, row: NodeRow | None, relevant: LabelFilter) -> Labels:
+    """The labels of the identity of another *node*, those of its *row* that are *relevant* among them."""
+    shared = Reserved.KUBE_APISERVER if node.api_server else Reserved.REMOTE_NODE
+    return reserved_labels(shared) | _own_labels(node.name, row, relevant)
+
+
+def labels_of_this_node(name: str, row: NodeRow | None, relevant: LabelFilter) -> Labels:
+    """The labels of this node's own identity, which is ``host``."""
+    return reserved_labels(Reserved.HOST) | _own_labels(name, row, relevant)
+
+
+def _own_labels(name: str, row: NodeRow | None, relevant: LabelFilter) -> Labels:
+    # Its name stays: without it nobody could tell a node without labels from one that is not known.
+    return relevant.keep(node_labels(name, {} if row is None else row.labels)) | node_labels(name, {})
 
 
 def api_server_addresses(slices: Iterable[EndpointSliceRow]) -> frozenset[Addr]:

@@ -13,10 +13,15 @@ from types import MappingProxyType
 from ciliumd.desired.allocation import Allocation, allocate, free_numbers
 from ciliumd.model.endpoint import HEALTH_POD, EndpointSpec
 from ciliumd.model.identity import (
+    API_SERVER_NODE_MAX,
+    API_SERVER_NODE_MIN,
     CLUSTER_MAX,
     CLUSTER_MIN,
     LOCAL_MAX,
     LOCAL_MIN,
+    NODE_MAX,
+    NODE_MIN,
+    NamedNode,
     NumericIdentity,
     Reserved,
     cidr_labels,
@@ -132,6 +137,28 @@ def allocate_prefixes(
     return allocate(existing, wanted, free_numbers(existing, LOCAL_MIN, LOCAL_MAX), order=prefix_order)
 
 
+def allocate_nodes(
+    existing: Mapping[NamedNode, NumericIdentity], wanted: Iterable[NamedNode]
+) -> Allocation[NamedNode]:
+    """
+    New node-local identities for the *wanted* nodes that have none.
+
+    The datapath tells by the number whether an address is the API server's.
+    """
+    wanted = list(wanted)
+    assigned: dict[NamedNode, NumericIdentity] = {}
+    refused: list[NamedNode] = []
+    for api_server, first, last in (
+        (False, NODE_MIN, NODE_MAX),
+        (True, API_SERVER_NODE_MIN, API_SERVER_NODE_MAX),
+    ):
+        named = (node for node in wanted if node.api_server is api_server)
+        found = allocate(existing, named, free_numbers(existing, first, last), order=lambda node: node.name)
+        assigned |= found.assigned
+        refused += found.refused
+    return Allocation(assigned, tuple(refused))
+
+
 def identity_of(labels: Labels, identities: Mapping[Labels, NumericIdentity]) -> NumericIdentity | None:
     """The number of *labels*, reserved or allocated; None while there is none."""
     reserved = _RESERVED.get(labels)
@@ -180,16 +207,19 @@ def known_identities(
     identities: Mapping[Labels, NumericIdentity],
     prefixes: Mapping[Prefix, NumericIdentity],
     cluster: Mapping[NumericIdentity, Labels] = MappingProxyType({}),
+    nodes: Mapping[NumericIdentity, Labels] = MappingProxyType({}),
 ) -> dict[NumericIdentity, Labels]:
     """
     Every identity policy may have to judge, by number: reserved, cluster and CIDR identities.
 
-    *cluster* are those of other nodes as well, where the same labels may have had two numbers.
+    *cluster* are those of other nodes as well, where the same labels may have had two numbers; *nodes* those
+    of nodes by their labels, this one's included.
     """
     known = reserved_identities()
     known.update(cluster)
     known.update((number, labels) for labels, number in identities.items())
     known.update((number, cidr_labels(prefix)) for prefix, number in prefixes.items())
+    known.update(nodes)
     return known
 
 

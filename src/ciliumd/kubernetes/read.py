@@ -15,7 +15,7 @@ from ciliumd.kubernetes.kinds import NODE, Kind
 from ciliumd.kubernetes.lastgood import REMEMBERED, essence
 from ciliumd.kubernetes.store import Event
 from ciliumd.model.objects import NamespacedName
-from ciliumd.resources import InvalidResource, ResourceError, Row, parse
+from ciliumd.resources import InvalidResource, Parse, ResourceError, Row, parse
 from ciliumd.resources.node import Node
 from ciliumd.tables import Problem
 
@@ -35,17 +35,19 @@ def _nothing(_kind: Kind, _key: NamespacedName, _uid: str) -> None:
     """Nothing is remembered."""
 
 
-def read_event(kind: Kind, event: Mapping[str, Any], *, recalled: Recalled = _nothing) -> Event:
+def read_event(
+    kind: Kind, event: Mapping[str, Any], *, recalled: Recalled = _nothing, parse: Parse = parse
+) -> Event:
     """The record of a raw watch event (``type``, ``object``); never raises for what an object holds."""
     document = event["object"]
     metadata = document["metadata"]
     gone = event["type"] == "DELETED"
-    rows, problem = ((), None) if gone else _read(kind, document)
+    rows, problem = ((), None) if gone else _read(kind, document, parse)
     kept = document
     if problem is not None and kind in REMEMBERED:
         key = (metadata.get("namespace") or "", metadata["name"])
         kept = recalled(kind, key, metadata.get("uid") or "") or {}
-        rows = _read_again(kind, key, kept) if kept else ()
+        rows = _read_again(kind, key, kept, parse) if kept else ()
     return Event(
         kind=kind,
         namespace=metadata.get("namespace") or "",
@@ -75,7 +77,7 @@ def _essence(kind: Kind, document: Mapping[str, Any]) -> str:
         return ""
 
 
-def _read(kind: Kind, document: Mapping[str, Any]) -> tuple[tuple[Row, ...], Problem | None]:
+def _read(kind: Kind, document: Mapping[str, Any], parse: Parse) -> tuple[tuple[Row, ...], Problem | None]:
     try:
         resource = parse(document)
         if kind == NODE:
@@ -91,9 +93,11 @@ def _read(kind: Kind, document: Mapping[str, Any]) -> tuple[tuple[Row, ...], Pro
         return (), Problem("", "could not be read: internal error, see the log")
 
 
-def _read_again(kind: Kind, key: NamespacedName, document: Mapping[str, Any]) -> tuple[Row, ...]:
+def _read_again(
+    kind: Kind, key: NamespacedName, document: Mapping[str, Any], parse: Parse
+) -> tuple[Row, ...]:
     """Rows of a last good *document*; none if it is not good to this agent."""
-    rows, problem = _read(kind, document)
+    rows, problem = _read(kind, document, parse)
     if problem is not None:
         # It was valid to the agent that stored it, which was another version.
         log.warning(

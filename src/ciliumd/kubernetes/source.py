@@ -28,6 +28,7 @@ from ciliumd.kubernetes.session import Health
 from ciliumd.kubernetes.store import Change, Event, KindStore
 from ciliumd.kubernetes.watch import Watch
 from ciliumd.model.objects import NamespacedName
+from ciliumd.resources import Parse, parse
 from ciliumd.resources.node import KubernetesNode
 from ciliumd.tables import Problem, Tables
 
@@ -97,7 +98,8 @@ class KubernetesSource:
     """
     Keeps *tables* equal to the cluster as the agent of *node* must know it.
 
-    *node_changed* is told of the node's own Node, and of its end; *last_good* outlives the agent.
+    *node_changed* is told of the node's own Node, and of its end; *last_good* outlives the agent.  *parse*
+    reads objects.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class KubernetesSource:
         last_good: LastGoodPolicies,
         node_changed: Callable[[KubernetesNode | None], None],
         received: Received = _nobody,
+        parse: Parse = parse,
         period: float = PERIOD,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -143,6 +146,7 @@ class KubernetesSource:
             pace=pace,
             observe=observe,
             recalled=last_good.recall.document,
+            parse=parse,
         )
 
     def status(self) -> KubernetesStatus:

@@ -33,6 +33,7 @@ from ciliumd.kubernetes.pace import Backoff, Pace
 from ciliumd.kubernetes.read import Recalled, read_event
 from ciliumd.kubernetes.session import DEFINITIONS, Health, read_session
 from ciliumd.kubernetes.store import Event
+from ciliumd.resources import Parse
 
 # Records handed over at once: the agent's loop does something else in between.
 BATCH = 500
@@ -70,7 +71,7 @@ class Watch:
     Follows *kinds*, each with its field selector, from a thread of its own.
 
     *deliver* is called in the loop that called :meth:`start`, with at most :data:`BATCH` events; *listed*
-    as well, with a kind that is told of from the beginning.  *recalled* is asked in the thread.
+    as well, with a kind that is told of from the beginning.  *recalled* and *parse* are asked in the thread.
     """
 
     def __init__(
@@ -84,10 +85,12 @@ class Watch:
         pace: Pace,
         observe: Observe,
         recalled: Recalled,
+        parse: Parse,
     ) -> None:
         self._config = config
         self._kinds = dict(kinds)
         self._recalled = recalled
+        self._parse = parse
         self._deliver = deliver
         self._listed = listed
         self._paths = {kind.path(): kind for kind in kinds}
@@ -246,7 +249,8 @@ class Watch:
 
     def _handler(self, kind: Kind, run: int) -> Callable[..., Coroutine[Any, Any, None]]:
         async def take(*, event: Mapping[str, Any], **_: Any) -> None:
-            self._add(replace(read_event(kind, event, recalled=self._recalled), run=run))
+            record = read_event(kind, event, recalled=self._recalled, parse=self._parse)
+            self._add(replace(record, run=run))
 
         return take
 

@@ -7,6 +7,7 @@ Ranges and names only; numbers are handed out by ``desired.identities``.
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from ciliumd.model.labels import CIDR, RESERVED, Label, Labels
 from ciliumd.model.net import Prefix
@@ -17,6 +18,13 @@ CLUSTER_MIN = 256
 CLUSTER_MAX = 65535
 LOCAL_MIN = 1 << 24
 LOCAL_MAX = LOCAL_MIN + 0xFFFF
+"""First and last of the prefixes that policies name."""
+NODE_MIN = 2 << 24
+NODE_MAX = NODE_MIN + 0xFFFF
+"""First and last of other nodes; no packet carries one to another node."""
+API_SERVER_NODE_MIN = NODE_MAX + 1
+API_SERVER_NODE_MAX = API_SERVER_NODE_MIN + 0xFFFF
+"""The same of other nodes under addresses of the API server."""
 
 
 class Reserved(IntEnum):
@@ -47,6 +55,27 @@ class Identity:
 
     id: NumericIdentity
     labels: Labels
+
+
+class NamedNode(NamedTuple):
+    """
+    Another node of the cluster, and whether it is meant under addresses that are the API server's.
+
+    Only those are judged as kube-apiserver, so that a node has up to two identities.
+    """
+
+    name: str
+    api_server: bool = False
+
+
+def lost_node(number: NumericIdentity) -> NamedNode:
+    """What stands for the node of a number that is in use; no node is called so."""
+    return NamedNode(f"lost identity {number}", number >= API_SERVER_NODE_MIN)
+
+
+def is_node(number: NumericIdentity) -> bool:
+    """Whether *number* is one that this node gives to other nodes."""
+    return NODE_MIN <= number <= API_SERVER_NODE_MAX
 
 
 def reserved_labels(reserved: Reserved) -> Labels:

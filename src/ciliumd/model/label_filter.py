@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Which of a pod's labels make its identity: Cilium's setting ``labels``.
+Which of a pod's labels make its identity: Cilium's setting ``labels``; of a node's: ``node-labels``.
 
 Labels that differ between pods of one workload (the hash of a template, an index) would give every pod
 or every rollout an identity of its own.  The price: a label that is left out selects nothing in policies.
@@ -97,16 +97,16 @@ EVERY_LABEL = LabelFilter((), only_included=False)
 """Leaves nothing out."""
 
 
-def parse_label_filter(text: str) -> LabelFilter:
+def parse_label_filter(text: str, *, before: Iterable[str] = DEFAULT_TERMS) -> LabelFilter:
     """
-    The filter of the setting *text*: terms between blanks, after :data:`DEFAULT_TERMS`.
+    The filter of the setting *text*: terms between blanks, after those *before* them.
 
     A term is ``[source:]pattern``, a regular expression for the beginning of a key; a ``!`` before either
     part excludes.  Raises ValueError, which names the term; also for one that users could make to take
     forever by what they call their labels.
     """
     own = [_term(word) for word in text.split()]
-    defaults = [_term(word) for word in DEFAULT_TERMS]
+    defaults = [_term(word) for word in before]
     return LabelFilter((*defaults, *own), only_included=any(not term.exclude for term in own))
 
 

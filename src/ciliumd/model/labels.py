@@ -11,13 +11,17 @@ from dataclasses import dataclass
 K8S = "k8s"
 RESERVED = "reserved"
 CIDR = "cidr"
+NODE = "node"
+"""Of labels that the agent gives to identities of nodes, and to nothing else."""
 ANY = "any"
-SOURCES = frozenset({K8S, RESERVED, CIDR, ANY, "unspec", "container", "fqdn", "cidrgroup", "node"})
+"""In a selector: any source that labels of endpoints have, which is not the one of nodes."""
+SOURCES = frozenset({K8S, RESERVED, CIDR, ANY, "unspec", "container", "fqdn", "cidrgroup", NODE})
 
 POD_NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
+NODE_NAME = "io.cilium.k8s.node.name"
 _RESERVED_KEY_PREFIX = "io.cilium.k8s."
 
 
@@ -88,3 +92,13 @@ def pod_labels(
     labels.add(Label(K8S, SERVICE_ACCOUNT, service_account))
     labels.add(Label(K8S, CLUSTER, cluster))
     return frozenset(labels)
+
+
+def node_labels(name: str, labels: Mapping[str, str]) -> Labels:
+    """
+    Every label policy may select a node by: those of its Node, and its name.
+
+    Which of the former make its identity is said in ``label_filter``.
+    """
+    own = {Label(NODE, key, value) for key, value in labels.items() if not is_reserved_key(key)}
+    return frozenset({*own, Label(NODE, NODE_NAME, name)})

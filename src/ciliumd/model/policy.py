@@ -12,11 +12,14 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from ciliumd.model.labels import ANY, Label, Labels
+from ciliumd.model.labels import ANY, NODE, RESERVED, Label, Labels
 from ciliumd.model.net import Prefix, holds
 
 ANY_SOURCE = ANY
-"""Label source of a selector that accepts the key from every source."""
+"""Label source of a selector that accepts the key from every source but ``node``."""
+
+NODE_NAMES = frozenset({"host", "remote-node"})
+"""Reserved labels of which every identity of a node has one."""
 
 ENTITIES = frozenset(
     {
@@ -168,7 +171,26 @@ class PeerEntity:
             raise ValueError(f"unknown entity: {self.name!r}")
 
 
-Peer = PeerSelector | PeerCIDR | PeerEntity
+@dataclass(frozen=True, slots=True)
+class PeerNodes:
+    """Nodes selected by their labels, this one included; *selector* is about labels of source ``node``."""
+
+    selector: Selector
+
+    def matches(self, labels: Labels) -> bool:
+        """
+        Tell whether *labels* are those of a node that is selected.
+
+        Nobody but a node has labels of that source; where there are none, nobody knows which node it is.
+        """
+        return (
+            any(label.source == RESERVED and label.key in NODE_NAMES for label in labels)
+            and any(label.source == NODE for label in labels)
+            and self.selector.matches(labels)
+        )
+
+
+Peer = PeerSelector | PeerCIDR | PeerEntity | PeerNodes
 """Whom a rule allows or denies; the members of a rule's peers are alternatives."""
 
 
@@ -274,7 +296,11 @@ def _term_order(term: Requirement) -> tuple[str, str, str, list[str]]:
 
 
 def _values(labels: Labels, source: str, key: str) -> Iterator[str]:
-    return (label.value for label in labels if label.key == key and source in (ANY_SOURCE, label.source))
+    return (
+        label.value
+        for label in labels
+        if label.key == key and (source == label.source or (source == ANY_SOURCE and label.source != NODE))
+    )
 
 
 def _leading_bits(prefix: Prefix, length: int) -> int:

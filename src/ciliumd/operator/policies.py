@@ -20,7 +20,7 @@ from ciliumd.model.policy import GroupReference, Policy, Reference
 from ciliumd.operator.events import warn
 from ciliumd.operator.objects import Key, change, condition, key_of, with_condition
 from ciliumd.operator.store import Store
-from ciliumd.resources import InvalidResource, parse
+from ciliumd.resources import InvalidResource, Parse, parse
 
 VALID: Final = "Valid"
 SUCCEEDED: Final = "Policy validation succeeded"
@@ -33,7 +33,7 @@ REFERRED: Final = (CILIUM_CIDR_GROUP, SERVICE)
 log = structlog.get_logger("policies")
 
 
-def judge(policy: Json) -> tuple[str, list[Policy]]:
+def judge(policy: Json, *, parse: Parse = parse) -> tuple[str, list[Policy]]:
     """What is wrong with *policy*, empty when it can be enforced as written; and what it then means."""
     try:
         # Status is ours, and what is in it must not decide.
@@ -46,8 +46,9 @@ def judge(policy: Json) -> tuple[str, list[Policy]]:
 class Policies:
     """Keeps what policies say of themselves right."""
 
-    def __init__(self, api: Api, store: Store) -> None:
+    def __init__(self, api: Api, store: Store, *, parse: Parse = parse) -> None:
         self._api = api
+        self._parse = parse
         self._store = store
         self._naming: dict[tuple[Kind, Key], frozenset[Reference]] = {}
 
@@ -64,7 +65,7 @@ class Policies:
         self._naming.pop(key, None)
         if policy is None:
             return
-        problem, rows = judge(policy)
+        problem, rows = judge(policy, parse=self._parse)
         references = frozenset(one for row in rows for one in references_of(row))
         if references:
             self._naming[key] = references

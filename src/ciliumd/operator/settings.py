@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     allow_external_addresses: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = Field(
         default=(), description="networks that services may take addresses of whoever has them"
     )
+    enable_node_selector_labels: bool = Field(
+        default=False, description="policies may select nodes by their labels (fromNodes, toNodes)"
+    )
     skip_crd_creation: bool = Field(default=False, description="leave the CustomResourceDefinitions alone")
     identity_gc_interval: Interval = Field(default=900.0, description="time between looks at identities")
     identity_heartbeat_timeout: Duration = Field(

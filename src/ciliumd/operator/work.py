@@ -29,6 +29,7 @@ from ciliumd.operator.settings import Settings
 from ciliumd.operator.store import Store
 from ciliumd.operator.unmanaged import UnmanagedPods
 from ciliumd.operator.watch import Change, Followed, Watch
+from ciliumd.resources import parser
 
 _ALL = "all"
 _WORKERS = 8
@@ -97,7 +98,9 @@ class Work:
         self._cidr_queue: WorkQueue[str] = WorkQueue("ipam", self._cidrs.reconcile)
         self._node_queue: WorkQueue[str] = WorkQueue("nodes", self._nodes.reconcile, workers=_WORKERS)
         self._orphan_queue: WorkQueue[str] = WorkQueue("node-gc", self._check_orphan)
-        self._policies = Policies(api, store)
+        self._policies = Policies(
+            api, store, parse=parser(node_selectors=settings.enable_node_selector_labels)
+        )
         self._policy_queue: WorkQueue[tuple[Kind, Key]] = WorkQueue(
             "policies", self._policies.reconcile, workers=_WORKERS
         )

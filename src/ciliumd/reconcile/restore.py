@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_network
 
 from ciliumd import abi
-from ciliumd.model.identity import LOCAL_MIN, NumericIdentity
+from ciliumd.model.identity import LOCAL_MAX, LOCAL_MIN, NumericIdentity, is_node
 from ciliumd.model.net import Addr, Prefix, addr_from16, mac_str
 from ciliumd.model.service import PROTOCOL_NUMBERS, BackendKey, FrontendKey
 
@@ -124,15 +124,20 @@ def prefixes(ipcache: Rows, ipcache_lpm: Rows) -> dict[Prefix, NumericIdentity]:
     found: dict[Prefix, NumericIdentity] = {
         ip_network(address): identity
         for address, identity in identities(ipcache).items()
-        if identity >= LOCAL_MIN
+        if LOCAL_MIN <= identity <= LOCAL_MAX
     }
     for raw_key, raw in ipcache_lpm.items():
         key = abi.IpcacheLpmKey.unpack(raw_key)
         identity = abi.IpcacheEntry.unpack(raw).identity
         prefix = _prefix(key)
-        if key.cluster_id == 0 and identity >= LOCAL_MIN and prefix is not None:
+        if key.cluster_id == 0 and LOCAL_MIN <= identity <= LOCAL_MAX and prefix is not None:
             found[prefix] = identity
     return found
+
+
+def nodes(ipcache: Rows) -> dict[Addr, NumericIdentity]:
+    """Local identity of every address of another node that has one of its own."""
+    return {addr: identity for addr, identity in identities(ipcache).items() if is_node(identity)}
 
 
 def node_counters(node_state: Rows) -> NodeCounters:

@@ -5,8 +5,9 @@ Objects as users write them: one document in, rows for the tables out, or an err
 Pure: reading files and watching clusters is done in ``sources``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from ciliumd.resources.ciliumendpoint import CiliumEndpoint
 from ciliumd.resources.ciliumidentity import CiliumIdentity
 from ciliumd.resources.ciliumnetworkpolicy import CiliumNetworkPolicy
 from ciliumd.resources.ciliumnode import CiliumNode
+from ciliumd.resources.ciliumrules import NODE_SELECTORS
 from ciliumd.resources.core import Namespace, Pod
 from ciliumd.resources.errors import (
     FieldError,
@@ -30,7 +32,17 @@ from ciliumd.resources.networkpolicy import NetworkPolicy
 from ciliumd.resources.node import Node
 from ciliumd.resources.services import EndpointSlice, ServiceResource
 
-__all__ = ["InvalidResource", "Resource", "ResourceError", "Row", "UnknownKind", "documents", "parse"]
+__all__ = [
+    "InvalidResource",
+    "Parse",
+    "Resource",
+    "ResourceError",
+    "Row",
+    "UnknownKind",
+    "documents",
+    "parse",
+    "parser",
+]
 
 
 class _Kind(Protocol):
@@ -40,7 +52,7 @@ class _Kind(Protocol):
     def metadata(self) -> ObjectMeta: ...
 
     @classmethod
-    def model_validate(cls, obj: Any) -> Self: ...
+    def model_validate(cls, obj: Any, *, context: Any = None) -> Self: ...
 
     def rows(self) -> list[Row]: ...
 
@@ -84,6 +96,15 @@ class Resource:
         return list(self._rows)
 
 
+Parse = Callable[[object], Resource]
+"""Reads one document: :func:`parse`, with the options of who asks."""
+
+
+def parser(*, node_selectors: bool) -> Parse:
+    """What reads documents; with *node_selectors* policies may select nodes by their labels."""
+    return partial(parse, options=(NODE_SELECTORS,)) if node_selectors else parse
+
+
 def documents(document: object) -> Iterator[object]:
     """The objects in one YAML document: those of a ``List``, nothing for an empty document, else itself."""
     if document is None:
@@ -95,9 +116,9 @@ def documents(document: object) -> Iterator[object]:
     yield document
 
 
-def parse(document: object) -> Resource:
+def parse(document: object, *, options: Collection[str] = ()) -> Resource:
     """
-    The resource *document* describes.
+    The resource *document* describes, to an agent with these *options* (see :func:`parser`).
 
     Raises UnknownKind for kinds that are none of ours, and InvalidResource, which names the field, for
     an object that must not come into force.
@@ -113,7 +134,7 @@ def parse(document: object) -> Resource:
     if model is None:
         raise UnknownKind(api_version, kind)
     try:
-        parsed: _Kind = model.model_validate(dict(document))
+        parsed: _Kind = model.model_validate(dict(document), context=options)
         rows = parsed.rows()
     except ValidationError as error:
         raise InvalidResource(kind, namespace, name, validation_problems(error)) from None

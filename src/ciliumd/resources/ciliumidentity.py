@@ -11,7 +11,7 @@ import re
 from pydantic import Field
 
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, NumericIdentity
-from ciliumd.model.labels import RESERVED, SOURCES, Label, Labels
+from ciliumd.model.labels import NODE, RESERVED, SOURCES, Label, Labels
 from ciliumd.resources.errors import FieldError
 from ciliumd.resources.fields import Lenient, ObjectMeta, Row
 
@@ -43,7 +43,7 @@ class CiliumIdentity(Lenient):
             where = f'security-labels["{written}"]'
             if not colon or not key or source not in SOURCES:
                 raise FieldError(where, "must be a label with its source, like k8s:app")
-            if source == RESERVED:
+            if source in (RESERVED, NODE):
                 raise FieldError(where, "is a label of the agent's own identities, which have no object")
             labels.add(Label(source, key, value))
         return frozenset(labels)

@@ -19,6 +19,7 @@ from ciliumd.model.policy import (
     Peer,
     PeerCIDR,
     PeerEntity,
+    PeerNodes,
     PeerSelector,
     Policy,
     PortRule,
@@ -34,16 +35,19 @@ from ciliumd.resources.fields import (
     NamespaceName,
     ObjectName,
     check_excepts,
+    only_with,
     unless_enforced,
 )
 from ciliumd.resources.icmp import ICMPRule
-from ciliumd.resources.selectors import CiliumSelector, ObjectSelector, Scope
+from ciliumd.resources.selectors import CiliumSelector, NodeSelector, ObjectSelector, Scope
+
+NODE_SELECTORS = "enable-node-selector-labels"
+"""Option without which policies that select nodes by labels are refused."""
 
 _AwsGroups = Annotated[None, unless_enforced("the address groups of a cloud provider")]
 _DnsProxy = Annotated[None, unless_enforced("the DNS proxy")]
 _HostFirewall = Annotated[None, unless_enforced("the host firewall")]
 _MutualAuthentication = Annotated[None, unless_enforced("mutual authentication")]
-_NodeIdentities = Annotated[None, unless_enforced("identities of nodes by their labels")]
 _Requirements = Annotated[None, unless_enforced("requirements of denials: they would narrow every other one")]
 _VerdictLogs = Annotated[None, unless_enforced("flow events that carry the text")]
 
@@ -124,6 +128,7 @@ class ServicePeer(Exact):
 
 
 Entity = Annotated[str, AfterValidator(_entity)]
+Nodes = Annotated[list[NodeSelector] | None, only_with(NODE_SELECTORS, "nodeSelectorLabels")]
 
 
 Ports = TypeVar("Ports", bound=PortDenyRule)
@@ -136,6 +141,7 @@ class _Section(Exact, Generic[Ports]):
     cidrs: list[CIDROrAddress] | None = None
     cidr_set: list[CIDRRule] | None = None
     entities: list[Entity] | None = None
+    nodes: Nodes = None
     to_ports: list[Ports] | None = None
     icmps: list[ICMPRule] | None = None
 
@@ -178,6 +184,7 @@ class _Section(Exact, Generic[Ports]):
             *(PeerCIDR(prefix) for prefix in self.cidrs or ()),
             *(peer for rule in self.cidr_set or () if isinstance(peer := rule.to_peer(), PeerCIDR)),
             *(PeerEntity(name) for name in self.entities or ()),
+            *(PeerNodes(selector.to_selector()) for selector in self.nodes or ()),
         )
 
     def _requirements(self) -> list[CiliumSelector]:
@@ -186,7 +193,7 @@ class _Section(Exact, Generic[Ports]):
 
     def _lists(self) -> tuple[list[Any] | None, ...]:
         """Every list of peers."""
-        return (self.endpoints, self.cidrs, self.cidr_set, self.entities)
+        return (self.endpoints, self.cidrs, self.cidr_set, self.entities, self.nodes)
 
     def _references(self) -> Iterator[Reference]:
         for rule in self.cidr_set or ():
@@ -206,8 +213,8 @@ class _Ingress(_Section[Ports]):
     cidrs: list[CIDROrAddress] | None = Field(None, alias="fromCIDR")
     cidr_set: list[CIDRRule] | None = Field(None, alias="fromCIDRSet")
     entities: list[Entity] | None = Field(None, alias="fromEntities")
+    nodes: Nodes = Field(None, alias="fromNodes")
     from_groups: _AwsGroups = None
-    from_nodes: _NodeIdentities = None
 
 
 class IngressDenyRule(_Ingress[PortDenyRule]):
@@ -231,9 +238,9 @@ class _Egress(_Section[Ports]):
     cidrs: list[CIDROrAddress] | None = Field(None, alias="toCIDR")
     cidr_set: list[CIDRRule] | None = Field(None, alias="toCIDRSet")
     entities: list[Entity] | None = Field(None, alias="toEntities")
+    nodes: Nodes = Field(None, alias="toNodes")
     to_services: list[ServicePeer] | None = None
     to_groups: _AwsGroups = None
-    to_nodes: _NodeIdentities = None
 
     def _lists(self) -> tuple[list[Any] | None, ...]:
         return (*super()._lists(), self.to_services)

@@ -88,6 +88,15 @@ def not_enforced(needs: str) -> PydanticCustomError:
     )
 
 
+def not_enabled(option: str, value: str) -> PydanticCustomError:
+    """The error of a field that takes *option* of agent and operator, which is *value* of the chart."""
+    return PydanticCustomError(
+        NOT_ENFORCED,
+        "is not enforced without {option}: true in the ConfigMap cilium-config (value {value} of the chart)",
+        {"option": option, "value": value},
+    )
+
+
 def field_path(location: Iterable[int | str]) -> str:
     """The location of an error as written in YAML, e.g. ``spec.ports[0].port``."""
     path = ""

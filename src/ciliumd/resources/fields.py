@@ -12,11 +12,19 @@ from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    ValidationInfo,
+)
 from pydantic.alias_generators import to_camel
 
 from ciliumd.model.net import Addr, Prefix, holds
-from ciliumd.resources.errors import not_enforced
+from ciliumd.resources.errors import not_enabled, not_enforced
 
 Row = tuple[str, Any, Any]
 """One row for the tables: (table name, key, row)."""
@@ -47,6 +55,17 @@ def unless_enforced(needs: str) -> BeforeValidator:
     def refuse(value: object) -> None:
         if value is not None:
             raise not_enforced(needs)
+
+    return BeforeValidator(refuse)
+
+
+def only_with(option: str, value: str) -> BeforeValidator:
+    """Of a field that is enforced with *option* only, which is named so in the context of a validation."""
+
+    def refuse(given: object, info: ValidationInfo) -> object:
+        if given is not None and option not in (info.context or ()):
+            raise not_enabled(option, value)
+        return given
 
     return BeforeValidator(refuse)
 

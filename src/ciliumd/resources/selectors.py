@@ -19,6 +19,7 @@ from ciliumd.model.labels import (
     ANY,
     K8S,
     NAMESPACE_LABELS_PREFIX,
+    NODE,
     POD_NAMESPACE,
     RESERVED,
     is_reserved_key,
@@ -52,6 +53,22 @@ def cilium_key(text: str) -> SourceAndKey:
     return source, key
 
 
+def node_key(text: str) -> SourceAndKey:
+    """Source and key of a node's label as a selector names it; ValueError when it could never match."""
+    source, colon, key = text.partition(":")
+    if not colon:
+        source, key = NODE, text
+    if source not in (NODE, ANY):
+        raise ValueError(f"{text!r}: labels of nodes have source node or any, not {source!r}")
+    label_key(key)
+    return NODE, key
+
+
+def _is_node_key(text: str) -> str:
+    node_key(text)
+    return text
+
+
 def _is_cilium_key(text: str) -> str:
     cilium_key(text)
     return text
@@ -64,6 +81,7 @@ def _is_pod_key(text: str) -> str:
 
 
 CiliumKey = Annotated[str, AfterValidator(_is_cilium_key)]
+NodeKey = Annotated[str, AfterValidator(_is_node_key)]
 PodKey = Annotated[str, AfterValidator(_is_pod_key)]
 
 
@@ -91,6 +109,12 @@ class CiliumExpression(MatchExpression):
     key: CiliumKey
 
 
+class NodeExpression(MatchExpression):
+    """A term about the label of a node, with or without its source."""
+
+    key: NodeKey
+
+
 class PodExpression(MatchExpression):
     """A term about a pod's own label."""
 
@@ -112,6 +136,17 @@ class CiliumSelector(Exact):
     def to_selector(self) -> Selector:
         """The selector as written, not confined to a namespace."""
         return _selector(self.match_labels, self.match_expressions, read=cilium_key)
+
+
+class NodeSelector(Exact):
+    """A selector of nodes in Cilium's kinds."""
+
+    match_labels: dict[NodeKey, LabelValue] | None = None
+    match_expressions: list[NodeExpression] | None = None
+
+    def to_selector(self) -> Selector:
+        """The nodes it selects: all when it is empty."""
+        return _selector(self.match_labels, self.match_expressions, read=node_key)
 
 
 class PodSelector(Exact):

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import structlog
 
+from ciliumd.resources import Parse, parse
 from ciliumd.sources.catalog import Catalog
 from ciliumd.sources.lastgood import Forgetful, Keeper, LastGood, Recall
 from ciliumd.sources.manifests import (
@@ -88,7 +89,11 @@ class _Scan:
 
 
 class DirectorySource:
-    """Keeps *tables* equal to the objects in *directory*; *last_good* outlives the agent."""
+    """
+    Keeps *tables* equal to the objects in *directory*; *last_good* outlives the agent.
+
+    *parse* reads objects.
+    """
 
     def __init__(
         self,
@@ -99,8 +104,10 @@ class DirectorySource:
         settle: float = 0.05,
         clock: Callable[[], float] = time.time,
         last_good: LastGood | None = None,
+        parse: Parse = parse,
     ) -> None:
         self._directory = directory
+        self._parse = parse
         self._tables = tables
         self._catalog = Catalog(tables)
         self._keeper = Keeper(last_good or Forgetful())
@@ -154,7 +161,7 @@ class DirectorySource:
     async def scan(self) -> bool:
         """Look once and write what changed; False if something is still being written."""
         if self._recall is None:
-            self._recall = Recall(await self._keeper.load())
+            self._recall = Recall(await self._keeper.load(), parse=self._parse)
         settled = self._take(await asyncio.to_thread(self._look, self._recall))
         error = self._keeper.error
         await self._keeper.write()
@@ -265,7 +272,9 @@ class DirectorySource:
                 continue
             since = self._waiting_since.setdefault(file, now)
             busy = 0 <= now - stamp[0] / 1e9 < self._settle
-            read = None if busy and now - since < PATIENCE else _read_quiet(self._directory / file, stamp)
+            read = (
+                None if busy and now - since < PATIENCE else self._read_quiet(self._directory / file, stamp)
+            )
             if read is None:
                 scan.unsettled.add(file)
             else:
@@ -274,6 +283,21 @@ class DirectorySource:
                     scan.read[file] = _Read(last_stamp, content, recall.of(file, content))
         self._waiting_since = {file: self._waiting_since[file] for file in scan.unsettled}
         return scan
+
+    def _read_quiet(self, path: Path, stamp: _Stamp) -> tuple[_Stamp, _Content] | None:
+        """The content of a file that did not change while it was read; None if it would not hold still."""
+        for _ in range(_READS):
+            try:
+                data = path.read_bytes()
+                after = _stamp(path.stat())
+            except FileNotFoundError:
+                return None
+            except OSError as error:
+                return stamp, UnreadableManifest(path.name, 1, f"cannot be read: {error.strerror}")
+            if after == stamp:
+                return stamp, _parse(path.name, data, self._parse)
+            stamp = after
+        return None
 
 
 def _manifests(directory: Path) -> dict[str, _Stamp]:
@@ -296,25 +320,9 @@ def _stamp(status: os.stat_result) -> _Stamp:
     return (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
 
 
-def _read_quiet(path: Path, stamp: _Stamp) -> tuple[_Stamp, _Content] | None:
-    """The content of a file that did not change while it was read; None if it would not hold still."""
-    for _ in range(_READS):
-        try:
-            data = path.read_bytes()
-            after = _stamp(path.stat())
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            return stamp, UnreadableManifest(path.name, 1, f"cannot be read: {error.strerror}")
-        if after == stamp:
-            return stamp, _parse(path.name, data)
-        stamp = after
-    return None
-
-
-def _parse(name: str, data: bytes) -> _Content:
+def _parse(name: str, data: bytes, parse: Parse) -> _Content:
     try:
-        return read_manifest(name, data.decode("utf-8-sig"))
+        return read_manifest(name, data.decode("utf-8-sig"), parse=parse)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         return MalformedManifest(name, line, "is not UTF-8 text")

@@ -17,6 +17,7 @@ from typing import Protocol
 
 import structlog
 
+from ciliumd.resources import Parse, parse
 from ciliumd.sources.manifests import MalformedManifest, ManifestObject, ObjectKey, read_document
 from ciliumd.statefile import StateFileDamaged, read_rows, write_rows
 from ciliumd.statefile.paced import Paced
@@ -83,7 +84,8 @@ def _key_of(text: str) -> tuple[str, ObjectKey]:
 class Recall:
     """What an earlier agent left, for files that are read for the first time."""
 
-    def __init__(self, documents: Documents) -> None:
+    def __init__(self, documents: Documents, *, parse: Parse = parse) -> None:
+        self._parse = parse
         self._files: dict[str, dict[ObjectKey, str]] = {}
         for (file, key), text in documents.items():
             self._files.setdefault(file, {})[key] = text
@@ -107,7 +109,7 @@ class Recall:
     def _read(self, file: str, documents: Iterable[tuple[ObjectKey, str]]) -> tuple[ManifestObject, ...]:
         objects = []
         for key, text in documents:
-            one = read_document(text, place=file)
+            one = read_document(text, place=file, parse=self._parse)
             if one.problem is None:
                 objects.append(one)
             else:

@@ -14,7 +14,7 @@ from typing import Any
 import structlog
 import yaml
 
-from ciliumd.resources import InvalidResource, Row, UnknownKind, documents, parse
+from ciliumd.resources import InvalidResource, Parse, Row, UnknownKind, documents, parse
 from ciliumd.tables import Problem
 
 ObjectKey = tuple[str, str, str]
@@ -87,23 +87,23 @@ Loader.yaml_implicit_resolvers = {
 }
 
 
-def read_manifest(file: str, text: str) -> tuple[ManifestObject, ...]:
+def read_manifest(file: str, text: str, *, parse: Parse = parse) -> tuple[ManifestObject, ...]:
     """Every object of *file*, in order; *file* is for messages, its suffix tells the format."""
     return tuple(
-        _object(document, f"{file}:{line}")
+        _object(document, f"{file}:{line}", parse)
         for line, whole in _documents(file, text)
         for document in _objects(whole, file, line)
     )
 
 
-def read_document(text: str, *, place: str) -> ManifestObject:
+def read_document(text: str, *, place: str, parse: Parse = parse) -> ManifestObject:
     """The object of a :attr:`ManifestObject.text`, now valid or not."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         problem = Problem("", f"is no document: {error}", place)
         return ManifestObject(_named(("", "", ""), place), place, None, problem)
-    return _object(document, place)
+    return _object(document, place, parse)
 
 
 def _objects(document: object, file: str, line: int) -> Iterator[object]:
@@ -161,7 +161,7 @@ def check_depth(file: str, text: str) -> None:
             depth -= 1
 
 
-def _object(document: object, place: str) -> ManifestObject:
+def _object(document: object, place: str, parse: Parse) -> ManifestObject:
     try:
         resource = parse(document)
     except InvalidResource as error:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.identity import NamedNode, NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
 from ciliumd.model.objects import (
@@ -86,6 +86,7 @@ class Snapshot:
     cluster_identities: Mapping[NumericIdentity, Labels]
     identities: Mapping[Labels, NumericIdentity]
     prefixes: Mapping[Prefix, NumericIdentity]
+    node_identities: Mapping[NamedNode, NumericIdentity]
     service_ids: Mapping[FrontendKey, int]
     backend_ids: Mapping[BackendKey, int]
 
@@ -111,6 +112,9 @@ class Tables:
     )
     identities: Table[Labels, NumericIdentity] = field(default_factory=lambda: Table("identities"))
     prefixes: Table[Prefix, NumericIdentity] = field(default_factory=lambda: Table("prefixes"))
+    node_identities: Table[NamedNode, NumericIdentity] = field(
+        default_factory=lambda: Table("node_identities")
+    )
     service_ids: NumberTable[FrontendKey] = field(default_factory=lambda: NumberTable("service_ids"))
     backend_ids: NumberTable[BackendKey] = field(default_factory=lambda: NumberTable("backend_ids"))
     pods_of_namespace: Index[str, NamespacedName] = field(init=False)
@@ -171,6 +175,7 @@ class Tables:
             cluster_identities=self.cluster_identities.view(),
             identities=self.identities.view(),
             prefixes=self.prefixes.view(),
+            node_identities=self.node_identities.view(),
             service_ids=self.service_ids.view(),
             backend_ids=self.backend_ids.view(),
         )

@@ -142,14 +142,23 @@ class Planned:
     """A plan over tables, what it reserved, and the policy rows as a kernel that does as told has them."""
 
     def __init__(
-        self, tables, *, clock=None, next_version=1, restored=None, versions=None, addresses=(), ipcache=None
+        self,
+        tables,
+        *,
+        clock=None,
+        next_version=1,
+        restored=None,
+        versions=None,
+        addresses=(),
+        ipcache=None,
+        node_labels=None,
     ):
         self.tables = tables
         self.clock = clock or Clock()
         self.reserved = [next_version]
         self.plan = NodePlan(
             tables,
-            NodeFacts("node", "default", tuple(map(ip_address, addresses))),
+            NodeFacts("node", "default", tuple(map(ip_address, addresses)), node_labels=node_labels),
             reserve_version=self.reserve,
             next_version=next_version,
             clock=self.clock,

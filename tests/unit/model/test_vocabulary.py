@@ -8,11 +8,17 @@ import pytest
 from ciliumd import abi
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import (
+    API_SERVER_NODE_MAX,
+    API_SERVER_NODE_MIN,
     CLUSTER_MAX,
     CLUSTER_MIN,
+    LOCAL_MAX,
     LOCAL_MIN,
+    NODE_MAX,
+    NODE_MIN,
     Reserved,
     cidr_labels,
+    is_node,
     reserved_identities,
     reserved_labels,
 )
@@ -27,6 +33,19 @@ def test_reserved_identities_are_the_datapaths() -> None:
     assert {f"ID_{reserved.name}": int(reserved) for reserved in Reserved} == {
         identity.name: int(identity) for identity in abi.Identity
     }
+
+
+def test_scopes_of_local_identities_are_the_datapaths() -> None:
+    """The datapath tells prefixes and nodes by the upper byte, and the API server by a bit."""
+    scope, node = abi.IdentityScope, abi.NodeScope
+    assert LOCAL_MIN >> scope.SCOPE_SHIFT == LOCAL_MAX >> scope.SCOPE_SHIFT == scope.SCOPE_CIDR
+    assert NODE_MIN >> scope.SCOPE_SHIFT == API_SERVER_NODE_MAX >> scope.SCOPE_SHIFT == scope.SCOPE_NODE
+    assert not (NODE_MIN | NODE_MAX) & node.NODE_API_SERVER
+    assert API_SERVER_NODE_MIN & API_SERVER_NODE_MAX & node.NODE_API_SERVER
+    assert is_node(NODE_MIN)
+    assert is_node(API_SERVER_NODE_MAX)
+    assert not is_node(LOCAL_MAX)
+    assert not is_node(API_SERVER_NODE_MAX + 1)
 
 
 def test_backend_states_are_the_datapaths() -> None:

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 from ciliumd.desired.policy import SelectorCache, selectorcache
 from ciliumd.desired.policy.rules import peer_matches
 from ciliumd.model.identity import Reserved, cidr_labels, reserved_labels
-from ciliumd.model.labels import Labels
+from ciliumd.model.labels import Labels, node_labels
 from ciliumd.model.policy import (
     ENTITIES,
     Operator,
     Peer,
     PeerCIDR,
     PeerEntity,
+    PeerNodes,
     PeerSelector,
     Requirement,
     Selector,
@@ -33,6 +34,9 @@ LABELS: list[Labels] = [
     *(cidr_labels(ip_network(prefix)) for prefix in PREFIXES),
     *(reserved_labels(reserved) for reserved in Reserved if reserved),
     reserved_labels(Reserved.HOST) | reserved_labels(Reserved.KUBE_APISERVER),
+    reserved_labels(Reserved.HOST) | node_labels("here", {"role": "edge"}),
+    reserved_labels(Reserved.REMOTE_NODE) | node_labels("edge-1", {"role": "edge"}),
+    reserved_labels(Reserved.KUBE_APISERVER) | node_labels("core-1", {"role": "core"}),
 ]
 PEERS: list[Peer] = [
     app("web"),
@@ -48,6 +52,9 @@ PEERS: list[Peer] = [
     *(cidr(prefix) for prefix in PREFIXES),
     cidr("10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32", "fd00::/8"),
     *(PeerEntity(name) for name in sorted(ENTITIES)),
+    PeerNodes(Selector()),
+    PeerNodes(Selector(frozenset({("node", "role", "edge")}))),
+    PeerNodes(Selector(expressions=(Requirement("node", "role", Operator.NOT_IN, frozenset({"edge"})),))),
 ]
 ADD = st.tuples(st.just("add"), st.integers(1, 6), st.sampled_from(LABELS))
 REMOVE = st.tuples(st.just("remove"), st.integers(1, 6), st.none())
@@ -68,7 +75,7 @@ def test_cache_answers_like_evaluating_anew(steps: list[tuple[str, object, objec
             case "remove", int(identity), None:
                 cache.remove(identity)
                 known.pop(identity, None)
-            case "ask", (PeerSelector() | PeerCIDR() | PeerEntity()) as peer, None:
+            case "ask", (PeerSelector() | PeerCIDR() | PeerEntity() | PeerNodes()) as peer, None:
                 views[peer] = cache.matching(peer)
             case "keep", list(peers), None:
                 cache.keep_only(peers)

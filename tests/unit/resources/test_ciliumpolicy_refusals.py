@@ -14,7 +14,6 @@ pytestmark = pytest.mark.unit
 SELECT_ALL = "{endpointSelector: {}, "
 PROXY = "the L7 proxy"
 GROUPS = "the address groups of a cloud provider"
-NODES = "identities of nodes by their labels"
 REQUIREMENTS = "requirements of denials: they would narrow every other one"
 
 NOT_ENFORCED = [
@@ -22,12 +21,10 @@ NOT_ENFORCED = [
     ("log: {value: x}", "log", "flow events that carry the text"),
     ("ingressDeny: [{fromRequires: [{}]}]", "ingressDeny[0].fromRequires", REQUIREMENTS),
     ("ingress: [{fromGroups: [{}]}]", "ingress[0].fromGroups", GROUPS),
-    ("ingress: [{fromNodes: [{}]}]", "ingress[0].fromNodes", NODES),
     ("ingress: [{authentication: {mode: required}}]", "ingress[0].authentication", "mutual authentication"),
     ("egressDeny: [{toRequires: [{}]}]", "egressDeny[0].toRequires", REQUIREMENTS),
     ("egress: [{toFQDNs: [{matchName: x}]}]", "egress[0].toFQDNs", "the DNS proxy"),
     ("egress: [{toGroups: [{}]}]", "egress[0].toGroups", GROUPS),
-    ("egressDeny: [{toNodes: [{}]}]", "egressDeny[0].toNodes", NODES),
     *(
         (
             f"ingress: [{{toPorts: [{{ports: [{{port: '80'}}], {field}: {value}}}]}}]",

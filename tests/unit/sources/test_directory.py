@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ciliumd import resources
 from ciliumd.sources import directory as directory_module
 from ciliumd.sources.directory import DirectorySource
 from ciliumd.tables import Problem
@@ -321,20 +322,15 @@ def test_missing_directory_at_the_start_initializes_nothing(tmp_path: Path) -> N
     assert len(followed.problems()) == 1
 
 
-def test_bug_in_one_objects_parser_leaves_the_others_alone(
-    followed: Followed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bug_in_one_objects_parser_leaves_the_others_alone(followed: Followed) -> None:
     """An unexpected exception is that object's problem and nobody else's."""
-    from ciliumd.sources import manifests
 
-    original: Callable[[object], Any] = manifests.parse
-
-    def parse(document: Any) -> Any:
+    def parse(document: Any) -> resources.Resource:
         if document["metadata"]["name"] == "bad":
             raise RuntimeError("bug")
-        return original(document)
+        return resources.parse(document)
 
-    monkeypatch.setattr(manifests, "parse", parse)
+    followed.source = DirectorySource(followed.path, followed.tables, settle=3.0, parse=parse)
     followed.write("a.yaml", pod("bad") + "---\n" + pod("good"))
     followed.scan()
 

@@ -15,7 +15,16 @@ from ciliumd import abi
 from ciliumd.model.identity import Reserved
 from ciliumd.model.labels import CIDR, K8S, POD_NAMESPACE, RESERVED, Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import ANY_PROTOCOL, NamedPort, Peer, PeerCIDR, PeerEntity, PeerSelector, PortRule
+from ciliumd.model.policy import (
+    ANY_PROTOCOL,
+    NamedPort,
+    Peer,
+    PeerCIDR,
+    PeerEntity,
+    PeerNodes,
+    PeerSelector,
+    PortRule,
+)
 
 PROTOCOL_NUMBERS = {"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPV6": 58, "SCTP": 132}
 _ANY_PROTOCOLS = ("TCP", "UDP", "SCTP")
@@ -143,6 +152,8 @@ def peer_matches(peer: Peer, labels: Labels) -> bool:
             return _cidr_matches(peer, labels)
         case PeerEntity(name):
             return _entity_matches(name, labels)
+        case PeerNodes():
+            return peer.matches(labels)
 
 
 def peers_match(peers: tuple[Peer, ...] | None, labels: Labels) -> bool:

@@ -15,13 +15,14 @@ from ciliumd.desired.policy.rules import WORLD_NAMES, peer_matches, prefix_of
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import POD_NAMESPACE, Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Peer, PeerCIDR, PeerEntity, PeerSelector
+from ciliumd.model.policy import NODE_NAMES, Peer, PeerCIDR, PeerEntity, PeerNodes, PeerSelector
 
 Clue = Hashable
 """What peer and identity must have in common to match: (key, value) of a label, or a prefix's place."""
 
 _ANYTHING: Clue = None
 _WORLD_CLUES: tuple[Clue, ...] = tuple((name, "") for name in sorted(WORLD_NAMES))
+_NODE_CLUES: tuple[Clue, ...] = tuple((name, "") for name in sorted(NODE_NAMES))
 
 _Place = tuple[int, int, int, NumericIdentity]  # IP version, first address, length, whose
 
@@ -114,7 +115,7 @@ class SelectorCache:
         match peer:
             case PeerCIDR(prefix) if prefix.prefixlen:
                 return self._inside(prefix)
-            case PeerSelector(selector) if selector.match_labels:
+            case PeerSelector(selector) | PeerNodes(selector) if selector.match_labels:
                 wanted = [(key, value) for _, key, value in selector.match_labels]
                 return min((self._holders.get(pair, set()) for pair in wanted), key=len)
         clues = _clues(peer)
@@ -133,17 +134,27 @@ def _clues(peer: Peer) -> tuple[Clue, ...]:
     match peer:
         case PeerCIDR(prefix):
             return (_place(prefix, 0),) if prefix.prefixlen else _WORLD_CLUES
-        case PeerSelector(selector) if selector.match_labels:
+        case PeerSelector(selector) | PeerNodes(selector) if selector.match_labels:
             # One is enough; a namespace tells less apart than most labels.
             _, key, value = min(selector.match_labels, key=lambda term: (term[1] == POD_NAMESPACE, term))
             return ((key, value),)
-        case PeerEntity("none"):
-            return ()
-        case PeerEntity("world" | "world-ipv4" | "world-ipv6"):
-            return _WORLD_CLUES
-        case PeerEntity(name) if name not in ("all", "cluster"):
-            return ((name, ""),)
+        case PeerNodes():
+            return _NODE_CLUES
+        case PeerEntity(name):
+            return _clues_of_entity(name)
     return (_ANYTHING,)
+
+
+def _clues_of_entity(name: str) -> tuple[Clue, ...]:
+    match name:
+        case "none":
+            return ()
+        case "all" | "cluster":
+            return (_ANYTHING,)
+        case "world" | "world-ipv4" | "world-ipv6":
+            return _WORLD_CLUES
+        case _:
+            return ((name, ""),)
 
 
 def _place(prefix: Prefix, identity: NumericIdentity) -> _Place:
