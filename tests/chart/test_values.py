@@ -99,6 +99,10 @@ RECIPES = {
             "allow-external-addresses": "192.0.2.0/24 10.0.0.1/32",
         },
     ),
+    "nodes by labels": (
+        {"nodeSelectorLabels": "true", "extraConfig.node-labels": "role"},
+        {"enable-node-selector-labels": "true", "node-labels": "role"},
+    ),
     "old switches": (
         {"hostServices.enabled": "true", "externalIPs.enabled": "true", "nodePort.enabled": "true"},
         {"bpf-lb-sock": "true"},

@@ -36,6 +36,7 @@
       "enable-policy" $values.policyEnforcementMode
       "policy-audit-mode" $values.policyAuditMode
       "policy-deny-response" $values.policyDenyResponse
+      "enable-node-selector-labels" $values.nodeSelectorLabels
       "identity-allocation-mode" $values.identityAllocationMode
       "procfs" "/host/proc"
       "cgroup-root" (ternary $values.cgroup.root "" $normal.socketLB)
