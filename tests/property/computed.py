@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 from ciliumd import abi
 from ciliumd.daemon.references import References
+from ciliumd.desired.cluster import labels_of_node, labels_of_this_node
 from ciliumd.desired.identities import (
     adopt_identities,
     allocate_identities,
+    allocate_nodes,
     allocate_prefixes,
     known_identities,
     labels_of_pod,
@@ -31,15 +33,17 @@ from ciliumd.desired.policy import (
     select,
 )
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
-from ciliumd.model.identity import NumericIdentity, Reserved
+from ciliumd.model.identity import NamedNode, NumericIdentity, Reserved
+from ciliumd.model.label_filter import EVERY_LABEL
 from ciliumd.model.labels import Labels, labels_text
-from ciliumd.model.objects import PodRow, RemoteEndpointRow
+from ciliumd.model.objects import NodeRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import Direction, Enforcement, Policy
-from ciliumd.resources import parse
+from ciliumd.resources import parser
 from ciliumd.tables import Tables
 from property.reference import oracle
-from property.worlds import Case, Document
+from property.worlds import MACHINES, Case, Document
 
+_parse = parser(node_selectors=True)
 STRANGER: NumericIdentity = 60000
 REMOTE_FIRST: NumericIdentity = 50000
 """The lowest number of an identity of pods on the other node."""
@@ -95,7 +99,8 @@ class Node:
         adoption = adopt_identities({}, cluster, self._pod_labels.values())
         self._numbers = adoption.numbers | allocate_identities({}, adoption.missing).assigned
         self._prefixes = allocate_prefixes({}, cidrs(self.policies)).assigned
-        self.identities = known_identities(self._numbers, self._prefixes, cluster)
+        self._nodes = allocate_nodes({}, _machines(case)).assigned
+        self.identities = known_identities(self._numbers, self._prefixes, cluster, self._labels_of(case))
         self.named_ports = named_ports_by_identity(
             (), {}, {}, (self._published(row) for row in there.values())
         )
@@ -107,6 +112,17 @@ class Node:
         """A pod of the other node as that publishes it."""
         key = row.namespace, row.name
         return RemoteEndpointRow(*key, self._numbers[self._pod_labels[key]], (), None, row.named_ports)
+
+    def _labels_of(self, case: Case) -> dict[NumericIdentity, Labels]:
+        """Of every node that is known by name, this one included."""
+        rows = {name: NodeRow(name=name, labels=dict(labels)) for name, labels in case.machines.items()}
+        found = {
+            number: labels_of_node(node, rows[node.name], EVERY_LABEL) for node, number in self._nodes.items()
+        }
+        here = {name for reserved, name in MACHINES if reserved == "host"} & rows.keys()
+        return found | {
+            int(Reserved.HOST): labels_of_this_node(name, rows[name], EVERY_LABEL) for name in here
+        }
 
     def endpoint(self, subject: oracle.Subject) -> tuple[Labels, NamedPorts]:
         """The labels and named ports that decide about the rules of *subject*."""
@@ -141,6 +157,8 @@ class Node:
         match peer:
             case oracle.Pod():
                 return self._numbers[self._pod_labels[peer.namespace, peer.name]]
+            case oracle.Node(("remote-node" | "kube-apiserver") as reserved, name) if name:
+                return self._nodes[NamedNode(name, reserved == "kube-apiserver")]
             case oracle.Node(reserved):
                 return int(Reserved[reserved.upper().replace("-", "_")])
             case oracle.Address(ip):
@@ -174,10 +192,18 @@ def policies_in_force(case: Case) -> list[Policy]:
     return list(references.policies.values())
 
 
+def _machines(case: Case) -> list[NamedNode]:
+    return [
+        NamedNode(name, reserved == "kube-apiserver")
+        for reserved, name in MACHINES
+        if name in case.machines and reserved != "host"
+    ]
+
+
 def policies_of(documents: Iterable[Document]) -> list[Policy]:
     """The policies the parser makes of *documents*."""
     return [row for table, _, row in _rows(documents) if table == "policies"]
 
 
 def _rows(documents: Iterable[Document]) -> list[tuple[str, Any, Any]]:
-    return [row for document in documents for row in parse(document).rows()]
+    return [row for document in documents for row in _parse(document).rows()]

@@ -11,7 +11,19 @@ from collections.abc import Mapping
 from hypothesis import strategies as st
 
 from property.reference.oracle import EGRESS, INGRESS
-from property.worlds import ADDRESSES, APPS, NAMESPACES, PORT_NAMES, TEAMS, TIERS, Document, often, some
+from property.worlds import (
+    ADDRESSES,
+    APPS,
+    NAMESPACES,
+    PORT_NAMES,
+    ROLES,
+    TEAMS,
+    TIERS,
+    ZONES,
+    Document,
+    often,
+    some,
+)
 
 PREFIXES = (
     "10.0.0.0/8",
@@ -97,6 +109,8 @@ _PLAIN_SELECTOR = _selector(_PLAIN_KEYS)
 # Half of the policies select the whole namespace, so that most pods are under several.
 _SUBJECT_SELECTOR = st.one_of(st.just({}), st.just({}), st.just({}), _selector(_CILIUM_KEYS))
 _CLUSTERWIDE_SUBJECT = st.one_of(st.just({}), st.just({}), _selector(_CLUSTERWIDE_KEYS))
+_NODE_KEYS = {"role": ROLES, "node:topology.kubernetes.io/zone": ZONES, "any:role": ROLES, "app": APPS}
+_NODE_SELECTOR = _selector(_NODE_KEYS)
 _PEER_SELECTOR = st.one_of(_selector(_CILIUM_KEYS), _selector(_PEER_KEYS))
 _NAMESPACE_SELECTOR = _selector(_NAMESPACE_KEYS)
 
@@ -195,6 +209,7 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
         f"{side}CIDR": some(st.sampled_from((*PREFIXES, "10.1.2.3", "fd00::1"))),
         f"{side}CIDRSet": some(_CILIUM_CIDR_SET),
         f"{side}Entities": some(st.sampled_from(ENTITIES)),
+        f"{side}Nodes": some(_NODE_SELECTOR),
     }
     if side == "to":
         peers["toServices"] = some(_SERVICES)
@@ -211,7 +226,12 @@ def _cilium_rule(side: str) -> st.SearchStrategy[Document]:
     )
     # Sets of CIDRs and services have the most fields.
     chosen = st.one_of(
-        *one_list, *often(one_list[2], 3), *often(one_list[-1], 3), two_lists, empty_list, st.just({})
+        *one_list,
+        *often(one_list[2], 3),
+        *often(one_list[-1], 3),
+        *often(two_lists, 3),
+        empty_list,
+        st.just({}),
     )
     return st.builds(_joined, chosen, ports)
 
@@ -223,7 +243,7 @@ def _joined(first: Document, second: Document) -> Document:
 def _requiring(side: str, rule: st.SearchStrategy[Document]) -> st.SearchStrategy[Document]:
     """Rules of which some require something of the peers of all."""
     required = st.fixed_dictionaries({f"{side}Requires": some(_PEER_SELECTOR, 0, 1)})
-    return st.one_of(*often(rule, 4), st.builds(_joined, rule, required))
+    return st.one_of(*often(rule, 3), st.builds(_joined, rule, required))
 
 
 CILIUM_RULES = {INGRESS: _cilium_rule("from"), EGRESS: _cilium_rule("to")}

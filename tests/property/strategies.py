@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from property.documents import OBJECTS, PORTS, cilium_policy, clusterwide_policy, kubernetes_policy
 from property.reference.oracle import ALWAYS, DEFAULT, NEVER
-from property.worlds import LABELS_OF_NAMESPACES, NAMESPACES, PODS, Case, namespace, pod
+from property.worlds import LABELS_OF_NAMESPACES, LABELS_OF_NODES, NAMESPACES, PODS, Case, namespace, pod
 
 TRAFFIC_PORTS = (1, 22, 53, 79, 80, 81, 82, 442, 443, 444, 445, 1023, 1024, 8080, 8090, 8091, 65535)
 
@@ -15,7 +15,7 @@ _TRAFFIC = st.one_of(
     st.sampled_from((("ICMP", 8), ("ICMP", 0), ("ICMP", 13), ("ICMPV6", 128), ("ICMPV6", 8))),
 )
 _TRAFFIC_LIST = st.lists(_TRAFFIC, min_size=2, max_size=3, unique=True)
-_POLICY_KINDS = st.sampled_from((cilium_policy, cilium_policy, clusterwide_policy, kubernetes_policy))
+_POLICY_KINDS = st.sampled_from((cilium_policy, clusterwide_policy, kubernetes_policy))
 # Never is never interesting for long: everything is allowed.
 _ENFORCEMENT = st.sampled_from((*[DEFAULT] * 20, ALWAYS, ALWAYS, NEVER))
 
@@ -34,4 +34,5 @@ def cases(draw: st.DrawFn, *, most_policies: int = 5) -> Case:
         remote=draw(st.integers(0, len(pods) // 2)),
         enforcement=draw(_ENFORCEMENT),
         objects=draw(OBJECTS),
+        machines=draw(LABELS_OF_NODES),
     )

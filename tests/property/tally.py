@@ -9,7 +9,7 @@ from property.reference.oracle import ALLOW
 
 _CILIUM_KINDS = ("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
 _SECTIONS = ("ingress", "egress")
-_PEERS = ("Endpoints", "CIDR", "CIDRSet", "Entities")
+_PEERS = ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes")
 _SELECTOR = (
     "matchLabels",
     "matchExpressions[].key",
@@ -32,7 +32,9 @@ def _cilium_fields() -> Iterable[str]:
             yield from (f"{section}[].toServices[].k8sServiceSelector.selector.{term}" for term in _SELECTOR)
         if not section.endswith("Deny"):
             yield from (f"{section}[].{side}Requires[].{term}" for term in _SELECTOR)
-        yield from (f"{section}[].{side}Endpoints[].{term}" for term in _SELECTOR)
+        yield from (
+            f"{section}[].{side}{kind}[].{term}" for kind in ("Endpoints", "Nodes") for term in _SELECTOR
+        )
         yield from (f"{section}[].{side}CIDRSet[].{name}" for name in ("cidr", "except", "cidrGroupRef"))
         yield from (f"{section}[].{side}CIDRSet[].cidrGroupSelector.{term}" for term in _SELECTOR)
         yield from (f"{section}[].toPorts[].ports[].{name}" for name in ("port", "endPort", "protocol"))

@@ -18,7 +18,8 @@ from ciliumd.desired.policy.rules import peer_matches
 from ciliumd.model.identity import reserved_identities
 from ciliumd.model.labels import K8S, POD_NAMESPACE, Label, Labels
 from ciliumd.model.objects import NamespaceRow, PodRow
-from ciliumd.model.policy import ENTITIES, PeerCIDR, PeerEntity, PeerSelector
+from ciliumd.model.policy import ENTITIES, PeerCIDR, PeerEntity, PeerNodes, PeerSelector
+from ciliumd.resources.fields import label_key, label_value
 from property.computed import policies_of
 from property.worlds import Document
 
@@ -51,6 +52,11 @@ _KEYS = st.one_of(
             "init",
             "kube-apiserver",
             "cidr:0.0.0.0/0",
+            "node:role",
+            "node",
+            "role",
+            "io.cilium.k8s.node.name",
+            "remote-node",
             "0.0.0.0/0",
             "kubernetes.io/metadata.name",
             "env",
@@ -114,6 +120,44 @@ def selectors(kind: str, peer: Document, *, namespace: str | None) -> list[PeerS
     return [peer for rule in policy.rules for peer in rule.peers or () if isinstance(peer, PeerSelector)]
 
 
+def claimed_as_node(claimed: dict[str, str]) -> dict[str, str]:
+    """What of a claim could be a label of a node."""
+    return {key: value for key, value in claimed.items() if _is_label(key, value)}
+
+
+def _is_label(key: str, value: str) -> bool:
+    try:
+        label_key(key), label_value(value)
+    except ValueError:
+        return False
+    return True
+
+
+def node_peers(match_labels: dict[str, str], terms: list[Document]) -> list[PeerNodes]:
+    """Nodes that are labelled so, in each section of a policy."""
+    keys = [term["key"].rpartition(":")[2] for term in terms]
+    selector = {
+        "matchLabels": match_labels,
+        "matchExpressions": [{**term, "key": key} for term, key in zip(terms, keys, strict=True)],
+    }
+    spec = {
+        "endpointSelector": {},
+        **{section: [{"fromNodes": [selector]}] for section in ("ingress", "ingressDeny")},
+        **{section: [{"toNodes": [selector]}] for section in ("egress", "egressDeny")},
+    }
+    (policy,) = policies_of(
+        [
+            {
+                "apiVersion": "cilium.io/v2",
+                "kind": "CiliumClusterwideNetworkPolicy",
+                "metadata": {"name": "policy"},
+                "spec": spec,
+            }
+        ]
+    )
+    return [peer for rule in policy.rules for peer in rule.peers or () if isinstance(peer, PeerNodes)]
+
+
 @settings(max_examples=CASES)
 @given(claimed=_POD_LABELS, terms=st.lists(_TERMS, max_size=2))
 def test_no_claim_crosses_a_namespace_or_reserved_boundary(
@@ -145,6 +189,8 @@ def test_no_claim_crosses_a_namespace_or_reserved_boundary(
             assert not peer_matches(peer, labels)
     for name in _RESERVED_ENTITIES:
         assert not peer_matches(PeerEntity(name), labels)
+    for match_labels in ({}, claimed_as_node(claimed)):
+        assert not any(peer_matches(peer, labels) for peer in node_peers(match_labels, terms))
     for prefix in ("0.0.0.0/0", "::/0"):
         assert not peer_matches(PeerCIDR(ip_network(prefix)), labels)
     assert labels not in reserved_identities().values()

@@ -24,7 +24,7 @@ from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.kubernetes import kinds
 from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.model.policy import Policy
-from ciliumd.resources import ResourceError, parse
+from ciliumd.resources import ResourceError, parser
 from ciliumd.tables import Problem
 from fuzz.mutate import Mutator, rooted
 from fuzz.samples import SAMPLES
@@ -33,6 +33,8 @@ from property.churn.cluster import Cluster, Document, Told
 from property.test_interleavings import policies
 
 pytestmark = pytest.mark.property
+
+_parse = parser(node_selectors=True)
 
 DEFAULT, LONG = 6_000, 1_000_000
 SHARE = 10_000
@@ -110,7 +112,7 @@ class Lab:
     def _parsed_alone(self, mutant: Document) -> None:
         """As a manifest, where nobody has looked at it before."""
         try:
-            parse(mutant)
+            _parse(mutant)
         except ResourceError as error:
             self.outcome.longest_message = max(self.outcome.longest_message, len(str(error)))
         except Exception as error:  # noqa: BLE001  what is looked for

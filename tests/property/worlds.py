@@ -6,7 +6,7 @@ Everything comes from small pools, chosen so that rules and packets meet.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -17,6 +17,13 @@ from property.reference.oracle import DEFAULT, EGRESS, INGRESS, Address, Node, P
 
 Document = Mapping[str, Any]
 
+MACHINES = (
+    ("host", "here"),
+    ("remote-node", "edge-1"),
+    ("remote-node", "edge-2"),
+    ("kube-apiserver", "edge-2"),
+)
+"""Nodes that are known by name; the last has addresses of the API server, and others."""
 NAMESPACES = ("blue", "green", "default")
 NODES = ("host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged")
 ENDPOINTS_WITHOUT_POD = ("health", "init")
@@ -39,7 +46,8 @@ class Case:
     A world, the policies in it, and packets: every (subject, packet) is judged.
 
     The last *remote* of the *pods* are on another node: peers, never subjects.  *enforcement* is the
-    node's ``enable-policy``.  *objects* are what policies refer to.
+    node's ``enable-policy``.  *objects* are what policies refer to, *machines* the labels of the nodes that
+    are known by name.
     """
 
     namespaces: tuple[Document, ...]
@@ -49,6 +57,7 @@ class Case:
     remote: int = 0
     enforcement: str = DEFAULT
     objects: tuple[Document, ...] = ()
+    machines: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     def with_policies(self, *policies: Document) -> "Case":
         """The same world under other policies."""
@@ -92,8 +101,14 @@ class Case:
     def peers(self) -> list[Peer]:
         """Everybody who may be at the other end."""
         pods = [self._pod(document) for document in self.pods]
-        others: list[Peer] = [*map(Node, NODES), *map(Address, ADDRESSES), Stranger()]
+        others: list[Peer] = [*self._nodes(), *map(Address, ADDRESSES), Stranger()]
         return [*(_with_ports_of_the_like(pod, pods) for pod in pods), *others]
+
+    def _nodes(self) -> list[Node]:
+        named = [
+            Node(reserved, name, self.machines[name]) for reserved, name in MACHINES if name in self.machines
+        ]
+        return [*named, *(Node(name) for name in NODES if name != "host" or not named)]
 
     def packets(self) -> list[Packet]:
         """All traffic with all peers, both ways."""
@@ -127,12 +142,16 @@ def often(one: st.SearchStrategy[Any], times: int) -> list[st.SearchStrategy[Any
 
 APPS = st.sampled_from(("web", "db"))
 TIERS = st.sampled_from(("front", "back", ""))
+ROLES = st.sampled_from(("edge", "core"))
+ZONES = st.sampled_from(("a", "b"))
 TEAMS = st.sampled_from(("a", "b"))
 
 _POD_LABELS = st.fixed_dictionaries(
     {"app": APPS},
     optional={
         "tier": TIERS,
+        # What nodes are selected by.
+        "role": ROLES,
         # What a pod must not get by claiming it.
         "io.kubernetes.pod.namespace": st.sampled_from(NAMESPACES),
         "io.cilium.k8s.policy.serviceaccount": st.just("robot"),
@@ -158,6 +177,10 @@ _POD = st.fixed_dictionaries(
         "ports": _POD_PORTS,
     }
 )
+_NODE_LABELS = st.fixed_dictionaries(
+    {}, optional={"role": ROLES, "topology.kubernetes.io/zone": ZONES, "app": APPS}
+)
+LABELS_OF_NODES = st.fixed_dictionaries({name: _NODE_LABELS for _, name in MACHINES})
 PODS = st.lists(_POD, min_size=2, max_size=4)
 LABELS_OF_NAMESPACES = st.tuples(*(st.fixed_dictionaries({}, optional={"team": TEAMS}) for _ in NAMESPACES))
 

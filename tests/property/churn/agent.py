@@ -31,12 +31,14 @@ from ciliumd.kubernetes.lastgood import LastGoodPolicies
 from ciliumd.kubernetes.pace import Pace
 from ciliumd.kubernetes.read import read_event
 from ciliumd.kubernetes.source import KubernetesSource
+from ciliumd.model.label_filter import EVERY_LABEL
 from ciliumd.model.labels import Labels, labels_text
 from ciliumd.model.policy import Enforcement
 from ciliumd.model.service import EVERY_KIND
 from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.target import Stage
+from ciliumd.resources import parser
 from ciliumd.tables import Tables
 from lab.maps import Dump
 from lab.meaning import Meaning, meaning
@@ -127,6 +129,7 @@ class Agent:
                 serves6=EVERY_KIND,
                 allocates=False,
                 enforcement=Enforcement(enforcement),
+                node_labels=EVERY_LABEL,
             ),
             reserve_version=lambda _number: None,
             next_version=1,
@@ -159,6 +162,7 @@ class Agent:
             observe=lambda *_: None,
             last_good=LastGoodPolicies(Path(tempfile.gettempdir()) / "nothing-is-written-here"),
             node_changed=lambda _node: None,
+            parse=parser(node_selectors=True),
             clock=self._clock,
         )
         self.tables.endpoints.mark_initialized()
@@ -174,7 +178,8 @@ class Agent:
 
     def tell(self, told: Told) -> None:
         """An event of the watch of this run."""
-        event = read_event(told.kind, {"type": told.type, "object": told.document})
+        raw = {"type": told.type, "object": told.document}
+        event = read_event(told.kind, raw, parse=parser(node_selectors=True))
         self.source.deliver([event])
 
     def show(self, kind: Kind, version: int, documents: Iterable[Document]) -> None:

@@ -282,7 +282,9 @@ class Cluster:
             "ipam": {"podCIDRs": self.chance.choice(([cidr], [cidr], []))},
             "health": {"ipv4": cidr.replace("0/24", "250")},
         }
-        return [self.put(kinds.CILIUM_NODE, self._document("", name, spec=spec))]
+        document = self._document("", name, spec=spec)
+        document["metadata"]["labels"] = self.chance.choice(({"role": "edge"}, {"role": "core"}, {}))
+        return [self.put(kinds.CILIUM_NODE, document)]
 
     def _policy(self) -> list[Told | Wired]:
         document = copy.deepcopy(self.chance.choice(self.policies))

@@ -22,7 +22,7 @@ from ciliumd.kubernetes import kinds
 from ciliumd.kubernetes.kinds import Kind
 from ciliumd.model.identity import Reserved
 from ciliumd.model.net import addr16
-from property.churn.agent import HOST, POD_NETWORK
+from property.churn.agent import HOST, NODE, POD_NETWORK
 from property.churn.cluster import NAMESPACE_KEY, POLICY_KINDS, Document, Key, Told, Wired
 from property.reference import oracle
 from property.reference.matching import own_labels
@@ -287,7 +287,7 @@ class Known:
     def peers(self, address: str) -> Iterator[oracle.Peer]:
         """Who may be behind an address."""
         if address == HOST:
-            yield oracle.Node("host")
+            yield oracle.Node("host", NODE, {})
             return
         local = [subject for _, subject in self.subjects(address)]
         yield from local
@@ -295,14 +295,17 @@ class Known:
             yield from self._beyond(address)
 
     def _beyond(self, address: str) -> Iterator[oracle.Peer]:
-        if address in self._api_servers():
-            yield oracle.Node("kube-apiserver")
+        shared = "kube-apiserver" if address in self._api_servers() else "remote-node"
+        for document in self._all(kinds.CILIUM_NODE):
+            meta, spec = document["metadata"], document["spec"]
+            if address in [one["ip"] for one in spec["addresses"]]:
+                yield oracle.Node(shared, meta["name"], meta.get("labels") or {})
+                return
+        if shared == "kube-apiserver":
+            yield oracle.Node(shared)
             return
         for document in self._all(kinds.CILIUM_NODE):
             spec = document["spec"]
-            if address in [one["ip"] for one in spec["addresses"]]:
-                yield oracle.Node("remote-node")
-                return
             if address == spec["health"]["ipv4"]:
                 yield oracle.Node("health")
                 return

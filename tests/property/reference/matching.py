@@ -44,9 +44,15 @@ class Pod:
 
 @dataclass(frozen=True)
 class Node:
-    """Something of the cluster that is no pod: host, remote-node, health, init, unmanaged, ..."""
+    """
+    Something of the cluster that is no pod: host, remote-node, health, init, unmanaged, ...
+
+    Of a machine of the cluster whose Node is known *labels* are those of it; None: nobody knows which it is.
+    """
 
     reserved: str
+    name: str = ""
+    labels: Mapping[str, str] | None = None
 
     @property
     def names(self) -> frozenset[str]:
@@ -148,6 +154,24 @@ def cilium_labels(peer: Peer) -> Lookup:
         return "" if source in ("reserved", "any") and key in reserved else None
 
     return lookup
+
+
+def is_selected_node(selector: Document, peer: Peer) -> bool:
+    """Whether the peer is a machine of the cluster with such labels, written with their source or without."""
+
+    def lookup(text: str) -> str | None:
+        source, colon, key = text.rpartition(":")
+        return labels.get(key) if not colon or source in ("node", "any") else None
+
+    if not isinstance(peer, Node) or peer.labels is None:
+        return False
+    labels = peer.labels
+    return selected(selector, lookup)
+
+
+def is_reserved(name: str, peer: Peer) -> bool:
+    """Whether the peer is the one that is called so, whatever labels it has."""
+    return isinstance(peer, Node) and peer.reserved == name
 
 
 def _pod_label(pod: Pod, key: str) -> str | None:

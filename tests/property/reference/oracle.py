@@ -19,6 +19,8 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
 - A service stands for the pods it selects, by their own labels in its namespace; without a selector for the
   addresses of its endpoints outside the cluster, and default/kubernetes for the API server as well.  Where
   no namespace is given, services of all of them are meant.
+- Nodes in rules are machines of the cluster by the labels of their Node objects, the one that judges among
+  them; nothing else is ever meant, and nobody else's selectors look at these labels.
 - What an allow rule requires (fromRequires, toRequires) is required of every peer that an allow rule of the
   direction selects by labels, in any policy of the endpoint; by itself it allows nobody.
 - NetworkPolicy: no peers, or an empty list, is everybody.  Cilium's kinds: no peers is everybody if there
@@ -45,6 +47,8 @@ from property.reference.matching import (
     cilium_labels,
     demanded,
     in_cidr,
+    is_reserved,
+    is_selected_node,
     mentioned,
     namespace_labels,
     own_labels,
@@ -82,7 +86,7 @@ def verdict(
         isolated |= part.isolates(packet.direction)
         allowed |= part.matches(subject, packet, deny=False, fulfils=fulfils)
         denied |= part.matches(subject, packet, deny=True, fulfils=True)
-    if packet.direction == INGRESS and packet.peer == Node("host"):
+    if packet.direction == INGRESS and is_reserved("host", packet.peer):
         allowed = True
     if denied:
         return DENY
@@ -201,7 +205,7 @@ class _Cilium:
         side = "from" if packet.direction == INGRESS else "to"
         lists = {
             kind: rule.get(side + kind)
-            for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities", "Services")
+            for kind in ("Endpoints", "CIDR", "CIDRSet", "Entities", "Nodes", "Services")
             if rule.get(side + kind) is not None
         }
         if not lists and rule.get(side + "Requires"):
@@ -220,6 +224,7 @@ class _Cilium:
                 for cidr in self._cidrs(s)
             )
             or any(_is_entity(name, packet.peer) for name in lists.get("Entities", ()))
+            or any(is_selected_node(selector, packet.peer) for selector in lists.get("Nodes", ()))
             or any(
                 self._is_behind(written, packet.peer) and (fulfils or not isinstance(packet.peer, Pod))
                 for written in lists.get("Services", ())
@@ -250,7 +255,9 @@ class _Cilium:
                 and peer.namespace == meta["namespace"]
                 and selected({"matchLabels": selector}, own_labels(peer).get)
             )
-        if (meta["namespace"], meta["name"]) == ("default", "kubernetes") and peer == Node("kube-apiserver"):
+        if (meta["namespace"], meta["name"]) == ("default", "kubernetes") and is_reserved(
+            "kube-apiserver", peer
+        ):
             return True
         return isinstance(peer, Address) and any(
             peer.ip in endpoint["addresses"]

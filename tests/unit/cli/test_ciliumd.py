@@ -130,6 +130,16 @@ def test_unreadable_files_are_findings_too(run, tmp_path):
     assert rows[0]["problem"] == "No such file or directory"
 
 
+@pytest.mark.parametrize("option", [(), ("--enable-node-selector-labels",)], ids=["without", "with"])
+def test_nodes_are_judged_as_agents_with_the_option_do(option, run, tmp_path):
+    """And named, with the option, as agents without it do."""
+    path = tmp_path / "nodes.yaml"
+    path.write_text(GOOD.replace("fromEndpoints: [{matchLabels: {org: empire}}]", "fromNodes: [{}]"))
+
+    assert run.ciliumd("policy", "validate", *option, str(path)) == (0 if option else 1)
+    assert ("enable-node-selector-labels" in run.out) is not bool(option)
+
+
 NETWORK_POLICY = """\
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy

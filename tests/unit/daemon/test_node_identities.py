@@ -24,7 +24,7 @@ from ciliumd.reconcile import restore
 from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
 from unit.daemon import nodes
-from unit.daemon.test_stages import NAMES
+from unit.daemon.kernel import NAMES
 from unit.reconcile.rounds import Inline
 
 pytestmark = pytest.mark.unit
