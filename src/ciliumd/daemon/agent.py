@@ -392,6 +392,7 @@ class Agent:
                     "reserved": len(Reserved) - 1,
                     "cluster_local": len(self.tables.identities),
                     "node_local": len(self.tables.prefixes),
+                    "remote_node": len(self.tables.node_identities),
                 },
                 services=lambda: self.plan.services.count,
                 ipcache_entries=lambda: sum(

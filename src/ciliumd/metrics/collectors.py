@@ -58,8 +58,8 @@ class Providers:
     """
     Where live numbers come from; called on the event loop at each scrape, so they must be quick.
 
-    endpoint_states: state -> count; identities: type (``reserved``, ``cluster_local``,
-    ``node_local``) -> count; enforcement: ``none``, ``both``, ``audit-both``, ... -> endpoints;
+    endpoint_states: state -> count; identities: type (``reserved``, ``cluster_local``, ``node_local``,
+    ``remote_node``) -> count; enforcement: ``none``, ``both``, ``audit-both``, ... -> endpoints;
     addresses: ``ipv4``, ``ipv6`` -> allocated; nat_saturation: the same -> 0 to 1;
     failures: what a provider may raise.
     """
