@@ -9,10 +9,10 @@ the numbers: what the tunnel carries says no more than that it is a node.
 See docs/decisions/0023-nodes-by-their-labels.md.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from ciliumd.desired import identities as identity_stage
-from ciliumd.desired.cluster import Neighbours, labels_of_node, labels_of_this_node
+from ciliumd.desired.cluster import labels_of_node, labels_of_this_node
 from ciliumd.model.identity import NamedNode, NumericIdentity, Reserved, lost_node, reserved_labels
 from ciliumd.model.label_filter import LabelFilter
 from ciliumd.model.labels import Labels
@@ -42,10 +42,9 @@ class NodeIdentities:
         """Start from the numbers that an earlier agent gave, by the nodes' addresses."""
         self._found = dict(found)
 
-    def assign(self, neighbours: Neighbours, *, this: str, api_servers: Iterable[Addr]) -> None:
-        """Give every one of the *neighbours* its number; one that is gone keeps its own for a while."""
+    def assign(self, holders: Mapping[Addr, NamedNode], *, this: str) -> None:
+        """Give every other node its number, by who has which address; who is gone keeps it for a while."""
         table = self._tables.node_identities
-        holders = {} if self._relevant is None else neighbours.holders(api_servers)
         self._take_over(holders)
         self.wanted = frozenset(holders.values())
         allocation = identity_stage.allocate_nodes(table.view(), self.wanted)

@@ -342,7 +342,9 @@ class NodePlan:
         return identity_stage.identity_of(labels, self._tables.identities.view())
 
     def _assign_nodes(self, api_servers: frozenset[Addr]) -> None:
-        self.nodes.assign(self._neighbours(), this=self.node.name, api_servers=api_servers)
+        tells_apart = self.node.node_labels is not None
+        holders = self._neighbours().holders(api_servers) if tells_apart else {}
+        self.nodes.assign(holders, this=self.node.name)
         self._report("CiliumNode", self.nodes.problems())
 
     def _neighbours(self) -> cluster_stage.Neighbours:
