@@ -31,7 +31,10 @@ PROMISES = [
     ("the denial is applied", r"kubectl apply -f deny\.yaml"),
     ("tiefighter waits in vain", LANDING.format(ship="tiefighter", answer=r"curl: \(28\)")),
     ("the denial explains itself", r"80/TCP: DENIED\n[\s\S]*?deny +cnp:default/grounded/ingressDeny/0"),
-    ("so does what rule1 does not allow", r"80/TCP: DENIED\n[\s\S]*?default-deny +cnp:default/grounded\n +cnp:default/rule1\n"),
+    (
+        "so does what rule1 does not allow",
+        r"80/TCP: DENIED\n[\s\S]*?default-deny +cnp:default/grounded\n +cnp:default/rule1\n",
+    ),
     ("the rule that is missing is told", r"kind: CiliumNetworkPolicy[\s\S]*?fromEndpoints"),
     ("tiefighter lands without the denial", LANDING.format(ship="tiefighter", answer="Ship landed")),
     ("the cluster's picture is good", r"\$ cilium status --wait[\s\S]*?Cilium: +\S*OK"),
