@@ -19,7 +19,7 @@ from ciliumd.metrics.tally import Tallies
 from ciliumd.operator.metrics import Metrics
 from ciliumd.operator.nodes import CONDITION
 from ciliumd.operator.policies import VALID
-from ciliumd.resources import UnknownKind, parse
+from ciliumd.resources import UnknownKind, parser
 from ciliumd.resources.crd.kinds import KINDS
 from unit.docs.pages import ROOT, anchors, blocks, lines, links, page, pages, prose, spans, words_of
 
@@ -38,6 +38,8 @@ OPERATORS = [
         "charts/ciliumd/README.md",
     )
 ]
+# Pages say what an option is needed for.
+PARSE = parser(node_selectors=True)
 # Assignments that are no values of the chart: sysctls and conditions.
 _NO_VALUE = re.compile(r"(net|user)\..*|[A-Z].*|--.*")
 
@@ -48,7 +50,7 @@ _NO_VALUE = re.compile(r"(net|user)\..*|[A-Z].*|--.*")
 def accepted(document):
     """Take an object as agent or API server would; raises what they say."""
     try:
-        parse(document)
+        PARSE(document)
     except UnknownKind:
         kind = next(one for one in KINDS if one.kind == document["kind"])
         assert document["apiVersion"] == f"cilium.io/{kind.version}"
@@ -78,7 +80,7 @@ def test_yaml_is_accepted(block, tmp_path):
     if "NetworkPolicy" in block.text:
         file = tmp_path / "policy.yaml"
         file.write_text(block.text)
-        assert {finding.message for finding in judge(file)} == {""}
+        assert {finding.message for finding in judge(file, parse=PARSE)} == {""}
 
 
 def test_an_object_with_a_mistake_is_not():
