@@ -53,6 +53,9 @@ ABOUT = {
     "loopback_ipv6_head": "ipv6",
     "policy_deny_response": "send_refusals",
 }
+# ... which are tried beside all events only: what is answered does not depend on what is told ...
+BESIDE_EVENTS = frozenset({"policy_deny_response"})
+EVENTS = ("drop_events", "trace_events", "policy_verdict_events")
 # ... and those that are numbers to calculate with.
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
@@ -181,7 +184,9 @@ def loads(name: str) -> list[Load]:
 
 
 def _happens(options: Mapping[str, int]) -> bool:
-    """Whether an agent may set these options together."""
+    """Whether an agent may set these options together, and nothing else stands for them."""
+    if any(options.get(one) for one in BESIDE_EVENTS) and not all(options.get(one, 1) for one in EVENTS):
+        return False
     return all(
         options.get(one, off) == off or options.get(other) != SWITCHES[other][0]
         for one, other in ABOUT.items()
