@@ -40,8 +40,6 @@
 CONFIG(__be32, loopback_ipv4, 0, "source a pod sees when it reaches itself through a service");
 CONFIG(__u64, loopback_ipv6_head, 0, "that of IPv6: the first eight bytes in memory order");
 CONFIG(__u64, loopback_ipv6_tail, 0, "and the last eight");
-CONFIG(__u8, policy_deny_response, 0,
-       "answer a pod with ICMP when its egress policy drops a packet");
 
 /* The source that a pod sees when it reaches itself; 0: there is none. */
 static __always_inline int loopback_address(const struct packet *p, struct cil_addr *addr)
@@ -277,7 +275,8 @@ int call_egress(struct __sk_buff *skb)
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);
 	/* A reply that is stopped was asked for by the other side: its sender has nothing to give up. */
-	if (cfg_policy_deny_response && is_of_rules(reason) && !(p->flags & PKT_REPLY))
+	if (is_of_rules(reason) && by.endpoint_flags & ENDPOINT_F_DENY_RESPONSE &&
+	    !(p->flags & PKT_REPLY))
 		return DROP_AND_REFUSE(skb, p, reason, ICMP_V4_UNREACHABLE,
 				       ICMP_V4_ADMIN_PROHIBITED);
 	/* Who came in by a node port knows this pod by that alone. */

@@ -149,6 +149,7 @@ class EndpointFlags(IntEnum):
     """enum cil_endpoint_flags."""
 
     ENDPOINT_F_AUDIT = 1
+    ENDPOINT_F_DENY_RESPONSE = 2
 
 
 class Slot(IntEnum):
@@ -1900,9 +1901,6 @@ CONFIG: dict[str, ConfigSpec] = {
     "pod_cidr_ipv6_mask_tail": ConfigSpec("pod_cidr_ipv6_mask_tail", "u64", 8, "and the last eight"),
     "pod_cidr_ipv6_tail": ConfigSpec("pod_cidr_ipv6_tail", "u64", 8, "and the last eight"),
     "pod_cidr_mask": ConfigSpec("pod_cidr_mask", "be32", 4, "netmask of this node's pods"),
-    "policy_deny_response": ConfigSpec(
-        "policy_deny_response", "u8", 1, "answer a pod with ICMP when its egress policy drops a packet"
-    ),
     "policy_verdict_events": ConfigSpec(
         "policy_verdict_events", "u8", 1, "send an event when policy lets a new connection through"
     ),
@@ -1935,4 +1933,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "51ce711905f1b16ee713be0999039a8552e046b83a3b7cbe85e5eff9c4a4da03"
+ABI_HASH = "ee85eccc5d710b0afbf89d0c282589671ee4cf83faa081f86a3bed67850bc832"

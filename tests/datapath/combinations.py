@@ -44,18 +44,9 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "drop_events": (0, 1),
     "trace_events": (0, 1),
     "policy_verdict_events": (0, 1),
-    "policy_deny_response": (0, 1),
 }
 # ... which the agent leaves as they are without the one they are about (``daemon.datapath.options``) ...
-ABOUT = {
-    "tunnel_ipv6": "tunnel",
-    "masquerade_ipv6": "ipv6",
-    "loopback_ipv6_head": "ipv6",
-    "policy_deny_response": "send_refusals",
-}
-# ... which are tried beside all events only: what is answered does not depend on what is told ...
-BESIDE_EVENTS = frozenset({"policy_deny_response"})
-EVENTS = ("drop_events", "trace_events", "policy_verdict_events")
+ABOUT = {"tunnel_ipv6": "tunnel", "masquerade_ipv6": "ipv6", "loopback_ipv6_head": "ipv6"}
 # ... and those that are numbers to calculate with.
 NUMBERS = {
     *("ct_timeout_any", "ct_timeout_tcp", "ct_timeout_tcp_fin", "ct_timeout_tcp_syn", "report_interval"),
@@ -184,9 +175,7 @@ def loads(name: str) -> list[Load]:
 
 
 def _happens(options: Mapping[str, int]) -> bool:
-    """Whether an agent may set these options together, and nothing else stands for them."""
-    if any(options.get(one) for one in BESIDE_EVENTS) and not all(options.get(one, 1) for one in EVENTS):
-        return False
+    """Whether an agent may set these options together."""
     return all(
         options.get(one, off) == off or options.get(other) != SWITCHES[other][0]
         for one, other in ABOUT.items()

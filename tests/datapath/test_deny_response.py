@@ -29,33 +29,24 @@ from fixtures.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ciliumd.abi import PolicyVerdict
     from fixtures.packets import Packet
 
 pytestmark = pytest.mark.datapath
 
 REASONS = {DENY: DropReason.DROP_POLICY_DENY, DEFAULT_DENY: DropReason.DROP_POLICY}
+TOLD = EndpointFlags.ENDPOINT_F_DENY_RESPONSE
 CLOSED = (Rule(EGRESS, DEFAULT_DENY, cookie=0xDE2), Rule(INGRESS, ALLOW))
 PROHIBITED = ICMP(type=3, code=13)
 
 
-@pytest.fixture(scope="module")
-def loaded(node: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    """The programs of a node that tells pods what their policy drops."""
-    with Datapath.loaded(tmp_path_factory.mktemp("deny"), ipv6=1, policy_deny_response=1) as datapath:
-        yield datapath
-
-
 @pytest.fixture
-def closed(loaded: Datapath) -> Datapath:
-    """Two pods, the first of which may send nothing."""
-    loaded.reset()
-    loaded.policies({SIX_ONE.version: CLOSED, SIX_TWO.version: ALLOW_ALL})
-    loaded.add_endpoint(SIX_ONE)
-    loaded.add_endpoint(SIX_TWO)
-    return loaded
+def closed(two_sixes: Datapath) -> Datapath:
+    """Two pods that are told what their policies drop, the first of which may send nothing."""
+    two_sixes.policy(SIX_ONE.version, *CLOSED)
+    for pod in (SIX_ONE, SIX_TWO):
+        two_sixes.add_endpoint(replace(pod, flags=TOLD))
+    return two_sixes
 
 
 @pytest.mark.parametrize("verdict", [DENY, DEFAULT_DENY])
@@ -194,7 +185,7 @@ def test_receivers_policy_and_replies_are_silent(closed: Datapath) -> None:
 
 def test_audited_pod_is_told_nothing(closed: Datapath) -> None:
     """Its packet gets through instead."""
-    closed.add_endpoint(replace(SIX_ONE, flags=EndpointFlags.ENDPOINT_F_AUDIT))
+    closed.add_endpoint(replace(SIX_ONE, flags=TOLD | EndpointFlags.ENDPOINT_F_AUDIT))
     layer = tcp(30000, 80)
     result = closed.send(SIX_ONE, from_pod(pod_one, pod_two.ip, layer))
     assert_frame(to_pod(pod_two, pod_one.ip, layer), result.packet)

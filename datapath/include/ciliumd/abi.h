@@ -62,7 +62,8 @@ enum cil_node_state {
 /* ---- endpoints --------------------------------------------------------------------------- */
 
 enum cil_endpoint_flags {
-	ENDPOINT_F_AUDIT = 1, /* what its policy would drop is reported and let through */
+	ENDPOINT_F_AUDIT = 1,	      /* what its policy would drop is reported and let through */
+	ENDPOINT_F_DENY_RESPONSE = 2, /* what its own egress policy drops is answered with ICMP */
 };
 
 /* cilium_ifindex_v1: HASH u32 ifindex -> u32 slot.  The row's endpoint must agree (ifindex). */

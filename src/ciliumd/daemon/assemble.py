@@ -235,6 +235,7 @@ async def _node_facts(
         allocates=origin.numbers_identities,
         enforcement=Enforcement(settings.enable_policy),
         audit=settings.policy_audit_mode,
+        answers_denied=settings.policy_deny_response == "icmp",
         label_filter=_label_filter(settings.labels, option="labels"),
         node_labels=(
             _label_filter(settings.node_labels, option="node-labels", before=())

@@ -167,7 +167,6 @@ def options(settings: Settings, wiring: NodeWiring) -> dict[str, bool | int | by
         "node_netns_cookie": own_cookie(),
         "host_legacy_routing": settings.host_legacy_routing,
         "sock_host_only": settings.bpf_lb_sock_hostns_only,
-        "policy_deny_response": settings.policy_deny_response == "icmp",
         # Beside kube-proxy it may be the one that binds.
         "bind_protection": settings.node_port_bind_protection and settings.serves_node_ports,
     }

@@ -53,8 +53,9 @@ class NodeFacts:
     *allowed* those that one may take from anybody.  *serves* are the kinds of frontends that are served here,
     *serves6* those of IPv6, *proxy* is the name that services give who is to serve them.  *allocates* tells
     whether this node numbers label sets by itself, or waits for the cluster to do so; *label_filter* which
-    labels are in them.  With *audit* endpoints that say nothing else are audited.  *node_labels* are the
-    labels that identities of nodes have; None: nodes have none of their own.
+    labels are in them.  With *audit* endpoints that say nothing else are audited; with *answers_denied* pods
+    are told what their egress policies drop.  *node_labels* are the labels that identities of nodes have;
+    None: nodes have none of their own.
     """
 
     name: str
@@ -74,6 +75,7 @@ class NodeFacts:
     allocates: bool = True
     enforcement: Enforcement = Enforcement.DEFAULT
     audit: bool = False
+    answers_denied: bool = False
     label_filter: LabelFilter = EVERY_LABEL
     node_labels: LabelFilter | None = None
 
@@ -415,6 +417,7 @@ class NodePlan:
             self.policy.versions,
             host_addresses=self.node.addresses,
             audited=self.audited(),
+            answers_denied=self.node.answers_denied,
         )
         self.ipcache_rows = ipcache_stage.ipcache_rows(
             endpoints,

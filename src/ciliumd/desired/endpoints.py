@@ -18,6 +18,7 @@ from ciliumd.model.net import Addr, addr16, fold32, mac_bytes
 _U32 = Struct("<I")
 _U64 = Struct("<Q")
 _NO_IPV6 = bytes(16)
+_Flags = abi.EndpointFlags
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +48,22 @@ def endpoint_rows(
     *,
     host_addresses: Iterable[Addr] = (),
     audited: Collection[int] = (),
+    answers_denied: bool = False,
 ) -> EndpointRows:
     """
     The rows of every complete endpoint, and of the node's own addresses.
 
     *identities* and *versions* give identity and policy version by endpoint id; *audited* are the ids
-    of endpoints whose policy drops are only reported.
+    of endpoints whose policy drops are only reported.  With *answers_denied* senders are told of theirs.
     """
     rows = EndpointRows()
+    shared = _Flags.ENDPOINT_F_DENY_RESPONSE if answers_denied else 0
     for endpoint in endpoints:
         if endpoint.id not in identities or endpoint.id not in versions:
             continue
         slot = _U32.pack(endpoint.slot)
-        rows.facts[slot] = endpoint_fact(
-            endpoint, identities[endpoint.id], audit=endpoint.id in audited
-        ).pack()
+        flags = shared | (_Flags.ENDPOINT_F_AUDIT if endpoint.id in audited else 0)
+        rows.facts[slot] = endpoint_fact(endpoint, identities[endpoint.id], flags=flags).pack()
         rows.states[slot] = _U64.pack(state_word(endpoint.slot_gen, versions[endpoint.id]))
         rows.devices[_U32.pack(endpoint.ifindex)] = slot
         if endpoint.netns_cookie:
@@ -72,12 +74,12 @@ def endpoint_rows(
     return rows
 
 
-def endpoint_fact(endpoint: EndpointSpec, identity: NumericIdentity, *, audit: bool = False) -> abi.Endpoint:
-    """The facts of one endpoint."""
+def endpoint_fact(endpoint: EndpointSpec, identity: NumericIdentity, *, flags: int = 0) -> abi.Endpoint:
+    """The facts of one endpoint; *flags* are of ``abi.EndpointFlags``."""
     return abi.Endpoint(
         identity=identity,
         id=endpoint.id,
-        flags=int(abi.EndpointFlags.ENDPOINT_F_AUDIT) if audit else 0,
+        flags=flags,
         ifindex=endpoint.ifindex,
         slot_gen=endpoint.slot_gen,
         ipv4=int(endpoint.ipv4) if endpoint.ipv4 is not None else 0,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd import abi
-from ciliumd.desired.endpoints import endpoint_rows, state_word
+from ciliumd.desired.endpoints import EndpointRows, endpoint_rows, state_word
 from ciliumd.model.net import addr16, fold32
 from unit.desired.worlds import endpoint
 
@@ -57,8 +57,22 @@ def test_audited_endpoint_is_flagged() -> None:
     """Only the endpoint asked for."""
     rows = endpoint_rows([endpoint(1), endpoint(2)], {1: 256, 2: 256}, {1: 5, 2: 5}, audited={2})
 
-    flags = {abi.Endpoint.unpack(value).id: abi.Endpoint.unpack(value).flags for value in rows.facts.values()}
-    assert flags == {1: 0, 2: abi.EndpointFlags.ENDPOINT_F_AUDIT}
+    assert flags(rows) == {1: 0, 2: abi.EndpointFlags.ENDPOINT_F_AUDIT}
+
+
+def test_pods_are_told_what_is_denied_where_the_node_says_so() -> None:
+    """All of them, whoever is audited."""
+    endpoints, known = [endpoint(1), endpoint(2)], ({1: 256, 2: 256}, {1: 5, 2: 5})
+    rows = endpoint_rows(endpoints, *known, audited={2}, answers_denied=True)
+
+    told = abi.EndpointFlags.ENDPOINT_F_DENY_RESPONSE
+    assert flags(rows) == {1: told, 2: told | abi.EndpointFlags.ENDPOINT_F_AUDIT}
+
+
+def flags(rows: EndpointRows) -> dict[int, int]:
+    """The flags of every endpoint, by its id."""
+    facts = [abi.Endpoint.unpack(value) for value in rows.facts.values()]
+    return {one.id: one.flags for one in facts}
 
 
 def test_nodes_addresses_are_the_nodes() -> None:
