@@ -29,11 +29,11 @@ from ciliumd.daemon.assemble import QUEUE, build
 from ciliumd.daemon.datapath import ipv6_problem
 from ciliumd.daemon.logs import configure
 from ciliumd.daemon.origin import DirectoryOrigin, Origin, StartFailed
-from ciliumd.daemon.page import Page
 from ciliumd.daemon.runtime_config import write_runtime_config
 from ciliumd.daemon.service_health import SECONDS as SERVICE_HEALTH_SECONDS
 from ciliumd.daemon.service_health import ServiceHealth
 from ciliumd.daemon.settings import Settings, SettingsInvalid, config_directory, read_settings
+from ciliumd.health.listener import Page
 from ciliumd.health.server import HealthzServer
 from ciliumd.ipam.hostscope import IpamError
 from ciliumd.metrics.registry import CONTENT_TYPE

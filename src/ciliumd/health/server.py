@@ -13,11 +13,13 @@ from typing import Final
 
 from aiohttp import web
 
+from ciliumd.health.listener import Listener
+
 LOOPBACK: Final = "127.0.0.1"
 REQUIRE_KUBERNETES: Final = "require-k8s-connectivity"
 
 
-class HealthzServer:
+class HealthzServer(Listener):
     """
     *unready* says what keeps pods from relying on the agent, *lifeless* why it must be started again.
 
@@ -27,23 +29,9 @@ class HealthzServer:
     def __init__(
         self, port: int, *, unready: Callable[[], Awaitable[str]], lifeless: Callable[[], str]
     ) -> None:
-        self._port = port
+        super().__init__(f"{LOOPBACK}:{port}", {"/healthz": self._healthz})
         self._unready = unready
         self._lifeless = lifeless
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> None:
-        """Listen.  OSError when the port is taken."""
-        app = web.Application()
-        app.router.add_get("/healthz", self._healthz)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        await web.TCPSite(self._runner, LOOPBACK, self._port).start()
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     async def _healthz(self, request: web.Request) -> web.Response:
         liveness = request.headers.get(REQUIRE_KUBERNETES, "").lower() == "false"

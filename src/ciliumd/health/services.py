@@ -14,6 +14,8 @@ from typing import Final
 
 from aiohttp import web
 
+from ciliumd.health.listener import Listener
+
 WEIGHT: Final = "X-Load-Balancing-Endpoint-Weight"
 _NO_SNIFFING: Final = {"X-Content-Type-Options": "nosniff"}
 
@@ -92,7 +94,7 @@ class ServiceHealthServers:
         )
 
 
-class ProxyHealthz:
+class ProxyHealthz(Listener):
     """
     kube-proxy's ``/healthz`` on *address* (``host:port``); an empty one serves nothing.
 
@@ -102,28 +104,10 @@ class ProxyHealthz:
     def __init__(
         self, address: str, *, healthy: Callable[[], bool], updated: Callable[[], str], now: Callable[[], str]
     ) -> None:
-        self._address = address
+        super().__init__(address, dict.fromkeys(("/healthz", "/livez"), self._healthz))
         self._healthy = healthy
         self._updated = updated
         self._now = now
-        self._runner: web.AppRunner | None = None
-
-    async def start(self) -> None:
-        """Listen.  OSError when the port is taken."""
-        if not self._address:
-            return
-        app = web.Application()
-        app.router.add_get("/healthz", self._healthz)
-        app.router.add_get("/livez", self._healthz)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
-        await self._runner.setup()
-        host, _, port = self._address.rpartition(":")
-        await web.TCPSite(self._runner, host.strip("[]") or None, int(port)).start()
-
-    async def stop(self) -> None:
-        """Stop listening."""
-        if self._runner is not None:
-            await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
         healthy, now = self._healthy(), self._now()

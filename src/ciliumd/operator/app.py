@@ -21,7 +21,7 @@ import uvloop
 
 from ciliumd import __version__
 from ciliumd.daemon.logs import configure
-from ciliumd.daemon.page import Page
+from ciliumd.health.listener import Page
 from ciliumd.kubernetes.client import Api
 from ciliumd.kubernetes.config import ConfigInvalid, SingleConfig, load
 from ciliumd.kubernetes.pace import Pace
