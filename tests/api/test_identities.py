@@ -12,7 +12,8 @@ import pytest
 
 from api.agents import RULES, USER, Follower, prepare
 from ciliumd.daemon.membership import Numbers
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.kubernetes.claims import CLAIMS, CONDEMNED
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY, CILIUM_NODE, NODE, POD
 from ciliumd.kubernetes.node import NodePublisher

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.flows.reasons import reason_text
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.net import host_port

@@ -72,6 +72,16 @@ def labelled(cluster: Cluster, near: Node, far: Node) -> Iterator[None]:
         eventually(lambda node=node: not _roles(node), f"{node.name} has forgotten the labels of nodes")
 
 
+@pytest.fixture
+def edge_let_in(cluster: Cluster, near: Node, far: Node, server: Pod) -> Iterator[None]:
+    """Nodes of the edge, and no others but its own, reach the server; the near one is of the edge."""
+    cluster.label(near, EDGE)
+    far.apply_policy("nodes", policy("ingress", {"matchLabels": EDGE}))
+    eventually(lambda: asks(near, server), "a node of the edge is let in")
+    yield
+    far.delete_policy("nodes")
+
+
 def _roles(node: Node) -> list[str]:
     known = node.agent.get("identity")
     return [label for one in known for label in one["labels"] if label.startswith("node:role=")]
@@ -124,29 +134,24 @@ def number_of(at: Node, other: Node) -> int:
     return int(number)
 
 
+@pytest.mark.usefixtures("edge_let_in")
 def test_a_pod_is_reached_by_nodes_that_a_policy_selects(
     cluster: Cluster, near: Node, far: Node, client: Pod, server: Pod
 ) -> None:
     """Not by others, nor by a pod that has such a label; labels that change count for what is open, too."""
+    assert not client.reaches(server.address, 80)
+    assert asks(far, server), "the node itself reaches its pods"
+    kept = near.outside.call("tcp_open", address=server.address, port=80)
+    assert near.outside.call("tcp_say", handle=kept["handle"], timeout=5.0)["outcome"] == "answered"
+
+    cluster.label(near, CORE)
+    eventually(lambda: is_shut(near, server), "a node that is no more of the edge is not")
+    said = near.outside.call("tcp_say", handle=kept["handle"], timeout=1.0)
+    near.outside.call("tcp_stop", handle=kept["handle"])
+    assert said["outcome"] != "answered"
+
     cluster.label(near, EDGE)
-    far.apply_policy("nodes", policy("ingress", {"matchLabels": EDGE}))
-    try:
-        eventually(lambda: asks(near, server), "a node of the edge is let in")
-        assert not client.reaches(server.address, 80)
-        assert asks(far, server), "the node itself reaches its pods"
-        kept = near.outside.call("tcp_open", address=server.address, port=80)
-        assert near.outside.call("tcp_say", handle=kept["handle"], timeout=5.0)["outcome"] == "answered"
-
-        cluster.label(near, CORE)
-        eventually(lambda: is_shut(near, server), "a node that is no more of the edge is not")
-        said = near.outside.call("tcp_say", handle=kept["handle"], timeout=1.0)
-        near.outside.call("tcp_stop", handle=kept["handle"])
-        assert said["outcome"] != "answered"
-
-        cluster.label(near, EDGE)
-        eventually(lambda: asks(near, server), "it is again")
-    finally:
-        far.delete_policy("nodes")
+    eventually(lambda: asks(near, server), "it is again")
 
 
 def test_a_pod_is_not_reached_by_nodes_that_a_policy_excludes(
@@ -191,63 +196,48 @@ def test_a_pod_reaches_the_nodes_it_may(
         near.delete_policy("nodes")
 
 
+@pytest.mark.usefixtures("edge_let_in")
 def test_the_next_agent_goes_on_with_the_same_numbers(
     cluster: Cluster, near: Node, far: Node, client: Pod, server: Pod
 ) -> None:
     """Under traffic: a connection that a policy on labels let in goes on, and nobody else comes in."""
-    cluster.label(near, EDGE)
-    far.apply_policy("nodes", policy("ingress", {"matchLabels": EDGE}))
-    try:
-        eventually(lambda: asks(near, server), "a node of the edge is let in")
-        before = number_of(far, near)
-        kept = near.outside.call("tcp_open", address=server.address, port=80)
-        far.agent.restart(signal.SIGKILL)
-        said = near.outside.call("tcp_say", handle=kept["handle"], timeout=5.0)
-        near.outside.call("tcp_stop", handle=kept["handle"])
-        assert said["outcome"] == "answered"
-        assert number_of(far, near) == before
-        assert asks(near, server)
-        assert not client.reaches(server.address, 80)
-    finally:
-        far.delete_policy("nodes")
+    before = number_of(far, near)
+    kept = near.outside.call("tcp_open", address=server.address, port=80)
+    far.agent.restart(signal.SIGKILL)
+    said = near.outside.call("tcp_say", handle=kept["handle"], timeout=5.0)
+    near.outside.call("tcp_stop", handle=kept["handle"])
+    assert said["outcome"] == "answered"
+    assert number_of(far, near) == before
+    assert asks(near, server)
+    assert not client.reaches(server.address, 80)
 
 
+@pytest.mark.usefixtures("edge_let_in")
 def test_labels_that_changed_while_no_agent_ran_count_at_once(
     cluster: Cluster, near: Node, far: Node, server: Pod
 ) -> None:
     """The next agent does not go by what the maps remember."""
-    cluster.label(near, EDGE)
-    far.apply_policy("nodes", policy("ingress", {"matchLabels": EDGE}))
-    try:
-        eventually(lambda: asks(near, server), "a node of the edge is let in")
-        far.agent.stop(signal.SIGKILL)
-        cluster.label(near, CORE)
-        far.agent.start()
-        assert is_shut(near, server)
-    finally:
-        far.delete_policy("nodes")
+    far.agent.stop(signal.SIGKILL)
+    cluster.label(near, CORE)
+    far.agent.start()
+    assert is_shut(near, server)
 
 
+@pytest.mark.usefixtures("edge_let_in")
 def test_clients_are_told_of_the_labels(
     cluster: Cluster, near: Node, far: Node, server: Pod, tmp_path: Path
 ) -> None:
     """Identities, addresses, flows, and why a node is let in."""
-    cluster.label(near, EDGE)
-    far.apply_policy("nodes", policy("ingress", {"matchLabels": EDGE}))
-    try:
-        eventually(lambda: asks(near, server), "a node of the edge is let in")
-        number = number_of(far, near)
-        assert number >> 24 == 2
-        for words in (("identity", "list"), ("identity", "get", str(number)), ("ip", "list")):
-            assert "node:role=edge" in far.agent.cilium(*words)
-        rows = far.agent.cilium("bpf", "ipcache", "list").splitlines()
-        assert any(near.address in row and str(number) in row for row in rows)
-        explained = far.agent.cilium(
-            "policy", "explain", "--from", near.address, "--to", "default/server", "--dport", "80"
-        )
-        assert "ALLOWED" in explained
-        assert "cnp:default/nodes/ingress/0" in explained
-        event = told_of(far, near, server, tmp_path / "monitor")
-        assert number in (event["srcLabel"], event.get("identity"))
-    finally:
-        far.delete_policy("nodes")
+    number = number_of(far, near)
+    assert number >> 24 == 2
+    for words in (("identity", "list"), ("identity", "get", str(number)), ("ip", "list")):
+        assert "node:role=edge" in far.agent.cilium(*words)
+    rows = far.agent.cilium("bpf", "ipcache", "list").splitlines()
+    assert any(near.address in row and str(number) in row for row in rows)
+    explained = far.agent.cilium(
+        "policy", "explain", "--from", near.address, "--to", "default/server", "--dport", "80"
+    )
+    assert "ALLOWED" in explained
+    assert "cnp:default/nodes/ingress/0" in explained
+    event = told_of(far, near, server, tmp_path / "monitor")
+    assert number in (event["srcLabel"], event.get("identity"))

@@ -18,7 +18,8 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from ciliumd import abi
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.desired.lbrows import backends_in_rows
 from ciliumd.model.net import Addr, addr_from16
 from ciliumd.model.objects import INTERNAL_IP, EndpointSliceRow, NodeRow

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from ciliumd.daemon import stages as names
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.prefixes import Prefixes
 from ciliumd.daemon.recovery import restore_numbers
 from ciliumd.daemon.stages import prefixes_written, stages

@@ -15,7 +15,8 @@ from ipaddress import IPv4Address, ip_address
 from typing import Any
 
 from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.desired.bindports import bind_rows
 from ciliumd.model.endpoint import EndpointSpec

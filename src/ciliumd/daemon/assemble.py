@@ -31,8 +31,9 @@ from ciliumd.daemon.endpoints import Endpoints, PodNetwork
 from ciliumd.daemon.gc import ConntrackGc
 from ciliumd.daemon.health import build_health
 from ciliumd.daemon.network import NodeNetwork
+from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.origin import Origin, StartFailed
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.protected import protected_addresses
 from ciliumd.daemon.reaper import Reaper
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers

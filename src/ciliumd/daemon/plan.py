@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.prefixes import Prefixes
@@ -26,12 +27,11 @@ from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, Selected, cidrs, cookies
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.label_filter import EVERY_LABEL, LabelFilter
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import API_SERVER, NamespacedName
-from ciliumd.model.policy import Enforcement, Peer
-from ciliumd.model.service import EVERY_KIND, Place, ServiceKind
+from ciliumd.model.policy import Peer
+from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
@@ -40,44 +40,6 @@ if TYPE_CHECKING:
 
 
 ZONE_LABEL = "topology.kubernetes.io/zone"
-
-
-@dataclass(frozen=True, slots=True)
-class NodeFacts:
-    """
-    What is known of the node itself.
-
-    *addresses* are all of its own, *node_port_addresses* those its node ports are served on.  *families* are
-    those pods here have; with *tunnel* other nodes' pods are reached by encapsulation, in packets of the
-    family *underlay*.  *protected* are further addresses that no service may take, and whose they are,
-    *allowed* those that one may take from anybody.  *serves* are the kinds of frontends that are served here,
-    *serves6* those of IPv6, *proxy* is the name that services give who is to serve them.  *allocates* tells
-    whether this node numbers label sets by itself, or waits for the cluster to do so; *label_filter* which
-    labels are in them.  With *audit* endpoints that say nothing else are audited; with *answers_denied* pods
-    are told what their egress policies drop.  *node_labels* are the labels that identities of nodes have;
-    None: nodes have none of their own.
-    """
-
-    name: str
-    cluster: str
-    addresses: tuple[Addr, ...]
-    node_port_addresses: tuple[Addr, ...] = ()
-    tunnel: bool = False
-    underlay: int = 4
-    pod_cidrs: tuple[Prefix, ...] = ()
-    protected: tuple[tuple[Addr, str], ...] = ()
-    allowed: tuple[Prefix, ...] = ()
-    external_cluster_ip: bool = False
-    serves: frozenset[ServiceKind] = EVERY_KIND
-    serves6: frozenset[ServiceKind] = frozenset()
-    proxy: str = ""
-    families: frozenset[int] = frozenset({4})
-    allocates: bool = True
-    enforcement: Enforcement = Enforcement.DEFAULT
-    audit: bool = False
-    answers_denied: bool = False
-    label_filter: LabelFilter = EVERY_LABEL
-    node_labels: LabelFilter | None = None
 
 
 @dataclass(slots=True)

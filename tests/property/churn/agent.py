@@ -21,7 +21,8 @@ from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 
 from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
 from ciliumd.daemon import stages as names
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.daemon.release import IDENTITY_REST, Release
 from ciliumd.daemon.stages import prefixes_written, stages

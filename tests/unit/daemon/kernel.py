@@ -12,29 +12,17 @@ from ciliumd.reconcile.loop import Reconciler
 from unit.daemon import nodes
 from unit.reconcile.rounds import Inline
 
-NAMES = (
-    stages.IDENTITY_FILE,
-    stages.PREFIX_FILE,
-    stages.ENDPOINT_FILE,
-    stages.DEVICES,
-    stages.NODES,
-    stages.ROUTES,
-    stages.POLICY,
-    stages.FACTS,
-    stages.STATES,
-    stages.IPCACHE,
-    stages.IPCACHE_LPM,
-    stages.LXC,
-    stages.IFINDEX,
-    stages.NETNS,
-    stages.BACKENDS,
-    stages.REVNAT,
-    stages.AFFINITY_MATCH,
-    stages.SOURCES,
-    stages.BIND,
-    stages.SERVICE_SLOTS,
-    stages.SERVICES,
-)
+
+class Maps(dict):
+    """A map in memory for every name somebody asks for; *journal* has the order of writes to all of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.journal = []
+
+    def __missing__(self, name):
+        made = self[name] = FakeMap(name, journal=self.journal)
+        return made
 
 
 class Kernel:
@@ -42,8 +30,8 @@ class Kernel:
 
     def __init__(self, *, in_sync=True):
         self.node = nodes.Planned(nodes.filled(in_sync=in_sync))
-        self.journal = []
-        self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
+        self.maps = Maps()
+        self.journal = self.maps.journal
         self.reconciler = Reconciler(
             stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
             executor=Inline(),

@@ -3,7 +3,8 @@
 
 from ipaddress import IPv4Address, ip_address, ip_network
 
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.desired.ipcache import IpcacheRows
 from ciliumd.desired.policy import lookup
 from ciliumd.model.endpoint import EndpointSpec

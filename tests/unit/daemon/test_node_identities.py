@@ -21,10 +21,9 @@ from ciliumd.model.objects import API_SERVER, EndpointSliceRow, NodeRow
 from ciliumd.model.policy import PeerNodes, Selector
 from ciliumd.model.service import Backend
 from ciliumd.reconcile import restore
-from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
 from unit.daemon import nodes
-from unit.daemon.kernel import NAMES
+from unit.daemon.kernel import Maps
 from unit.reconcile.rounds import Inline
 
 pytestmark = pytest.mark.unit
@@ -231,8 +230,8 @@ class Machine:
     """A node with its maps in memory, on one clock; agents come and go."""
 
     def __init__(self):
-        self.journal = []
-        self.maps = {name: FakeMap(name, journal=self.journal) for name in NAMES}
+        self.maps = Maps()
+        self.journal = self.maps.journal
         self.clock = nodes.Clock()
         self.start(nodes.filled())
 

@@ -9,9 +9,9 @@ import pytest
 from ciliumd.daemon import stages
 from ciliumd.daemon.release import IDENTITY_REST, ROW_REST, Release, Resting
 from ciliumd.model.service import BackendKey, Frontend, FrontendKey, Service, ServiceKind, ServicePort
-from ciliumd.reconcile.fake import FakeMap
 from ciliumd.reconcile.loop import Reconciler
 from unit.daemon import nodes
+from unit.daemon.kernel import Maps
 from unit.reconcile.rounds import Inline
 
 FRONTEND = FrontendKey(ip_address("10.96.0.1"), 80, "TCP")
@@ -23,10 +23,8 @@ class Node:
     def __init__(self):
         self.planned = nodes.Planned(nodes.filled())
         self.clock = self.planned.clock
-        self.maps = {}
-        every = stages.stages(
-            self.planned.plan, self.tables, _Any(self.maps), devices=dict, route_mtu=lambda: 1450
-        )
+        self.maps = Maps()
+        every = stages.stages(self.planned.plan, self.tables, self.maps, devices=dict, route_mtu=lambda: 1450)
         self.reconciler = Reconciler(
             every, executor=Inline(), may_delete=lambda: self.tables.in_sync, clock=self.clock
         )
@@ -53,18 +51,6 @@ class Node:
             self.reconciler.trigger()
             asyncio.run(self.reconciler.round())
         return released
-
-
-class _Any(dict):
-    """A map of each name, made when it is asked for."""
-
-    def __init__(self, made):
-        super().__init__()
-        self.made = made
-
-    def __missing__(self, name):
-        self[name] = self.made[name] = FakeMap(name)
-        return self[name]
 
 
 @pytest.fixture

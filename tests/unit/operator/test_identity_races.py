@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ciliumd.daemon.membership import Numbers
-from ciliumd.daemon.plan import NodeFacts, NodePlan
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.plan import NodePlan
 from ciliumd.kubernetes.errors import ApiError
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY
 from ciliumd.kubernetes.node import NodePublisher
