@@ -9,7 +9,6 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
-#include <ciliumd/config.h>
 #include "lib/hooks.h"
 #include "lib/icmp.h"
 #include "lib/metrics.h"
@@ -18,11 +17,6 @@
 #ifndef CILIUMD_FILE
 #error "a program file names itself (enum cil_source_file) before it includes lib/event.h"
 #endif
-
-CONFIG(__u8, drop_events, 1, "send an event for every dropped packet");
-CONFIG(__u8, trace_events, 1,
-       "send trace events for new connections, new TCP flags and every report interval");
-CONFIG(__u8, policy_verdict_events, 1, "send an event when policy lets a new connection through");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -35,6 +29,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } cilium_event_losses_v1 SEC(".maps");
+
+/* Asked where there is something to tell only; on a running node, so that nothing is loaded anew for it. */
+static __always_inline int is_silent(enum cil_event_type type)
+{
+	__u32 row = NODE_STATE_SILENT_EVENTS;
+	__u64 *silent = bpf_map_lookup_elem(&cilium_node_state_v1, &row);
+
+	return silent && *silent & 1ULL << type;
+}
 
 struct event_args {
 	__u8 type;
@@ -98,7 +101,7 @@ static __always_inline int drop_packet(struct __sk_buff *skb, const struct packe
 				       enum cil_direction direction, __u16 endpoint_id, __u16 line)
 {
 	count_packet(reason, direction, skb->len);
-	if (cfg_drop_events) {
+	if (!is_silent(EVENT_DROP)) {
 		struct event_args args = {
 			.type = EVENT_DROP,
 			.reason = reason,
@@ -119,7 +122,7 @@ static __always_inline void trace_packet(struct __sk_buff *skb, const struct pac
 					 enum cil_trace_point point, enum cil_direction direction,
 					 __u16 endpoint_id)
 {
-	if (cfg_trace_events && p->flags & PKT_REPORT) {
+	if (p->flags & PKT_REPORT && !is_silent(EVENT_TRACE)) {
 		struct event_args args = {
 			.type = EVENT_TRACE,
 			.direction = direction,

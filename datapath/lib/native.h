@@ -9,9 +9,9 @@
 #include <ciliumd/config.h>
 #include "lib/addr.h"
 
-CONFIG(__be32, pod_cidr_ipv4, 0, "network of this node's pods");
+CONFIG(__be32, pod_cidr_ipv4, 0xffffffff, "network of this node's pods; this one holds nobody");
 CONFIG(__be32, pod_cidr_mask, 0xffffffff, "netmask of this node's pods");
-CONFIG(__be32, native_cidr_ipv4, 0, "network that pods reach with their own address");
+CONFIG(__be32, native_cidr_ipv4, 0xffffffff, "network that pods reach with their own address");
 CONFIG(__be32, native_cidr_mask, 0xffffffff, "netmask of that network");
 CONFIG(__u64, pod_cidr_ipv6_head, -1,
        "IPv6 network of this node's pods: eight bytes in memory order");
@@ -91,12 +91,12 @@ static __always_inline int is_native_address_v6(const struct cil_addr *addr)
 
 static __always_inline int is_pod_address(__be32 addr)
 {
-	return cfg_pod_cidr_ipv4 && (addr & cfg_pod_cidr_mask) == cfg_pod_cidr_ipv4;
+	return (addr & cfg_pod_cidr_mask) == cfg_pod_cidr_ipv4;
 }
 
 static __always_inline int is_native_address(__be32 addr)
 {
-	return cfg_native_cidr_ipv4 && (addr & cfg_native_cidr_mask) == cfg_native_cidr_ipv4;
+	return (addr & cfg_native_cidr_mask) == cfg_native_cidr_ipv4;
 }
 
 #endif /* CILIUMD_NATIVE_H */

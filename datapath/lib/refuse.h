@@ -13,7 +13,6 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
-#include <ciliumd/config.h>
 #include "lib/calls.h"
 #include "lib/deliver.h"
 #include "lib/event.h"
@@ -21,8 +20,6 @@
 #include "lib/packet.h"
 #include "lib/parse.h"
 #include "lib/sum.h"
-
-CONFIG(__u8, send_refusals, 1, "answer with ICMP when a service has no backend or TTL ran out");
 
 enum {
 	/* IPv4 header without options, and enough L4 to hold its checksum, which the kernel keeps. */
@@ -209,7 +206,7 @@ static __always_inline int drop_and_refuse(struct __sk_buff *skb, struct packet 
 {
 	int action = drop_packet(skb, p, reason, hook_direction(p->hook), p->endpoint_id, line);
 
-	if (!cfg_send_refusals || (p->hook != HOOK_FROM_CONTAINER && p->hook != HOOK_FROM_NETDEV))
+	if (p->hook != HOOK_FROM_CONTAINER && p->hook != HOOK_FROM_NETDEV)
 		return action;
 	p->refuse_type = type;
 	p->refuse_code = code;

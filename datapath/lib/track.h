@@ -112,7 +112,7 @@ static __always_inline int judge(struct __sk_buff *skb, struct packet *p,
 		p->ct.policy_version |= CT_VERSION_AUDITED;
 	}
 	/* What a drop would have told is told in any case. */
-	if (!reason && (cfg_policy_verdict_events || args.audit))
+	if (!reason && (args.audit || !is_silent(EVENT_POLICY_VERDICT)))
 		send_event(skb, p, &args);
 	return reason;
 }

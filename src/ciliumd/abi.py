@@ -142,6 +142,7 @@ class NodeState(IntEnum):
     NODE_STATE_GENERATION = 0
     NODE_STATE_NEXT_POLICY_VERSION = 1
     NODE_STATE_NEXT_SLOT_GEN = 2
+    NODE_STATE_SILENT_EVENTS = 3
     NODE_STATE_MAX = 16
 
 
@@ -1842,7 +1843,6 @@ CONFIG: dict[str, ConfigSpec] = {
         "ct_timeout_tcp_fin", "u32", 4, "seconds a closed TCP connection is remembered"
     ),
     "ct_timeout_tcp_syn": ConfigSpec("ct_timeout_tcp_syn", "u32", 4, "seconds a TCP handshake may take"),
-    "drop_events": ConfigSpec("drop_events", "u8", 1, "send an event for every dropped packet"),
     "host_legacy_routing": ConfigSpec(
         "host_legacy_routing",
         "u8",
@@ -1891,7 +1891,9 @@ CONFIG: dict[str, ConfigSpec] = {
     "overlay_mtu": ConfigSpec(
         "overlay_mtu", "u32", 4, "bytes of the largest IP packet that fits the tunnel; 0: any"
     ),
-    "pod_cidr_ipv4": ConfigSpec("pod_cidr_ipv4", "be32", 4, "network of this node's pods"),
+    "pod_cidr_ipv4": ConfigSpec(
+        "pod_cidr_ipv4", "be32", 4, "network of this node's pods; this one holds nobody"
+    ),
     "pod_cidr_ipv6_head": ConfigSpec(
         "pod_cidr_ipv6_head", "u64", 8, "IPv6 network of this node's pods: eight bytes in memory order"
     ),
@@ -1901,9 +1903,6 @@ CONFIG: dict[str, ConfigSpec] = {
     "pod_cidr_ipv6_mask_tail": ConfigSpec("pod_cidr_ipv6_mask_tail", "u64", 8, "and the last eight"),
     "pod_cidr_ipv6_tail": ConfigSpec("pod_cidr_ipv6_tail", "u64", 8, "and the last eight"),
     "pod_cidr_mask": ConfigSpec("pod_cidr_mask", "be32", 4, "netmask of this node's pods"),
-    "policy_verdict_events": ConfigSpec(
-        "policy_verdict_events", "u8", 1, "send an event when policy lets a new connection through"
-    ),
     "report_interval": ConfigSpec(
         "report_interval", "u32", 4, "seconds between trace events and conntrack refreshes of one flow"
     ),
@@ -1912,20 +1911,11 @@ CONFIG: dict[str, ConfigSpec] = {
         "router_ipv6_head", "u64", 8, "its IPv6 address: the first eight bytes in memory order"
     ),
     "router_ipv6_tail": ConfigSpec("router_ipv6_tail", "u64", 8, "and the last eight"),
-    "send_refusals": ConfigSpec(
-        "send_refusals", "u8", 1, "answer with ICMP when a service has no backend or TTL ran out"
-    ),
     "sock_host_only": ConfigSpec(
         "sock_host_only",
         "u8",
         1,
         "leave sockets of pods as they are: their packets are translated one by one",
-    ),
-    "trace_events": ConfigSpec(
-        "trace_events",
-        "u8",
-        1,
-        "send trace events for new connections, new TCP flags and every report interval",
     ),
     "tunnel": ConfigSpec("tunnel", "u8", 1, "reach the pods of other nodes through VXLAN"),
     "tunnel_ipv6": ConfigSpec("tunnel_ipv6", "u8", 1, "nodes reach each other over IPv6, not over IPv4"),
@@ -1933,4 +1923,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "ee85eccc5d710b0afbf89d0c282589671ee4cf83faa081f86a3bed67850bc832"
+ABI_HASH = "fa683bca412b2d308f72b310a438739967b69b83bd9dce76c53aae89ef11d1e8"

@@ -21,7 +21,7 @@ from bench.samples import ratio
 from ciliumd import abi
 from ciliumd.bpf import Map
 from ciliumd.desired.policy.maprows import class_check
-from datapath.harness import REDIRECT, Datapath
+from datapath.harness import QUIET, REDIRECT, Datapath
 from datapath.rows import ALLOW, ALLOW_ALL, INGRESS, POD_ONE, POD_TWO, Rule, u32
 from fixtures.packets import from_pod, pod_one, pod_two, udp
 
@@ -36,7 +36,6 @@ BATCHES: Final = 20
 SEED: Final = 7
 FIRST_IDENTITY: Final = 2000
 FIRST_VERSION: Final = 1000
-QUIET: Final = {"policy_verdict_events": 0, "trace_events": 0}
 SENDER: Final = POD_ONE
 RECEIVER: Final = replace(POD_TWO, place=replace(pod_two, node_mac=pod_one.mac))
 FRAME: Final = from_pod(pod_one, pod_two.ip, udp(40000, PORT, bytes(18)), ttl=TTL)
@@ -116,10 +115,10 @@ def take(datapath: Datapath, *, rounds: int) -> dict[tuple[str, int], list[float
 def measure(state_dir: Path, *, rounds: int) -> Section:
     """New and known flows under policies of all sizes."""
     section = Section("verdicts", "P7  verdict by number of rules", case="P7")
-    flows = {"new flow": {"ct_timeout_any": 0, **QUIET}, "established": QUIET}
+    flows: dict[str, dict[str, int]] = {"new flow": {"ct_timeout_any": 0}, "established": {}}
     best: dict[str, float] = {}
     for flow, options in flows.items():
-        with Datapath.loaded(state_dir, **options) as datapath:
+        with Datapath.loaded(state_dir, silent=QUIET, **options) as datapath:
             columns = take(datapath, rounds=rounds)
         for shape in SHAPES:
             for size in SIZES:

@@ -73,6 +73,14 @@ RECIPES = {
         {"policyAuditMode": "true", "policyDenyResponse": "icmp"},
         {"policy-audit-mode": "true", "policy-deny-response": "icmp"},
     ),
+    "events of some kinds": (
+        {"bpf.events.trace.enabled": "false", "bpf.events.policyVerdict.enabled": "false"},
+        {
+            "bpf-events-drop-enabled": "true",
+            "bpf-events-policy-verdict-enabled": "false",
+            "bpf-events-trace-enabled": "false",
+        },
+    ),
     "policies in force": ({}, {"policy-audit-mode": "false", "policy-deny-response": "none"}),
     "in kube-proxy's place": (
         {

@@ -26,14 +26,11 @@ if TYPE_CHECKING:
 
 # Options that switch code on and off, with both their values ...
 SWITCHES: dict[str, tuple[int, int]] = {
-    "send_refusals": (0, 1),
     "ipv6": (0, 1),
     "masquerade": (0, 1),
     "masquerade_ipv6": (0, 1),
     "loopback_ipv4": (0, 0xA9FE2A01),
     "loopback_ipv6_head": (0, 1),
-    "pod_cidr_ipv4": (0, 0x0A000100),
-    "native_cidr_ipv4": (0, 0x0A000000),
     "tunnel": (0, 1),
     "tunnel_ipv6": (0, 1),
     "node_port": (0, 1),
@@ -41,9 +38,6 @@ SWITCHES: dict[str, tuple[int, int]] = {
     "node_netns_cookie": (0, 7),
     "sock_host_only": (0, 1),
     "bind_protection": (0, 1),
-    "drop_events": (0, 1),
-    "trace_events": (0, 1),
-    "policy_verdict_events": (0, 1),
 }
 # ... which the agent leaves as they are without the one they are about (``daemon.datapath.options``) ...
 ABOUT = {"tunnel_ipv6": "tunnel", "masquerade_ipv6": "ipv6", "loopback_ipv6_head": "ipv6"}
@@ -58,7 +52,8 @@ NUMBERS = {
         for part in ("", "_mask")
         for half in ("head", "tail")
     ),
-    *("native_cidr_mask", "pod_cidr_mask", "nat_port_max", "nat_port_min"),
+    *("native_cidr_ipv4", "native_cidr_mask", "pod_cidr_ipv4", "pod_cidr_mask"),
+    *("nat_port_max", "nat_port_min"),
     *("tunnel_port", "overlay_ifindex", "overlay_mtu"),
 }
 PREFIX = "cfg_"

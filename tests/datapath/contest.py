@@ -23,7 +23,7 @@ from typing import Self
 from ciliumd.abi import Event, EventType, Hook
 from ciliumd.bpf import Object, TestRun
 from datapath.compiled import compiled
-from datapath.harness import HOOKS, Datapath
+from datapath.harness import HOOKS, QUIET, Datapath
 from datapath.malformed import runnable
 from datapath.openworld import CLOSED, NODE, OPTIONS, fill, tunnel_node_of
 from datapath.rows import POD_ONE, u32
@@ -204,11 +204,11 @@ def all_contests() -> Iterator[dict[str, Contest]]:
     """Every hook; this thread is on the tests' node already, and may load programs."""
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"contest-{os.getpid()}-")))
-        plain = stack.enter_context(Datapath.loaded(scratch, node_port=1, **OPTIONS))
+        plain = stack.enter_context(Datapath.loaded(scratch, silent=QUIET, node_port=1, **OPTIONS))
         plain.reset()
         fill(plain)
         made = contests(plain, NODE)
-        shut = stack.enter_context(Datapath.loaded(scratch, node_port=1, **OPTIONS))
+        shut = stack.enter_context(Datapath.loaded(scratch, silent=QUIET, node_port=1, **OPTIONS))
         shut.reset()
         fill(shut, closed=True)
         for hook, contest in contests(shut, CLOSED).items():
@@ -216,7 +216,7 @@ def all_contests() -> Iterator[dict[str, Contest]]:
             if hook != "to_netdev":
                 made[f"{hook}, closed"] = contest
         overlay = {"tunnel": 1, "node_port": 1, "overlay_ifindex": socket.if_nametoindex("cilium_net")}
-        tunnel = stack.enter_context(Datapath.loaded(scratch, **OPTIONS, **overlay))
+        tunnel = stack.enter_context(Datapath.loaded(scratch, silent=QUIET, **OPTIONS, **overlay))
         tunnel.reset()
         fill_cluster(tunnel)
         node = tunnel_node_of(node_two.ip, AWAY)

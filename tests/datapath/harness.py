@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ciliumd import abi
-from ciliumd.abi import CtEntry, CtKey, Direction, DropReason, Event, EventType
+from ciliumd.abi import CtEntry, CtKey, Direction, DropReason, Event, EventType, NodeState
 from ciliumd.bpf import Generation, Map, Pins, RingBuffer, U64Array
 from ciliumd.bpf.pins import remove_tree
 from ciliumd.desired.policy.maprows import class_check
@@ -30,7 +30,7 @@ from datapath.rows import Pod, Rule, a16, u32
 from fixtures.packets import node_one
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from ciliumd.bpf import Program
 
@@ -108,6 +108,10 @@ def forwarded(*directions: Direction) -> dict[tuple[DropReason, Direction], int]
     return {(DropReason.FORWARDED, direction): 1 for direction in directions}
 
 
+# Where only drops count, or the time that packets take.
+QUIET = (EventType.EVENT_TRACE, EventType.EVENT_POLICY_VERDICT)
+
+
 @dataclass(slots=True)
 class Datapath:
     """One loaded generation and its maps."""
@@ -115,17 +119,23 @@ class Datapath:
     generation: Generation
     ring: RingBuffer
     state: U64Array
+    silent: tuple[EventType, ...] = ()
     _inner: list[Map] = field(default_factory=list)
 
     @classmethod
     @contextlib.contextmanager
     def loaded(
-        cls, state_dir: Path, *, sizes: Mapping[str, int] | None = None, **config: bool | int
+        cls,
+        state_dir: Path,
+        *,
+        sizes: Mapping[str, int] | None = None,
+        silent: Iterable[EventType] = (),
+        **config: bool | int,
     ) -> Iterator[Datapath]:
         """
         Load the objects with these options beside the tests' usual ones; the node exists already.
 
-        Maps have the tests' small sizes but for those in *sizes*.
+        Maps have the tests' small sizes but for those in *sizes*; events of *silent* kinds are not sent.
         """
         root = Path(f"/sys/fs/bpf/t-{os.getpid()}-{next(_roots)}")
         options = node_config() | config
@@ -137,7 +147,9 @@ class Datapath:
                 U64Array(generation.maps["cilium_endpoint_state_v1"]) as state,
             ):
                 generation.activate()
-                yield cls(generation, ring, state)
+                made = cls(generation, ring, state, tuple(silent))
+                made.silence(*made.silent)
+                yield made
         finally:
             remove_tree(root)
 
@@ -145,8 +157,14 @@ class Datapath:
         """A state map by its short name: ``ct`` is cilium_ct_v1."""
         return self.generation.maps[f"cilium_{name}_v1"]
 
+    def silence(self, *kinds: EventType) -> None:
+        """Events of these kinds, and of no other one, are not sent."""
+        with U64Array(self.map("node_state")) as words:
+            words[NodeState.NODE_STATE_SILENT_EVENTS] = sum(1 << kind for kind in kinds)
+
     def reset(self) -> None:
         """Empty every map, as after load."""
+        self.silence(*self.silent)
         for name in EMPTIED:
             bpf_map = self.generation.maps[name]
             bpf_map.delete_batch(list(bpf_map.keys()))

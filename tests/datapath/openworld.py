@@ -30,7 +30,7 @@ NOWHERE = tuple(
         *("192.168.9.255/32", "255.255.255.255/32", "224.0.0.0/4", "0.0.0.0/8"),
     )
 )
-OPTIONS = {"policy_verdict_events": 0, "trace_events": 0, "nat_port_min": 32768, "nat_port_max": 65535}
+OPTIONS = {"nat_port_min": 32768, "nat_port_max": 65535}
 
 
 def _packed(*pairs: tuple[tuple[str, int, int], tuple[str, int]]) -> dict[Frontend, Backend]:

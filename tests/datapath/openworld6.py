@@ -14,7 +14,7 @@ from pathlib import Path
 from ciliumd.abi import LbServiceFlags
 from ciliumd.model.net import mac_bytes
 from datapath.contest import Contest, contests
-from datapath.harness import Datapath
+from datapath.harness import QUIET, Datapath
 from datapath.node import NOWHERE6, POD_CIDR6
 from datapath.openworld import NODE, OPTIONS, TCP, UDP, fill
 from datapath.rows import POD_ONE, POD_THREE, POD_TWO
@@ -134,7 +134,7 @@ def all_contests6() -> Iterator[dict[str, Contest]]:
     """Every hook; this thread is on the tests' node already, and may load programs."""
     with (
         tempfile.TemporaryDirectory(prefix=f"contest6-{os.getpid()}-") as scratch,
-        Datapath.loaded(Path(scratch), node_port=1, ipv6=1, **OPTIONS) as datapath,
+        Datapath.loaded(Path(scratch), silent=QUIET, node_port=1, ipv6=1, **OPTIONS) as datapath,
     ):
         datapath.reset()
         fill6(datapath)

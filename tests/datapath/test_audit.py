@@ -258,7 +258,8 @@ def test_what_the_nodes_stack_sends_to_a_pod_is_audited(two_sixes: Datapath) -> 
 
 def test_audit_is_told_where_verdicts_are_not(load: Load) -> None:
     """With verdict events off an allowed flow is silent; one that only audit let through never is."""
-    datapath = load(policy_verdict_events=0)
+    datapath = load()
+    datapath.silence(EventType.EVENT_POLICY_VERDICT)
     datapath.add_endpoint(SIX_ONE, *ALLOW_ALL)
     datapath.add_endpoint(replace(SIX_TWO, flags=AUDIT), *refusing(INGRESS, DENY))
 

@@ -31,6 +31,9 @@
       "enable-bpf-masquerade" true
       "enable-host-legacy-routing" $values.bpf.hostLegacyRouting
       "enable-tcx" $values.bpf.enableTCX
+      "bpf-events-drop-enabled" $values.bpf.events.drop.enabled
+      "bpf-events-policy-verdict-enabled" $values.bpf.events.policyVerdict.enabled
+      "bpf-events-trace-enabled" $values.bpf.events.trace.enabled
       "datapath-mode" "veth"
       "ipam" $values.ipam.mode
       "enable-policy" $values.policyEnforcementMode

@@ -56,6 +56,7 @@ enum cil_node_state {
 	NODE_STATE_GENERATION = 0,	    /* active generation of tc programs */
 	NODE_STATE_NEXT_POLICY_VERSION = 1, /* next policy version never used so far */
 	NODE_STATE_NEXT_SLOT_GEN = 2,	    /* next endpoint slot generation never used so far */
+	NODE_STATE_SILENT_EVENTS = 3,	    /* a bit per enum cil_event_type that is not sent */
 	NODE_STATE_MAX = 16,
 };
 

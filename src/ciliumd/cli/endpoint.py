@@ -25,6 +25,7 @@ from typing import Any, Final
 from ciliumd.cli.arguments import Commands, client, command, group
 from ciliumd.cli.client import Client, segment
 from ciliumd.cli.errors import OK, USAGE, CommandError, NotFoundError
+from ciliumd.cli.options import switches
 from ciliumd.cli.output import emit, table
 
 Json = dict[str, Any]
@@ -52,10 +53,6 @@ _ENFORCEMENT: Final = {
     "audit-egress": ("Disabled", "Disabled (Audit)"),
 }
 _OPTIONS: Final = ("PolicyAuditMode",)
-_SWITCHES: Final = {
-    **dict.fromkeys(("enabled", "enable", "true", "on", "1"), "Enabled"),
-    **dict.fromkeys(("disabled", "disable", "false", "off", "0"), "Disabled"),
-}
 _IDENTIFIERS: Final = {"pod-name": "pod-name", "container-id": "container-id"}
 _ADDRESSES: Final = ("ipv4", "ipv6")
 
@@ -118,7 +115,7 @@ def run_labels(arguments: argparse.Namespace) -> int:
 def run_config(arguments: argparse.Namespace) -> int:
     """Print its options, or set some."""
     agent = client(arguments)
-    options = dict(_option(text) for text in arguments.options)
+    options = switches(arguments.options, _OPTIONS)
     number = find(agent, arguments.id)["id"]
     path = f"endpoint/{segment(number)}/config"
     if options:
@@ -159,21 +156,6 @@ def labels_of(endpoint: Json) -> list[str]:
     """Labels that make the identity, sorted."""
     status = endpoint.get("status") or {}
     return sorted((status.get("labels") or {}).get("security-relevant") or ())
-
-
-def _option(text: str) -> tuple[str, str]:
-    """Name and value of ``Name=value``, as the agent spells them."""
-    name, separator, value = text.partition("=")
-    known = {option.lower(): option for option in _OPTIONS}
-    if name.lower() not in known:
-        raise CommandError(
-            f"unknown option {name!r}", hint=f"there is {', '.join(sorted(known.values()))}", code=USAGE
-        )
-    if not separator or value.lower() not in _SWITCHES:
-        raise CommandError(
-            f"{text!r} sets nothing", hint=f"write {known[name.lower()]}=Enabled or =Disabled", code=USAGE
-        )
-    return known[name.lower()], _SWITCHES[value.lower()]
 
 
 def _names(endpoint: Json, prefix: str) -> Iterable[str]:

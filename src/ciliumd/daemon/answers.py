@@ -2,13 +2,16 @@
 """What the agent answers when asked (see ``api``): every value is read from its owner at that time."""
 
 import asyncio
+from collections.abc import Mapping
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, Final
+
+import structlog
 
 from ciliumd import __version__, abi
-from ciliumd.daemon import health, stages, status, status_models, views
+from ciliumd.daemon import event_kinds, health, stages, status, status_models, views
 from ciliumd.daemon.agent import Agent
-from ciliumd.daemon.api import EndpointOptions, EndpointRequest, RequestRefused
+from ciliumd.daemon.api import ENABLED, EndpointOptions, EndpointRequest, RequestRefused
 from ciliumd.daemon.proposal import (
     Difference,
     Node,
@@ -29,6 +32,10 @@ from ciliumd.model.policy import Direction
 from ciliumd.resources import parser
 
 Json = dict[str, Any]
+
+log = structlog.get_logger("agent")
+
+SILENT: Final = abi.NodeState.NODE_STATE_SILENT_EVENTS
 
 FLUSHABLE = frozenset({"cilium_ct_v1", "cilium_snat_v1"})
 
@@ -76,7 +83,7 @@ class Answers:
     async def configure_endpoint(self, number: int, options: EndpointOptions) -> None:
         """Set options of an endpoint: what is as on the node follows the node from now on."""
         if options.audit is not None:
-            wanted = options.audit == "Enabled"
+            wanted = options.audit == ENABLED
             node = self._agent.plan.node.audit
             await self._agent.endpoints_owner.set_audit(number, None if wanted == node else wanted)
 
@@ -344,7 +351,7 @@ class Answers:
     def config(self) -> Json:
         """Settings in force."""
         return {
-            "spec": {"options": {}},
+            "spec": {"options": event_kinds.enabled(self._agent.datapath.word(SILENT))},
             "status": {
                 "version": __version__,
                 "daemonConfigurationMap": {
@@ -353,6 +360,12 @@ class Answers:
                 },
             },
         }
+
+    def configure(self, options: Mapping[str, bool]) -> None:
+        """Set options of the node until the agent's next start; programs see them at once."""
+        datapath = self._agent.datapath
+        datapath.set_word(SILENT, event_kinds.changed(datapath.word(SILENT), options))
+        log.info("agent.options_changed", **options)
 
     async def health(self) -> Json:
         """``models.StatusResponse``."""

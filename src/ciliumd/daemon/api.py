@@ -7,10 +7,10 @@ Requests are checked here, answered by the parts of the agent, and never touch a
 
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 import structlog
 from aiohttp import web
@@ -50,12 +50,16 @@ class EndpointRequest(BaseModel):
     container_id: str = Field(default="", alias="container-id", max_length=255)
 
 
+ENABLED: Final = "Enabled"
+Switch = Literal["Enabled", "Disabled"]
+
+
 class EndpointOptions(BaseModel):
     """Options of an endpoint; what is left out stays as it is."""
 
     model_config = ConfigDict(extra="forbid")
 
-    audit: Literal["Enabled", "Disabled"] | None = Field(default=None, alias="PolicyAuditMode")
+    audit: Switch | None = Field(default=None, alias="PolicyAuditMode")
 
 
 class EndpointConfiguration(BaseModel):
@@ -64,6 +68,24 @@ class EndpointConfiguration(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     options: EndpointOptions = EndpointOptions()
+
+
+class NodeOptions(BaseModel):
+    """Options of the node, by their names; those that are left out stay as they are."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    drop: Switch | None = Field(default=None, alias="DropNotification")
+    policy_verdict: Switch | None = Field(default=None, alias="PolicyVerdictNotification")
+    trace: Switch | None = Field(default=None, alias="TraceNotification")
+
+
+class NodeConfiguration(BaseModel):
+    """Body of ``PATCH /v1/config``, Cilium's ``models.DaemonConfigurationSpec``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    options: NodeOptions = NodeOptions()
 
 
 class DiffRequest(BaseModel):
@@ -141,6 +163,9 @@ class Backend(Protocol):
     def config(self) -> Json:
         """Settings in force."""
 
+    def configure(self, options: Mapping[str, bool]) -> None:
+        """Set options of the node until the agent's next start."""
+
     def metrics(self) -> list[Json]:
         """Every sample."""
 
@@ -204,6 +229,7 @@ class Api:
             ("PUT", "/v1/health/probe", self._probe_nodes),
             ("GET", "/v1/cluster/nodes", self._cluster_nodes),
             ("GET", "/v1/config", self._config),
+            ("PATCH", "/v1/config", self._configure),
             ("GET", "/v1/metrics", self._metrics),
             ("GET", "/v1/monitor", self._monitor),
         ]
@@ -314,6 +340,12 @@ class Api:
 
     async def _config(self, _: web.Request) -> web.Response:
         return web.json_response(self._backend.config())
+
+    async def _configure(self, request: web.Request) -> web.Response:
+        body = await _body(request, NodeConfiguration, "configuration")
+        options = body.options.model_dump(by_alias=True, exclude_none=True)
+        self._backend.configure({name: value == ENABLED for name, value in options.items()})
+        return web.json_response({})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.json_response(self._backend.metrics())

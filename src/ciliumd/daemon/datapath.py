@@ -18,7 +18,7 @@ from ciliumd.bpf.pins import Pins
 from ciliumd.bpf.policy_maps import CLASSES, RULES, PolicyMaps, split_key
 from ciliumd.bpf.target import ArrayTarget, MapTarget, WordsTarget
 from ciliumd.bpf.words import U64Array
-from ciliumd.daemon import stages
+from ciliumd.daemon import event_kinds, stages
 from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.state import StateFile
 from ciliumd.daemon.wiring import NodeWiring
@@ -119,6 +119,7 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
     maps = generation.maps
     policies = PolicyMaps(maps["cilium_policy_classes_v1"], maps["cilium_policy_rules_v1"], directory)
     node_state = U64Array(maps["cilium_node_state_v1"])
+    node_state[abi.NodeState.NODE_STATE_SILENT_EVENTS] = event_kinds.configured(settings)
     endpoint_states = U64Array(maps[stages.STATES])
     hashes = (
         stages.IPCACHE,

@@ -218,6 +218,18 @@ class Settings(BaseSettings):
         description="what policies would drop is let through and told of; `cilium endpoint config` says "
         "otherwise for one endpoint",
     )
+    bpf_events_drop_enabled: bool = Field(
+        default=True,
+        description="tell of dropped packets; metrics count them in any case (`cilium config` changes this "
+        "and the next two until the agent starts again)",
+    )
+    bpf_events_policy_verdict_enabled: bool = Field(
+        default=True,
+        description="tell of flows that policies allow; what audit lets through is told in any case",
+    )
+    bpf_events_trace_enabled: bool = Field(
+        default=True, description="tell of forwarded packets: the first of a flow, TCP's flags, and at times"
+    )
     policy_deny_response: Literal["none", "icmp"] = Field(
         default="none",
         description="what a pod gets when a policy drops what it sends: nothing, or an ICMP error",

@@ -348,11 +348,11 @@ def test_map_list_and_get(agent, run):
 
 
 def test_config(agent, run):
-    """Live options by default, everything with --all."""
+    """Live options by default, everything with --all; what is named is changed."""
     agent.get(
         "config",
         {
-            "spec": {"options": {"PolicyAuditMode": False}},
+            "spec": {"options": {"TraceNotification": False}},
             "status": {
                 "version": "v",
                 "daemonConfigurationMap": {"routing-mode": "native", "devices": ["a", "b"]},
@@ -360,9 +360,17 @@ def test_config(agent, run):
         },
     )
 
+    agent.answers["PATCH /v1/config"] = {}
+
     assert run.cilium("config") == 0
-    assert run.out == "##### Read-write configurations #####\nPolicyAuditMode   Disabled\n"
+    assert run.out == "##### Read-write configurations #####\nTraceNotification   Disabled\n"
     assert run.cilium("config", "-a") == 0
     assert "devices        a, b\nrouting-mode   native\n" in run.out
     assert run.cilium("config", "-r") == 0
-    assert run.out == "PolicyAuditMode\n"
+    assert run.out == "TraceNotification\n"
+    assert run.cilium("config", "tracenotification=enabled") == 0
+    assert run.out.startswith("Configuration updated successfully")
+    assert agent.requests[-1] == ("PATCH", "/v1/config", {"options": {"TraceNotification": "Enabled"}})
+    assert run.cilium("config", "Debug=Enabled") == 2
+    assert "unknown option 'Debug'" in run.err
+    assert [method for method, *_ in agent.requests].count("PATCH") == 1

@@ -58,6 +58,10 @@ class FakeAgent:
         """Remember."""
         self.asked.append((number, options.audit))
 
+    def configure(self, options):
+        """Remember."""
+        self.asked.append(options)
+
     def endpoint_number(self, key):
         """Endpoint 7 is shop/web."""
         return {"7": 7, "pod:shop/web": 7, "8": 8}.get(key)
@@ -344,6 +348,25 @@ def test_options_that_there_are_not_are_400(ask, agent, options, field):
     status, answer = ask("PATCH", "/v1/endpoint/7/config", json={"options": options})
     assert (status, agent.asked) == (400, [])
     assert f"bad endpoint configuration: {field}" in answer["message"]
+
+
+def test_options_of_the_node_are_set(ask, agent):
+    """Those that are named; an unknown one, or a value of its own, is 400 and sets nothing."""
+    options = {"DropNotification": "Enabled", "TraceNotification": "Disabled"}
+    assert ask("PATCH", "/v1/config", json={"options": options}) == (200, {})
+    assert ask("PATCH", "/v1/config", json={"options": {"PolicyVerdictNotification": "Enabled"}}) == (200, {})
+    assert agent.asked == [
+        {"DropNotification": True, "TraceNotification": False},
+        {"PolicyVerdictNotification": True},
+    ]
+    for wrong, field in (
+        ({"TraceNotification": True}, "options.TraceNotification:"),
+        ({"TraceNotification": "Disabled", "Debug": "Enabled"}, "options.Debug: Extra inputs"),
+    ):
+        status, answer = ask("PATCH", "/v1/config", json={"options": wrong})
+        assert status == 400
+        assert f"bad configuration: {field}" in answer["message"]
+    assert len(agent.asked) == 2
 
 
 @pytest.mark.parametrize("query", ["", "?from=a", "?from=a&to=b", "?dport=1"])

@@ -95,6 +95,9 @@ SWITCHES = {
     "cni-exclusive": True,
     "enable-health-checking": True,
     "policy-audit-mode": False,
+    "bpf-events-drop-enabled": True,
+    "bpf-events-policy-verdict-enabled": True,
+    "bpf-events-trace-enabled": True,
     "enable-endpoint-health-checking": True,
     "debug": False,
 }
