@@ -7,6 +7,7 @@
 #include <bpf/bpf_helpers.h>
 #include <ciliumd/abi.h>
 #include "lib/addr.h"
+#include "lib/ipcache.h"
 #include "lib/packet.h"
 
 struct {
@@ -56,6 +57,14 @@ static __always_inline const struct endpoint *endpoint_in_slot(__u32 slot, __u32
 		return NULL;
 	*policy_version = (__u32)word;
 	return endpoint;
+}
+
+/* What policies judge a local endpoint by, under the address of the packet's family. */
+static __always_inline __u32 judged_of_endpoint(const struct packet *p,
+						const struct endpoint *endpoint)
+{
+	return judged_by(endpoint->identity,
+			 is_ipv6(p) ? endpoint->judged_ipv6 : endpoint->judged_ipv4);
 }
 
 static __always_inline __u32 slot_of_device(__u32 ifindex)

@@ -38,9 +38,16 @@ static __always_inline int identity_is_node(__u32 identity)
 	       identity >> SCOPE_SHIFT == SCOPE_NODE;
 }
 
+/* The number that policies judge by, of a row with or without one of its own for that. */
+static __always_inline __u32 judged_by(__u32 identity, __u32 judged)
+{
+	return judged ? judged : identity;
+}
+
 /* What is known of an address that is no local endpoint. */
 struct ipcache_info {
 	__u32 identity;
+	__u32 judged;		/* what policies judge it by */
 	int exact;		/* of this address alone, not of a network around it */
 	struct cil_addr tunnel; /* node to reach it by; all zero: without a tunnel */
 };
@@ -71,9 +78,11 @@ static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct i
 			break;
 		word = read_row_word(entry);
 		info->tunnel = entry->tunnel_endpoint;
+		info->judged = entry->judged;
 		barrier();
 		if ((__u32)word == check && read_row_word(entry) == word) {
 			info->identity = word >> 32;
+			info->judged = judged_by(info->identity, info->judged);
 			return;
 		}
 	}
@@ -81,10 +90,12 @@ static __always_inline void ipcache_lookup(const struct cil_addr *addr, struct i
 	entry = bpf_map_lookup_elem(&cilium_ipcache_lpm_v1, &lpm);
 	if (entry) {
 		info->identity = entry->identity;
+		info->judged = info->identity;
 		info->tunnel = entry->tunnel_endpoint;
 		return;
 	}
 	info->identity = addr_is_v4(addr) ? ID_WORLD : ID_WORLD_IPV6;
+	info->judged = info->identity;
 	__builtin_memset(&info->tunnel, 0, sizeof(info->tunnel));
 }
 

@@ -71,6 +71,7 @@ struct packet {
 	__u32 src_slot;
 	__u32 dst_slot;
 	__u32 src_identity;
+	__u32 src_judged; /* what the receiver's policies judge the sender by; 0: src_identity */
 	__u32 dst_identity;
 	__u16 rev_nat;
 	__u8 refuse_type; /* ICMP answer that CALL_REFUSE sends */
@@ -151,6 +152,7 @@ static __always_inline struct packet *packet_start(enum cil_hook hook)
 	p->src_slot = SLOT_NONE;
 	p->dst_slot = SLOT_NONE;
 	p->src_identity = ID_UNKNOWN;
+	p->src_judged = 0;
 	p->dst_identity = ID_UNKNOWN;
 	p->rev_nat = 0;
 	p->refuse_mtu = 0;

@@ -26,16 +26,26 @@
 #include "lib/service.h"
 
 /* Who sent what the node's stack hands us: the node, one of its pods, or somebody it routes. */
-static __always_inline __u32 identity_behind_stack(const struct packet *p)
+static __always_inline void find_sender(struct packet *p)
 {
 	__u32 slot = slot_of_addr(&p->src);
 	const struct endpoint *endpoint;
+	struct ipcache_info info;
 	__u32 version;
 
-	if (slot == SLOT_HOST)
-		return ID_HOST;
+	if (slot == SLOT_HOST) {
+		p->src_identity = ID_HOST;
+		return;
+	}
 	endpoint = slot == SLOT_NONE ? NULL : endpoint_in_slot(slot, &version);
-	return endpoint ? endpoint->identity : ipcache_identity(&p->src);
+	if (endpoint) {
+		p->src_identity = endpoint->identity;
+		p->src_judged = judged_of_endpoint(p, endpoint);
+		return;
+	}
+	ipcache_lookup(&p->src, &info);
+	p->src_identity = info.identity;
+	p->src_judged = info.judged;
 }
 
 /* What the node sends under its router's address takes its row among those of node ports' clients. */
@@ -73,7 +83,7 @@ static __always_inline int to_pod_from_stack(struct __sk_buff *skb, struct packe
 {
 	if (p->dst_slot == SLOT_NONE || p->dst_slot == SLOT_HOST)
 		return DROP(skb, p, DROP_NO_LXC, DIR_INGRESS, 0);
-	p->src_identity = identity_behind_stack(p);
+	find_sender(p);
 	p->flags |= PKT_NO_TTL;
 	return tail_call(skb, p, CALL_INGRESS);
 }
@@ -149,6 +159,7 @@ static __always_inline int judge_source(struct packet *p)
 		return DROP_INVALID_SIP;
 	ipcache_lookup(&p->src, &info);
 	p->src_identity = info.identity;
+	p->src_judged = info.judged;
 	return cfg_tunnel && behind_tunnel(&info) ? DROP_INVALID_SIP : 0;
 }
 

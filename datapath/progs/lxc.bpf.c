@@ -259,18 +259,20 @@ int call_egress(struct __sk_buff *skb)
 		p->dst_slot = p->src_slot;
 	if (p->dst_slot == SLOT_HOST) {
 		p->dst_identity = ID_HOST;
+		by.peer_identity = ID_HOST;
 	} else {
 		peer = p->dst_slot == SLOT_NONE ? NULL : endpoint_in_slot(p->dst_slot, &version);
 		if (peer) {
 			p->dst_identity = peer->identity;
+			by.peer_identity = judged_of_endpoint(p, peer);
 		} else {
 			ipcache_lookup(&p->dst, &info);
 			p->dst_identity = info.identity;
+			by.peer_identity = info.judged;
 		}
 	}
 	if (forges_tunnel(p, &info))
 		return DROP(skb, p, DROP_ENCAP_PROHIBITED, DIR_EGRESS, endpoint->id);
-	by.peer_identity = p->dst_identity;
 	by.endpoint_id = endpoint->id;
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);
@@ -299,6 +301,7 @@ int call_egress(struct __sk_buff *skb)
 	if (p->dst_slot != SLOT_NONE) {
 		/* The service is the sender's affair: its row has it. */
 		p->rev_nat = 0;
+		p->src_judged = judged_of_endpoint(p, endpoint);
 		count_packet(FORWARDED, DIR_EGRESS, skb->len);
 		return tail_call(skb, p, CALL_INGRESS);
 	}
@@ -343,7 +346,7 @@ int call_ingress(struct __sk_buff *skb)
 	if (reason)
 		return DROP(skb, p, reason, DIR_INGRESS, endpoint->id);
 	p->dst_identity = endpoint->identity;
-	by.peer_identity = p->src_identity;
+	by.peer_identity = judged_by(p->src_identity, p->src_judged);
 	by.endpoint_id = endpoint->id;
 	by.endpoint_flags = endpoint->flags;
 	reason = track(skb, p, &by);

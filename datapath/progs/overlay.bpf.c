@@ -55,8 +55,11 @@ static __always_inline int judge_node(struct packet *p, const struct ipcache_inf
 /* A pod speaks under its own identity; 0, or a drop reason. */
 static __always_inline int judge_pod(struct packet *p, const struct ipcache_info *info)
 {
-	if (info->exact)
+	if (info->exact) {
+		/* The tunnel does not know what this node's policies tell apart. */
+		p->src_judged = info->judged;
 		return p->src_identity == info->identity ? 0 : DROP_INVALID_IDENTITY;
+	}
 	switch (p->src_identity) {
 	case ID_UNKNOWN:
 	case ID_HOST:

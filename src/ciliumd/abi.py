@@ -182,6 +182,7 @@ class IdentityScope(IntEnum):
     SCOPE_CLUSTER = 0
     SCOPE_CIDR = 1
     SCOPE_NODE = 2
+    SCOPE_PART = 3
     SCOPE_SHIFT = 24
 
 
@@ -459,7 +460,7 @@ class LxcValue:
         return cls(check, slot)
 
 
-_ENDPOINT = Struct("<IHHII4s4x16s6s2x6s2x8x")
+_ENDPOINT = Struct("<IHHII4sI16s6s2x6s2xI4x")
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,9 +474,11 @@ class Endpoint:
     ifindex: int
     slot_gen: int
     ipv4: int
+    judged_ipv4: int
     ipv6: bytes
     mac: bytes
     node_mac: bytes
+    judged_ipv6: int
 
     def pack(self) -> bytes:
         """The bytes the kernel holds."""
@@ -486,16 +489,32 @@ class Endpoint:
             self.ifindex,
             self.slot_gen,
             self.ipv4.to_bytes(4, "big"),
+            self.judged_ipv4,
             _exact(self.ipv6, 16),
             _exact(self.mac, 6),
             _exact(self.node_mac, 6),
+            self.judged_ipv6,
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
-        (identity, id, flags, ifindex, slot_gen, ipv4, ipv6, mac, node_mac) = _ENDPOINT.unpack(data)
-        return cls(identity, id, flags, ifindex, slot_gen, int.from_bytes(ipv4, "big"), ipv6, mac, node_mac)
+        (identity, id, flags, ifindex, slot_gen, ipv4, judged_ipv4, ipv6, mac, node_mac, judged_ipv6) = (
+            _ENDPOINT.unpack(data)
+        )
+        return cls(
+            identity,
+            id,
+            flags,
+            ifindex,
+            slot_gen,
+            int.from_bytes(ipv4, "big"),
+            judged_ipv4,
+            ipv6,
+            mac,
+            node_mac,
+            judged_ipv6,
+        )
 
 
 _IPCACHE_KEY = Struct("<16sI")
@@ -543,7 +562,7 @@ class IpcacheLpmKey:
         return cls(prefixlen, cluster_id, addr)
 
 
-_IPCACHE_ENTRY = Struct("<II16sBB2x4x")
+_IPCACHE_ENTRY = Struct("<II16sBB2xI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -556,18 +575,24 @@ class IpcacheEntry:
     tunnel_endpoint: bytes
     encrypt_key: int
     flags: int
+    judged: int
 
     def pack(self) -> bytes:
         """The bytes the kernel holds."""
         return _IPCACHE_ENTRY.pack(
-            self.check, self.identity, _exact(self.tunnel_endpoint, 16), self.encrypt_key, self.flags
+            self.check,
+            self.identity,
+            _exact(self.tunnel_endpoint, 16),
+            self.encrypt_key,
+            self.flags,
+            self.judged,
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> Self:
         """The values in these bytes."""
-        (check, identity, tunnel_endpoint, encrypt_key, flags) = _IPCACHE_ENTRY.unpack(data)
-        return cls(check, identity, tunnel_endpoint, encrypt_key, flags)
+        (check, identity, tunnel_endpoint, encrypt_key, flags, judged) = _IPCACHE_ENTRY.unpack(data)
+        return cls(check, identity, tunnel_endpoint, encrypt_key, flags, judged)
 
 
 _NODE_KEY = Struct("<16s")
@@ -1474,9 +1499,9 @@ MAPS: dict[str, MapSpec] = {
         Endpoint,
         (
             "ARRAY flags=0x0 key=u32:4 value=endpoint:64{identity@0:4:u32,id@4:2:u16,"
-            "flags@6:2:u16,ifindex@8:4:u32,slot_gen@12:4:u32,ipv4@16:4:be32,pad0@20:4:u32,"
-            "ipv6@24:16:bytes,mac@40:6:bytes,pad1@46:2:u16,node_mac@48:6:bytes,pad2@54:2:u16,"
-            "pad3@56:8:u64}"
+            "flags@6:2:u16,ifindex@8:4:u32,slot_gen@12:4:u32,ipv4@16:4:be32,"
+            "judged_ipv4@20:4:u32,ipv6@24:16:bytes,mac@40:6:bytes,pad1@46:2:u16,"
+            "node_mac@48:6:bytes,pad2@54:2:u16,judged_ipv6@56:4:u32,pad3@60:4:u32}"
         ),
     ),
     "cilium_event_losses_v1": MapSpec(
@@ -1535,7 +1560,7 @@ MAPS: dict[str, MapSpec] = {
             "LPM_TRIE flags=0x1 key=ipcache_lpm_key:24{prefixlen@0:4:u32,cluster_id@4:4:u32,"
             "addr@8:16:bytes} value=ipcache_entry:32{check@0:4:u32,identity@4:4:u32,"
             "tunnel_endpoint@8:16:bytes,encrypt_key@24:1:u8,flags@25:1:u8,pad0@26:2:u16,"
-            "pad1@28:4:u32}"
+            "judged@28:4:u32}"
         ),
     ),
     "cilium_ipcache_v1": MapSpec(
@@ -1551,7 +1576,7 @@ MAPS: dict[str, MapSpec] = {
             "HASH flags=0x1 key=ipcache_key:20{addr@0:16:bytes,cluster_id@16:4:u32} "
             "value=ipcache_entry:32{check@0:4:u32,identity@4:4:u32,"
             "tunnel_endpoint@8:16:bytes,encrypt_key@24:1:u8,flags@25:1:u8,pad0@26:2:u16,"
-            "pad1@28:4:u32}"
+            "judged@28:4:u32}"
         ),
     ),
     "cilium_layout_v1": MapSpec(
@@ -1819,12 +1844,12 @@ MAPS: dict[str, MapSpec] = {
         "scratch",
         MapType.PERCPU_ARRAY,
         4,
-        416,
+        420,
         1,
         0x0,
         None,
         None,
-        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:416",
+        "PERCPU_ARRAY flags=0x0 key=u32:4 value=packet:420",
     ),
 }
 
@@ -1923,4 +1948,4 @@ CONFIG: dict[str, ConfigSpec] = {
 }
 
 
-ABI_HASH = "fa683bca412b2d308f72b310a438739967b69b83bd9dce76c53aae89ef11d1e8"
+ABI_HASH = "b7c96740bba9e5ce6dd02f8aeff606c09f8f868b31082fefa748eaee3ce173c5"

@@ -198,6 +198,8 @@ class Datapath:
             ipv6=pod.ipv6,
             mac=mac_bytes(place.mac),
             node_mac=mac_bytes(place.node_mac),
+            judged_ipv4=pod.judged_ipv4,
+            judged_ipv6=pod.judged_ipv6,
         )
         self.map("endpoints").update(u32(pod.slot), row.pack())
         self.local_address(place.ip, pod.slot)
@@ -262,12 +264,18 @@ class Datapath:
         self.local_address(ip, abi.Slot.SLOT_HOST)
 
     def ipcache(
-        self, prefix: str, identity: int, *, tunnel: str | None = None, check: int | None = None
+        self,
+        prefix: str,
+        identity: int,
+        *,
+        tunnel: str | None = None,
+        check: int | None = None,
+        judged: int = 0,
     ) -> None:
-        """Identity of an address or of a prefix, and the node whose tunnel leads there."""
+        """What an address or a prefix is, what it is *judged* by, and the node whose tunnel leads there."""
         network = ip_network(prefix)
         addr = a16(str(network.network_address))
-        entry = abi.IpcacheEntry(0, identity, a16(tunnel) if tunnel else bytes(16), 0, 0)
+        entry = abi.IpcacheEntry(0, identity, a16(tunnel) if tunnel else bytes(16), 0, 0, judged)
         if not is_single(network):
             key = abi.IpcacheLpmKey(32 + prefix_bits16(network), 0, addr)
             self.map("ipcache_lpm").update(key.pack(), entry.pack())

@@ -74,6 +74,8 @@ class Pod:
     generation: int = 7
     flags: int = 0
     ip6: str = "::"
+    judged_ipv4: int = 0
+    judged_ipv6: int = 0
 
     @property
     def ipv6(self) -> bytes:

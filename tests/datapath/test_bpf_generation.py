@@ -216,7 +216,7 @@ def test_generations_alternate_between_the_halves(loaded: Generation, pins: Pins
 def test_state_survives_and_scratch_does_not(loaded: Generation, pins: Pins) -> None:
     """Pinned maps are the same kernel objects in both generations; the tail-call table is not."""
     key = abi.IpcacheKey(bytes(16), 0).pack()
-    loaded.maps["cilium_ipcache_v1"].update(key, abi.IpcacheEntry(0, 7, bytes(16), 0, 0).pack())
+    loaded.maps["cilium_ipcache_v1"].update(key, abi.IpcacheEntry(0, 7, bytes(16), 0, 0, 0).pack())
     with Generation.load(pins, config={}) as second:
         assert abi.IpcacheEntry.unpack(second.maps["cilium_ipcache_v1"].lookup(key) or b"").identity == 7
         for name, held in second.maps.items():

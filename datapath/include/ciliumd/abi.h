@@ -91,13 +91,14 @@ struct endpoint {
 	__u32 ifindex;	/* host side of the veth */
 	__u32 slot_gen; /* must equal the upper half of cilium_endpoint_state_v1[slot] */
 	__be32 ipv4;	/* 0: none */
-	__u32 pad0;
+	__u32 judged_ipv4;    /* what policies of this node judge that address by; 0: identity */
 	struct cil_addr ipv6; /* all zero: none */
 	__u8 mac[6];	      /* the pod's own */
 	__u16 pad1;
 	__u8 node_mac[6]; /* of the host side; answered to the pod's ARP and neighbour discovery */
 	__u16 pad2;
-	__u64 pad3;
+	__u32 judged_ipv6; /* as judged_ipv4 */
+	__u32 pad3;
 };
 
 /*
@@ -127,7 +128,7 @@ struct ipcache_entry {
 	__u8 encrypt_key;
 	__u8 flags;
 	__u16 pad0;
-	__u32 pad1;
+	__u32 judged; /* what policies of this node judge it by; 0: identity */
 };
 
 /*
@@ -168,6 +169,7 @@ enum cil_identity_scope {
 	SCOPE_CLUSTER = 0,
 	SCOPE_CIDR = 1,
 	SCOPE_NODE = 2, /* another node, by its labels */
+	SCOPE_PART = 3, /* pods of one label set in a block of addresses; nothing but judged by */
 	SCOPE_SHIFT = 24,
 };
 

@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from ciliumd.desired.policy import PROTOCOL_NUMBERS, Explanation, NamedPorts, Pa
 from ciliumd.flows import maprows
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import Reserved
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, first_of
 from ciliumd.model.policy import Direction
 from ciliumd.resources import parser
 
@@ -142,7 +143,7 @@ class Answers:
             raise RequestRefused(400, f"{dport!r} is no port; write 80/TCP")
         policy = self._agent.plan.policy
         policies = self._agent.plan.references.policies
-        sides = self._side(source), self._side(destination)
+        sides = self._by_address(self._side(source), self._side(destination))
         found = explain(
             policies.values(),
             source=sides[0].party,
@@ -196,9 +197,10 @@ class Answers:
         )
 
         parse = parser(node_selectors=plan.node.node_labels is not None)
+        pods = plan.pod_networks
 
         def judged() -> tuple[Proposal, Difference]:
-            proposal = propose(tables, documents, delete, parse=parse)
+            proposal = propose(tables, documents, delete, parse=parse, pods=pods)
             return proposal, difference(flows, before, proposal.policies, node=node)
 
         try:
@@ -247,6 +249,22 @@ class Answers:
         if pod is not None:
             return self._local(text, pod.id, (address,))
         return self._other(text, status.identity_of_address(self._agent.reconciler, address), (address,))
+
+    def _by_address(self, source: Side, destination: Side) -> tuple[Side, Side]:
+        """Both sides, pods under what policies judge them by at the addresses that meet."""
+        families = [{int(one.version) for one in side.addresses} for side in (source, destination)]
+        family = min(families[0] & families[1], default=0)
+
+        def judged(side: Side) -> Side:
+            plan = self._agent.plan
+            addr = first_of(family, side.addresses)
+            number = None if addr is None else plan.parts.judged.get(addr)
+            if number is None or number not in plan.known_identities:
+                return side
+            party = replace(side.party, identity=number, labels=plan.known_identities[number])
+            return replace(side, party=party)
+
+        return judged(source), judged(destination)
 
     def _other(self, text: str, identity: int, addresses: tuple[Addr, ...] = ()) -> Side:
         """Whoever is no endpoint of this node."""

@@ -135,7 +135,7 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
         stages.DEVICES,
         stages.NODES,
     )
-    files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.ENDPOINT_FILE)
+    files = (stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.PART_FILE, stages.ENDPOINT_FILE)
     # Prefixes are in the maps, and endpoints in their devices' names; which labels a number means is not.
     alone = {stages.IDENTITY_FILE}
     targets: dict[str, Target] = {name: MapTarget(maps[name]) for name in hashes}

@@ -8,12 +8,13 @@ a table it reads has changed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import replace
 
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
+from ciliumd.daemon.parts import Parts, pods_among
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
+from ciliumd.daemon.policy_view import PolicyView
 from ciliumd.daemon.prefixes import Prefixes
 from ciliumd.daemon.references import References
 from ciliumd.daemon.service_plan import ServicePlan, Surroundings
@@ -25,8 +26,15 @@ from ciliumd.desired.endpoints import EndpointRows
 from ciliumd.desired.guard import NO_GUARD, guard
 from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
-from ciliumd.desired.policy import EndpointRules, MapState, NamedPorts, Selected, cidrs, cookies
+from ciliumd.desired.policy import (
+    NamedPorts,
+    Selected,
+    blocks,
+    cidrs,
+    cookies,
+)
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import API_SERVER, NamespacedName
@@ -35,27 +43,7 @@ from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
-if TYPE_CHECKING:
-    from ciliumd.model.identity import NumericIdentity
-
-
 ZONE_LABEL = "topology.kubernetes.io/zone"
-
-
-@dataclass(slots=True)
-class PolicyView:
-    """
-    Who is under which policy, for the CLI and for events.
-
-    *waiting* endpoints have another one coming; *world* is what the versions were computed for.
-    """
-
-    rules: dict[int, EndpointRules] = field(default_factory=dict)
-    versions: dict[int, int] = field(default_factory=dict)
-    states: dict[int, MapState] = field(default_factory=dict)
-    cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
-    world: World = field(default_factory=World)
-    waiting: frozenset[int] = frozenset()
 
 
 class NotPlanned(RuntimeError):
@@ -90,6 +78,7 @@ class NodePlan:
         self.policy_revision = 0
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
+        self.parts = Parts(tables, self._judged_as_planned)
         self.references = References(tables)
         self.nodes = NodeIdentities(tables, node.node_labels)
         self._tables = tables
@@ -101,6 +90,7 @@ class NodePlan:
         self._beyond = Beyond()
         self._guard = NO_GUARD
         self._named: dict[Prefix, NumericIdentity] = {}
+        self._blocks: frozenset[Prefix] = frozenset()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
         self._found: dict[str, Mapping[ObjectKey, Problem]] = {}
@@ -125,10 +115,16 @@ class NodePlan:
         return self._policies.take_changes()
 
     @property
+    def pod_networks(self) -> frozenset[Prefix]:
+        """Where the pods of the cluster are."""
+        others = (cidr for node in self._tables.nodes.values() for cidr in node.pod_cidrs)
+        return frozenset((*self.node.pod_cidrs, *others))
+
+    @property
     def known_identities(self) -> Mapping[int, Labels]:
         """Every identity of the node by number."""
         tables = self._tables
-        read = (tables.identities, tables.prefixes, tables.cluster_identities)
+        read = (tables.identities, tables.prefixes, tables.cluster_identities, tables.parts)
         revisions = (*(table.revision for table in read), self.nodes.revision)
         if self._known is None or self._known[0] != revisions:
             known = identity_stage.known_identities(
@@ -137,7 +133,7 @@ class NodePlan:
                 tables.cluster_identities.view(),
                 self.nodes.labels,
             )
-            self._known = (revisions, known)
+            self._known = (revisions, known | self.parts.known(known))
         return self._known[1]
 
     def refresh(self) -> None:
@@ -149,6 +145,7 @@ class NodePlan:
         """
         if not self._tables.in_sync:
             return
+        self.references.set_pods(self.pod_networks)
         self.references.refresh()
         self._plan(
             "references",
@@ -175,25 +172,29 @@ class NodePlan:
             extra=(self.node, api_servers),
         )
         self.prefixes.look(self._named, self._beyond.prefixes)
+        self.parts.look(self._blocks, self._pod_owners)
         self._plan(
             "policy",
             self._plan_policies,
             *("endpoints", "pods", "namespaces", "identities", "prefixes"),
-            *("cluster_identities", "remote_endpoints"),
+            *("cluster_identities", "remote_endpoints", "parts"),
             extra=(
                 self.references.revision,
                 self.nodes.revision,
                 self.prefixes.awaited,
                 self.prefixes.stand_ins,
+                self.parts.awaited,
+                self.parts.stand_ins,
             ),
         )
         self._policies.retire(self._clock())
         self.prefixes.settle(self._tables.prefixes.view(), self._policies)
+        self.parts.settle(self._policies)
         self._plan(
             "rows",
             self._plan_endpoints,
             *("endpoints", "identities", "prefixes"),
-            extra=(self.node, self._policy_rounds, self._beyond, self.prefixes.carried),
+            extra=(self.node, self._policy_rounds, self._beyond, self.prefixes.carried, self.parts.judged),
         )
         self._plan(
             "guard",
@@ -208,6 +209,11 @@ class NodePlan:
             extra=(self.node, self._guard, self._here()),
         )
         self._tell_problems()
+
+    def unfinished(self) -> bool:
+        """Whether another round now would do more than the last one."""
+        # Both are asked: each says so once.
+        return self.prefixes.unfinished() | self.parts.unfinished()
 
     def require(self, part: str) -> None:
         """
@@ -258,6 +264,7 @@ class NodePlan:
         self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
         self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
         named = cidrs(self.references.policies.values())
+        self._blocks = frozenset(blocks(self.references.policies.values()))
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
         for prefix, number in prefixes.assigned.items():
             tables.prefixes.set(prefix, number)
@@ -334,7 +341,12 @@ class NodePlan:
         named_ports = identity_stage.named_ports_by_identity(
             tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
         )
-        world = World(self.known_identities, named_ports, self.prefixes.awaited, self.prefixes.stand_ins)
+        world = World(
+            self.known_identities,
+            named_ports | self.parts.named_ports(named_ports),
+            self.prefixes.awaited | self.parts.awaited,
+            {**self.prefixes.stand_ins, **self.parts.stand_ins},
+        )
         self._policies.update(self.references.policies, subjects, world, now=self._clock())
         self.policy.world = world
         self.policy.rules = self._policies.rules
@@ -345,7 +357,7 @@ class NodePlan:
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._report("Endpoint", dict(self._endpoint_problems()))
-        self._report("ipcache", self.prefixes.problems())
+        self._report("ipcache", self.parts.problems() | self.prefixes.problems())
 
     def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
         """Endpoints that are not under the policies as written."""
@@ -355,6 +367,19 @@ class NodePlan:
                 yield key, Problem("identity", "no identity is left for its labels")
             elif number in self._policies.problems:
                 yield key, Problem("policy", self._policies.problems[number])
+
+    def _pod_owners(self) -> dict[Addr, NumericIdentity]:
+        """The identity of every pod, by address."""
+        owners = pods_among((addr, owner.identity) for addr, owner in self._beyond.addresses.items())
+        for endpoint in self._tables.endpoints.values():
+            if endpoint.id in self.identities:
+                identity = self.identities[endpoint.id]
+                owners.update(pods_among((addr, identity) for addr in endpoint.addresses))
+        return owners
+
+    def _judged_as_planned(self, addr: Addr) -> tuple[NumericIdentity, ...]:
+        """As if everything planned were written."""
+        return self.ipcache_rows.judged_as(addr)
 
     # ---- endpoints, ipcache, services --------------------------------------------------------
 
@@ -380,6 +405,7 @@ class NodePlan:
             host_addresses=self.node.addresses,
             audited=self.audited(),
             answers_denied=self.node.answers_denied,
+            judged=self.parts.judged,
         )
         self.ipcache_rows = ipcache_stage.ipcache_rows(
             endpoints,
@@ -387,6 +413,7 @@ class NodePlan:
             host_addresses=self.node.addresses,
             prefixes=self.prefixes.carried,
             beyond=self._beyond,
+            judged=self.parts.judged,
         )
 
     def _plan_guard(self, api_servers: frozenset[Addr]) -> None:

@@ -16,7 +16,7 @@ from ciliumd.flows.enrich import parse_origin
 from ciliumd.flows.record import RecordedFlow
 from ciliumd.model.identity import LOCAL_MAX, LOCAL_MIN, NumericIdentity, Reserved
 from ciliumd.model.labels import CIDR
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import Parse, ResourceError, parse
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
@@ -50,11 +50,16 @@ def copied(tables: Tables) -> Tables:
 
 
 def propose(
-    tables: Tables, documents: Iterable[object], deleted: Iterable[str] = (), *, parse: Parse = parse
+    tables: Tables,
+    documents: Iterable[object],
+    deleted: Iterable[str] = (),
+    *,
+    parse: Parse = parse,
+    pods: frozenset[Prefix] = frozenset(),
 ) -> Proposal:
     """
     Write *documents*, as *parse* reads them, into *tables* (see :func:`copied`), and delete the policies of
-    the origins *deleted*.
+    the origins *deleted*.  *pods* are the networks that pods are in.
 
     Raises ProposalError.
     """
@@ -63,6 +68,7 @@ def propose(
     for origin in deleted:
         wanted.take_away(origin)
     references = References(tables)
+    references.set_pods(pods)
     references.refresh()
     problems = references.problems()
     return Proposal(references.policies, {key: problems[key] for key in objects if key in problems})
@@ -291,7 +297,8 @@ def _hops(traffic: Traffic, recorded: Recorded, node: Node) -> Iterator[Judged]:
         if subject is None:
             raise _Unknown
         peer = _peer(traffic.side(other), recorded.peers.get(direction), node)
-        yield Judged(subject, direction, peer, traffic.protocol, traffic.port)
+        at = None if peer is traffic.side(other) else traffic.side(other)
+        yield Judged(subject, direction, peer, traffic.protocol, traffic.port, at)
 
 
 def _peer(address: Addr, seen: NumericIdentity | None, node: Node) -> NumericIdentity | Addr:

@@ -17,7 +17,15 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, split_key
 from ciliumd.daemon import stages, state
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, lost_labels, lost_node
+from ciliumd.model.identity import (
+    CLUSTER_MAX,
+    CLUSTER_MIN,
+    PART_MAX,
+    PART_MIN,
+    lost_labels,
+    lost_node,
+    lost_part,
+)
 from ciliumd.model.net import mac_str
 from ciliumd.net.links import Link, endpoint_owner
 from ciliumd.reconcile import restore
@@ -58,6 +66,10 @@ def restore_numbers(tables: Tables, *, rows: Callable[[str], Rows]) -> None:
         tables.prefixes.set(prefix, number)
     for prefix, number in readable(stages.PREFIX_FILE, rows(stages.PREFIX_FILE), state.prefix_of):
         tables.prefixes.set(prefix, number)
+    for part, number in readable(stages.PART_FILE, rows(stages.PART_FILE), state.part_of):
+        tables.parts.set(part, number)
+    for number in sorted(_parts_in_use(rows) - set(tables.parts.view().values())):
+        tables.parts.set(lost_part(number), number)
     for number in sorted(set(restore.nodes(rows(stages.IPCACHE)).values())):
         tables.node_identities.set(lost_node(number), number)
     for frontend, number in restore.service_ids(rows(stages.SERVICES)).items():
@@ -75,6 +87,14 @@ def _identities_in_use(rows: Callable[[str], Rows]) -> set[int]:
         if which == CLASSES:
             found.add(abi.PolicyClassKey.unpack(inner).identity)
     return {number for number in found if CLUSTER_MIN <= number <= CLUSTER_MAX}
+
+
+def _parts_in_use(rows: Callable[[str], Rows]) -> set[int]:
+    """Numbers of parts that rows say pods are judged by."""
+    found = {abi.IpcacheEntry.unpack(row).judged for row in rows(stages.IPCACHE).values()}
+    for one in map(abi.Endpoint.unpack, rows(stages.FACTS).values()):
+        found.update((one.judged_ipv4, one.judged_ipv6))
+    return {number for number in found if PART_MIN <= number <= PART_MAX}
 
 
 def remembered_endpoints(

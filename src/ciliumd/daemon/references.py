@@ -17,12 +17,13 @@ from ciliumd.desired.policy.references import (
     means_service,
     missing,
     peers_behind,
+    peers_in_block,
     peers_of_groups,
     references_of,
 )
-from ciliumd.model.net import Addr
+from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import NamespacedName
-from ciliumd.model.policy import GroupReference, Peer, Policy, Reference, ServiceReference
+from ciliumd.model.policy import BlockReference, GroupReference, Peer, Policy, Reference, ServiceReference
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
 from ciliumd.tables.table import Table
 
@@ -48,6 +49,7 @@ class References:
             tables.services, means_service
         )
         self._addresses: dict[NamespacedName, frozenset[Addr]] = {}
+        self._pods: frozenset[Prefix] = frozenset()
         self._read = {"policies": 0, "slices": 0}
         self._having: dict[ObjectKey, frozenset[Reference]] = {}
         self._users: dict[Reference, set[ObjectKey]] = {}
@@ -60,6 +62,12 @@ class References:
     def read(self, table: str) -> int:
         """Up to which revision of a table this has read."""
         return {**self._read, "cidr_groups": self._groups.read, "services": self._services.read}[table]
+
+    def set_pods(self, networks: frozenset[Prefix]) -> None:
+        """Say in which *networks* the pods of the cluster are."""
+        if networks != self._pods:
+            self._pods = networks
+            self._stale |= {one for one in self._users if isinstance(one, BlockReference)}
 
     def refresh(self) -> None:
         """Bring :attr:`policies` up to date with the tables."""
@@ -96,7 +104,13 @@ class References:
         return {name: problem(all_of_it) for name, all_of_it in found.items() if all_of_it}
 
     def _exists(self, one: Reference) -> bool:
-        return bool(self._groups.of(one) if isinstance(one, GroupReference) else self._services.of(one))
+        match one:
+            case GroupReference():
+                return bool(self._groups.of(one))
+            case ServiceReference():
+                return bool(self._services.of(one))
+            case BlockReference():
+                return True
 
     def _connect(self, key: ObjectKey) -> None:
         """A policy is new, other than before, or gone: it has other references."""
@@ -126,6 +140,8 @@ class References:
         return frozenset(backend.addr for row in rows for _, backend in row.backends)
 
     def _peers(self, one: Reference) -> tuple[Peer, ...]:
+        if isinstance(one, BlockReference):
+            return peers_in_block(one.block, self._pods)
         if isinstance(one, GroupReference):
             return peers_of_groups(one, self._groups.of(one))
         peers: dict[Peer, None] = {}

@@ -36,6 +36,7 @@ Wanted = Callable[[Hashable, int], bool]
 """Whether somebody wants a key with its number."""
 
 _IDENTITY = abi.place_of(abi.IpcacheEntry, "identity")
+_JUDGED = abi.place_of(abi.IpcacheEntry, "judged")
 log = structlog.get_logger("release")
 
 
@@ -91,12 +92,13 @@ class Release:
         self._identities: Resting[Hashable] = Resting(IDENTITY_REST)
         self._prefixes: Resting[Hashable] = Resting(IDENTITY_REST)
         self._nodes: Resting[Hashable] = Resting(IDENTITY_REST)
+        self._parts: Resting[Hashable] = Resting(IDENTITY_REST)
         self._seen: dict[str, tuple[int, int | None]] = {}
 
     @property
     def resting(self) -> int:
         """Numbers that wait for their release."""
-        kinds = (self._services, self._backends, self._identities, self._prefixes, self._nodes)
+        kinds = (self._services, self._backends, self._identities, self._prefixes, self._nodes, self._parts)
         return sum(map(len, kinds))
 
     def look(self) -> int:
@@ -144,6 +146,12 @@ class Release:
                 tables.prefixes,
                 self._prefixes,
                 wanted=lambda: _among_keys(cidrs(plan.references.policies.values())),
+                held=held,
+            )
+            + self._go(
+                tables.parts,
+                self._parts,
+                wanted=lambda: _among_keys(plan.parts.wanted),
                 held=held,
             )
             + self._go(
@@ -223,8 +231,11 @@ def _backend_ids(slots: Rows, backends: Rows) -> set[int]:
 
 
 def _identities(facts: Rows, *ipcaches: Rows) -> set[int]:
-    """Identities packets may carry: of endpoints, and behind addresses."""
-    found = {abi.Endpoint.unpack(row).identity for row in facts.values()}
+    """Identities packets may carry or be judged by: of endpoints, and behind addresses."""
+    found: set[int] = set()
+    for one in map(abi.Endpoint.unpack, facts.values()):
+        found.update((one.identity, one.judged_ipv4, one.judged_ipv6))
     for rows in ipcaches:
-        found.update(int.from_bytes(row[_IDENTITY], "little") for row in rows.values())
+        for place in (_IDENTITY, _JUDGED):
+            found.update(int.from_bytes(row[place], "little") for row in rows.values())
     return found

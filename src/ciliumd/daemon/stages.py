@@ -15,18 +15,19 @@ from struct import Struct
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
 from ciliumd.daemon.plan import NodePlan
-from ciliumd.daemon.state import endpoint_row, identity_row, prefix_row
+from ciliumd.daemon.state import endpoint_row, identity_row, part_row, prefix_row
 from ciliumd.desired.bindports import bind_key
-from ciliumd.desired.ipcache import identity_of
+from ciliumd.desired.ipcache import address_key, identity_of, judged_by
 from ciliumd.desired.lbrows import match_key, slot_keys
 from ciliumd.model.identity import NumericIdentity
-from ciliumd.model.net import Prefix
+from ciliumd.model.net import Addr, Prefix, addr16
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
 
 ENDPOINT_FILE, IDENTITY_FILE, PREFIX_FILE = "endpoints.json", "identities.json", "prefixes.json"
+PART_FILE = "parts.json"
 POLICY = PolicyMaps.name
 FACTS, STATES = "cilium_endpoints_v1", "cilium_endpoint_state_v1"
 IPCACHE, IPCACHE_LPM = "cilium_ipcache_v1", "cilium_ipcache_lpm_v1"
@@ -85,6 +86,12 @@ def stages(
             name=PREFIX_FILE,
             target=targets[PREFIX_FILE],
             compute=whole(lambda: dict(prefix_row(p, n) for p, n in tables.prefixes.items())),
+            before_sync=BeforeSync.WRITE,
+        ),
+        Stage(
+            name=PART_FILE,
+            target=targets[PART_FILE],
+            compute=whole(lambda: dict(part_row(p, n) for p, n in tables.parts.items())),
             before_sync=BeforeSync.WRITE,
         ),
         Stage(
@@ -202,6 +209,24 @@ def prefixes_written(reconciler: Reconciler) -> Callable[[Prefix], NumericIdenti
     """What answers the identity that a prefix has in the ipcache as it was written."""
     addresses, prefixes = reconciler.tracker(IPCACHE), reconciler.tracker(IPCACHE_LPM)
     return lambda prefix: identity_of(prefix, addresses.held, prefixes.held)
+
+
+def judged_as_written(reconciler: Reconciler) -> Callable[[Addr], set[NumericIdentity]]:
+    """What answers the numbers that an address is judged by, by the rows that were written of it."""
+    addresses, slots, facts = (reconciler.tracker(name) for name in (IPCACHE, LXC, FACTS))
+
+    def judged_as(addr: Addr) -> set[NumericIdentity]:
+        found: set[NumericIdentity] = set()
+        if (row := addresses.held(address_key(addr))) is not None:
+            found.add(judged_by(row))
+        if (value := slots.held(abi.LxcKey(addr16(addr)).pack())) is not None:
+            slot = abi.LxcValue.unpack(value).slot
+            if (row := facts.held(slot.to_bytes(4, "little"))) is not None:
+                one = abi.Endpoint.unpack(row)
+                found.add((one.judged_ipv4 if addr.version == 4 else one.judged_ipv6) or one.identity)
+        return found
+
+    return judged_as
 
 
 _SOURCE_SET = Struct("<HH")

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.identity import PartOf
 from ciliumd.model.labels import Labels, parse_label
 from ciliumd.model.net import Prefix
 from ciliumd.statefile import StateFileDamaged, read_rows, write_rows
@@ -121,6 +122,17 @@ def identity_of(key: bytes, value: bytes) -> tuple[Labels, int]:
 def prefix_row(prefix: Prefix, number: int) -> tuple[bytes, bytes]:
     """One CIDR identity as a row, by number."""
     return str(number).encode(), str(prefix).encode()
+
+
+def part_row(part: PartOf, number: int) -> tuple[bytes, bytes]:
+    """The pods of an identity in a prefix as a row, by number."""
+    return str(number).encode(), f"{part.identity} {part.prefix or ''}".encode()
+
+
+def part_of(key: bytes, value: bytes) -> tuple[PartOf, int]:
+    """The part of :func:`part_row`.  ValueError when it is none."""
+    identity, _, prefix = value.decode().partition(" ")
+    return PartOf(int(identity), ip_network(prefix) if prefix else None), int(key)
 
 
 def prefix_of(key: bytes, value: bytes) -> tuple[Prefix, int]:

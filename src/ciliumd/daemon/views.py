@@ -26,6 +26,7 @@ from ciliumd.model.policy import (
     PeerCIDR,
     PeerEntity,
     PeerNodes,
+    PeerPart,
     PeerSelector,
     Policy,
     PortRule,
@@ -176,6 +177,8 @@ def peer_text(peer: Peer) -> str:
         case PeerCIDR(prefix, excepts):
             excluded = f" except {', '.join(map(str, excepts))}" if excepts else ""
             return f"{prefix}{excluded}"
+        case PeerPart(block):
+            return f"pods in {peer_text(block)}"
         case PeerEntity(name):
             return f"entity {name}"
 

@@ -9,6 +9,7 @@ and packets from and to it find nothing that would let them pass.
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from struct import Struct
+from types import MappingProxyType
 
 from ciliumd import abi
 from ciliumd.model.endpoint import EndpointSpec
@@ -49,12 +50,14 @@ def endpoint_rows(
     host_addresses: Iterable[Addr] = (),
     audited: Collection[int] = (),
     answers_denied: bool = False,
+    judged: Mapping[Addr, NumericIdentity] = MappingProxyType({}),
 ) -> EndpointRows:
     """
     The rows of every complete endpoint, and of the node's own addresses.
 
     *identities* and *versions* give identity and policy version by endpoint id; *audited* are the ids
     of endpoints whose policy drops are only reported.  With *answers_denied* senders are told of theirs.
+    *judged* is what endpoints are judged by at addresses where that is not their identity.
     """
     rows = EndpointRows()
     shared = _Flags.ENDPOINT_F_DENY_RESPONSE if answers_denied else 0
@@ -63,7 +66,7 @@ def endpoint_rows(
             continue
         slot = _U32.pack(endpoint.slot)
         flags = shared | (_Flags.ENDPOINT_F_AUDIT if endpoint.id in audited else 0)
-        rows.facts[slot] = endpoint_fact(endpoint, identities[endpoint.id], flags=flags).pack()
+        rows.facts[slot] = endpoint_fact(endpoint, identities[endpoint.id], flags=flags, judged=judged).pack()
         rows.states[slot] = _U64.pack(state_word(endpoint.slot_gen, versions[endpoint.id]))
         rows.devices[_U32.pack(endpoint.ifindex)] = slot
         if endpoint.netns_cookie:
@@ -74,8 +77,14 @@ def endpoint_rows(
     return rows
 
 
-def endpoint_fact(endpoint: EndpointSpec, identity: NumericIdentity, *, flags: int = 0) -> abi.Endpoint:
-    """The facts of one endpoint; *flags* are of ``abi.EndpointFlags``."""
+def endpoint_fact(
+    endpoint: EndpointSpec,
+    identity: NumericIdentity,
+    *,
+    flags: int = 0,
+    judged: Mapping[Addr, NumericIdentity] = MappingProxyType({}),
+) -> abi.Endpoint:
+    """The facts of one endpoint; *flags* are of ``abi.EndpointFlags``, *judged* as for all (see above)."""
     return abi.Endpoint(
         identity=identity,
         id=endpoint.id,
@@ -83,9 +92,11 @@ def endpoint_fact(endpoint: EndpointSpec, identity: NumericIdentity, *, flags: i
         ifindex=endpoint.ifindex,
         slot_gen=endpoint.slot_gen,
         ipv4=int(endpoint.ipv4) if endpoint.ipv4 is not None else 0,
+        judged_ipv4=judged.get(endpoint.ipv4, 0) if endpoint.ipv4 is not None else 0,
         ipv6=addr16(endpoint.ipv6) if endpoint.ipv6 is not None else _NO_IPV6,
         mac=mac_bytes(endpoint.mac),
         node_mac=mac_bytes(endpoint.node_mac),
+        judged_ipv6=judged.get(endpoint.ipv6, 0) if endpoint.ipv6 is not None else 0,
     )
 
 

@@ -10,6 +10,7 @@ say where a pod is that nobody has published yet.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ciliumd import abi
@@ -23,10 +24,15 @@ _NO_TUNNEL = bytes(16)
 
 
 class Owner(NamedTuple):
-    """Whose an address is: its identity, and the node to encapsulate for; None: reached directly."""
+    """
+    Whose an address is: its identity, and the node to encapsulate for; None: reached directly.
+
+    *judged* is the number that policies judge it by; 0: the identity.
+    """
 
     identity: NumericIdentity
     tunnel: Addr | None = None
+    judged: NumericIdentity = 0
 
 
 # Longest match is over mapped addresses: ::/0 covers IPv4 as well, so IPv4 needs a row of its own.
@@ -49,6 +55,11 @@ class IpcacheRows:
     prefixes: dict[bytes, bytes]
     within: Mapping[bytes, Collection[tuple[bool, bytes]]] = field(default_factory=dict)
     """By key of a prefix: whether it is a single address, and its key."""
+
+    def judged_as(self, addr: Addr) -> tuple[NumericIdentity, ...]:
+        """What the row of *addr* says that policies judge it by; nothing if it has none."""
+        row = self.addresses.get(address_key(addr))
+        return () if row is None else (judged_by(row),)
 
     def identity_of(self, prefix: Prefix) -> NumericIdentity | None:
         """The identity that the row of *prefix* gives; None if it has none."""
@@ -83,12 +94,14 @@ def ipcache_rows(
     host_addresses: Iterable[Addr],
     prefixes: Mapping[Prefix, NumericIdentity],
     beyond: Beyond = Beyond(),
+    judged: Mapping[Addr, NumericIdentity] = MappingProxyType({}),
 ) -> IpcacheRows:
     """
     Every address whose identity this node knows.
 
     *identities* gives the identity by endpoint id; an endpoint without one has no row and counts as
-    world until it gets one.  The node's own addresses win over its endpoints, these over what is beyond,
+    world until it gets one.  *judged* is what pods are judged by at addresses where that is not their
+    identity.  The node's own addresses win over its endpoints, these over what is beyond,
     and all of them over the *prefixes* of policies.
     """
     named = {prefix: Owner(number, beyond.tunnel_to(prefix)) for prefix, number in prefixes.items()}
@@ -97,6 +110,9 @@ def ipcache_rows(
     for endpoint in endpoints:
         if endpoint.id in identities:
             owners.update(dict.fromkeys(endpoint.addresses, Owner(identities[endpoint.id])))
+    for addr, number in judged.items():
+        if addr in owners:
+            owners[addr] = owners[addr]._replace(judged=number)
     owners.update(dict.fromkeys(host_addresses, Owner(int(Reserved.HOST))))
 
     wide = dict(WORLD_PREFIXES)
@@ -104,7 +120,7 @@ def ipcache_rows(
     wide.update((prefix, owner) for prefix, owner in named.items() if not is_single(prefix))
     return IpcacheRows(
         addresses=dict(address_row(addr, *owner) for addr, owner in owners.items()),
-        prefixes=dict(prefix_row(prefix, *owner) for prefix, owner in wide.items()),
+        prefixes=dict(prefix_row(prefix, one.identity, one.tunnel) for prefix, one in wide.items()),
         within=_within({*named, *beyond.prefixes} - WORLD_PREFIXES.keys()),
     )
 
@@ -137,6 +153,12 @@ def identity_of(
     return None if row is None else abi.IpcacheEntry.unpack(row).identity
 
 
+def judged_by(row: bytes) -> NumericIdentity:
+    """The number that a *row* says policies judge by."""
+    entry = abi.IpcacheEntry.unpack(row)
+    return entry.judged or entry.identity
+
+
 def address_key(addr: Addr) -> bytes:
     """The key of a single address."""
     return abi.IpcacheKey(addr16(addr), _LOCAL_CLUSTER).pack()
@@ -148,9 +170,11 @@ def prefix_key(prefix: Prefix) -> bytes:
     return abi.IpcacheLpmKey(bits, _LOCAL_CLUSTER, addr16(prefix.network_address)).pack()
 
 
-def address_row(addr: Addr, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
+def address_row(
+    addr: Addr, identity: NumericIdentity, tunnel: Addr | None = None, judged: NumericIdentity = 0
+) -> tuple[bytes, bytes]:
     """The row that gives a single address its identity."""
-    return address_key(addr), _entry(fold32(addr16(addr)), identity, tunnel)
+    return address_key(addr), _entry(fold32(addr16(addr)), identity, tunnel, judged)
 
 
 def prefix_row(prefix: Prefix, identity: NumericIdentity, tunnel: Addr | None = None) -> tuple[bytes, bytes]:
@@ -158,11 +182,12 @@ def prefix_row(prefix: Prefix, identity: NumericIdentity, tunnel: Addr | None = 
     return prefix_key(prefix), _entry(0, identity, tunnel)
 
 
-def _entry(check: int, identity: int, tunnel: Addr | None) -> bytes:
+def _entry(check: int, identity: int, tunnel: Addr | None, judged: int = 0) -> bytes:
     return abi.IpcacheEntry(
         check=check,
         identity=identity,
         tunnel_endpoint=_NO_TUNNEL if tunnel is None else addr16(tunnel),
         encrypt_key=0,
         flags=0,
+        judged=judged,
     ).pack()

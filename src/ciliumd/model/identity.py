@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from ciliumd.model.labels import CIDR, RESERVED, Label, Labels
+from ciliumd.model.labels import CIDR, PART, RESERVED, Label, Labels
 from ciliumd.model.net import Prefix
 
 NumericIdentity = int
@@ -25,6 +25,11 @@ NODE_MAX = NODE_MIN + 0xFFFF
 API_SERVER_NODE_MIN = NODE_MAX + 1
 API_SERVER_NODE_MAX = API_SERVER_NODE_MIN + 0xFFFF
 """The same of other nodes under addresses of the API server."""
+
+
+PART_MIN = 3 << 24
+PART_MAX = PART_MIN + 0xFFFF
+"""First and last of pods of one identity in one block of addresses; no packet carries one at all."""
 
 
 class Reserved(IntEnum):
@@ -68,6 +73,22 @@ class NamedNode(NamedTuple):
     api_server: bool = False
 
 
+class PartOf(NamedTuple):
+    """
+    The pods of an identity of the cluster whose addresses lie in *prefix*, and in no narrower one.
+
+    Without a prefix it stands for a number that is in use while nobody knows whose it is.
+    """
+
+    identity: NumericIdentity
+    prefix: Prefix | None
+
+
+def lost_part(number: NumericIdentity) -> PartOf:
+    """What stands for the pods of a number that is in use; no pods are meant."""
+    return PartOf(number, None)
+
+
 def lost_node(number: NumericIdentity) -> NamedNode:
     """What stands for the node of a number that is in use; no node is called so."""
     return NamedNode(f"lost identity {number}", number >= API_SERVER_NODE_MIN)
@@ -93,6 +114,11 @@ def reserved_labels(reserved: Reserved) -> Labels:
 def cidr_labels(prefix: Prefix) -> Labels:
     """The label set of the local identity of *prefix*: the prefix itself, and the world."""
     return frozenset({Label(CIDR, str(prefix)), Label(RESERVED, Reserved.WORLD.label)})
+
+
+def part_labels(labels: Labels, prefix: Prefix) -> Labels:
+    """The label set of pods with *labels* whose addresses lie in *prefix*."""
+    return labels | {Label(PART, str(prefix))}
 
 
 def reserved_identities() -> dict[NumericIdentity, Labels]:

@@ -13,8 +13,10 @@ RESERVED = "reserved"
 CIDR = "cidr"
 NODE = "node"
 """Of labels that the agent gives to identities of nodes, and to nothing else."""
+PART = "part"
+"""Of the one label that tells pods of a label set apart by their address; its key is a prefix."""
 ANY = "any"
-"""In a selector: any source that labels of endpoints have, which is not the one of nodes."""
+"""In a selector: any source that labels of endpoints have, which is not one the agent gives itself."""
 SOURCES = frozenset({K8S, RESERVED, CIDR, ANY, "unspec", "container", "fqdn", "cidrgroup", NODE})
 
 POD_NAMESPACE = "io.kubernetes.pod.namespace"

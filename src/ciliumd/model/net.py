@@ -5,7 +5,7 @@ Addresses as the datapath spells them: 16 bytes, IPv4 mapped into IPv6 (RFC 4291
 Conversions, and how prefixes lie to each other; which address means what is not decided here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeVar
 
@@ -46,6 +46,26 @@ def first_of(family: int, those: Iterable[T]) -> T | None:
 def holds(outer: Prefix, inner: Prefix) -> bool:
     """Whether all of *inner* lies in *outer*; nothing of one family lies in the other."""
     return outer.prefixlen <= inner.prefixlen and inner.network_address in outer
+
+
+class LongestPrefix:
+    """Which of *prefixes* hold an address; asked once per length that there is."""
+
+    def __init__(self, prefixes: Iterable[Prefix]) -> None:
+        self._known: dict[tuple[int, int], dict[int, Prefix]] = {}
+        for prefix in prefixes:
+            bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
+            self._known.setdefault((prefix.version, prefix.prefixlen), {})[bits] = prefix
+        self._longest_first = sorted(self._known, reverse=True)
+
+    def around(self, address: Addr) -> Iterator[Prefix]:
+        """Every one that holds *address*, the longest first."""
+        for version, length in self._longest_first:
+            if version == address.version:
+                bits = int(address) >> (address.max_prefixlen - length)
+                prefix = self._known[version, length].get(bits)
+                if prefix is not None:
+                    yield prefix
 
 
 def prefix_order(prefix: Prefix) -> tuple[int, int, int]:

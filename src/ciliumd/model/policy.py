@@ -12,11 +12,13 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
-from ciliumd.model.labels import ANY, NODE, RESERVED, Label, Labels
+from ciliumd.model.labels import ANY, NODE, PART, RESERVED, Label, Labels
 from ciliumd.model.net import Prefix, holds
 
 ANY_SOURCE = ANY
-"""Label source of a selector that accepts the key from every source but ``node``."""
+"""Label source of a selector that accepts the key from every source but those of agents' own labels."""
+
+_OWN = frozenset({NODE, PART})
 
 NODE_NAMES = frozenset({"host", "remote-node"})
 """Reserved labels of which every identity of a node has one."""
@@ -160,6 +162,13 @@ class PeerCIDR:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPart:
+    """Pods whose addresses lie in a *block*: NetworkPolicy's ``ipBlock``, inside the cluster."""
+
+    block: PeerCIDR
+
+
+@dataclass(frozen=True, slots=True)
 class PeerEntity:
     """A named group of identities, one of :data:`ENTITIES`."""
 
@@ -190,7 +199,7 @@ class PeerNodes:
         )
 
 
-Peer = PeerSelector | PeerCIDR | PeerEntity | PeerNodes
+Peer = PeerSelector | PeerCIDR | PeerPart | PeerEntity | PeerNodes
 """Whom a rule allows or denies; the members of a rule's peers are alternatives."""
 
 
@@ -220,8 +229,18 @@ class ServiceReference:
     selector: Selector | None = None
 
 
-Reference = GroupReference | ServiceReference
+@dataclass(frozen=True, slots=True)
+class BlockReference:
+    """The pods in a *block* of addresses, if those of the cluster lie in it at all."""
+
+    block: PeerCIDR
+
+
+NamedReference = GroupReference | ServiceReference
 """Peers that another object names."""
+
+Reference = NamedReference | BlockReference
+"""Peers that are not known from the policy alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +318,8 @@ def _values(labels: Labels, source: str, key: str) -> Iterator[str]:
     return (
         label.value
         for label in labels
-        if label.key == key and (source == label.source or (source == ANY_SOURCE and label.source != NODE))
+        if label.key == key
+        and (source == label.source or (source == ANY_SOURCE and label.source not in _OWN))
     )
 
 

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import structlog
 
-from ciliumd.desired.policy.references import missing, references_of
+from ciliumd.desired.policy.references import missing, objects_named_by
 from ciliumd.kubernetes.client import Api, Json
 from ciliumd.kubernetes.kinds import CILIUM_CIDR_GROUP, NETWORK_POLICY, SERVICE, Kind
-from ciliumd.model.policy import GroupReference, Policy, Reference
+from ciliumd.model.policy import GroupReference, NamedReference, Policy
 from ciliumd.operator.events import warn
 from ciliumd.operator.objects import Key, change, condition, key_of, with_condition
 from ciliumd.operator.store import Store
@@ -26,7 +26,7 @@ VALID: Final = "Valid"
 SUCCEEDED: Final = "Policy validation succeeded"
 REASON_VALID: Final = "PolicyValid"
 REASON_INVALID: Final = "PolicyInvalid"
-REASON_MISSING: Final = "ReferenceMissing"
+REASON_MISSING: Final = "NamedReferenceMissing"
 REFERRED: Final = (CILIUM_CIDR_GROUP, SERVICE)
 """Kinds of objects that policies name."""
 
@@ -50,7 +50,7 @@ class Policies:
         self._api = api
         self._parse = parse
         self._store = store
-        self._naming: dict[tuple[Kind, Key], frozenset[Reference]] = {}
+        self._naming: dict[tuple[Kind, Key], frozenset[NamedReference]] = {}
 
     def naming(self, kind: Kind, name: Key) -> Iterator[tuple[Kind, Key]]:
         """The policies that name an object."""
@@ -66,7 +66,7 @@ class Policies:
         if policy is None:
             return
         problem, rows = judge(policy, parse=self._parse)
-        references = frozenset(one for row in rows for one in references_of(row))
+        references = frozenset(one for row in rows for one in objects_named_by(row))
         if references:
             self._naming[key] = references
         absent = _text([found for row in rows for found in missing(row, self._exists)])
@@ -75,7 +75,7 @@ class Policies:
         if problem or absent:
             await warn(self._api, policy, REASON_INVALID if problem else REASON_MISSING, problem or absent)
 
-    def _exists(self, reference: Reference) -> bool:
+    def _exists(self, reference: NamedReference) -> bool:
         if isinstance(reference, GroupReference):
             return self._store.get(CILIUM_CIDR_GROUP, ("", reference.name)) is not None
         if reference.namespace:
@@ -95,7 +95,7 @@ def _text(problems: Iterable[tuple[str, str]]) -> str:
     return "; ".join(f"{field} {message}".strip() for field, message in problems)
 
 
-def _names(reference: Reference, kind: Kind, name: Key) -> bool:
+def _names(reference: NamedReference, kind: Kind, name: Key) -> bool:
     if isinstance(reference, GroupReference):
         return kind == CILIUM_CIDR_GROUP and reference.name == name[1]
     return kind == SERVICE and reference.name == name[1] and reference.namespace in ("", name[0])

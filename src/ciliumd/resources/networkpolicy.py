@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ciliumd.model.policy import (
+    BlockReference,
     Direction,
     Peer,
     PeerCIDR,
@@ -34,7 +35,7 @@ KIND = "NetworkPolicy"
 
 
 class IPBlock(Exact):
-    """A prefix without some of its parts; never pods."""
+    """A prefix without some of its parts: what is outside the cluster there, and pods, but no nodes."""
 
     cidr: CIDR
     excepts: list[CIDR] | None = Field(None, alias="except")
@@ -108,12 +109,14 @@ class _Rule(Exact):
 
     def to_model(self, direction: Direction, namespace: str, origin: str) -> Rule:
         """The rule it means in a policy of *namespace*."""
+        peers = tuple(peer.to_model(namespace) for peer in self.peers) if self.peers else None
         return Rule(
             direction=direction,
             deny=False,
-            peers=tuple(peer.to_model(namespace) for peer in self.peers) if self.peers else None,
+            peers=peers,
             ports=tuple(port.to_model() for port in self.ports) if self.ports else None,
             origin=origin,
+            refers=tuple(BlockReference(peer) for peer in peers or () if isinstance(peer, PeerCIDR)),
         )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import NamedNode, NumericIdentity
+from ciliumd.model.identity import NamedNode, NumericIdentity, PartOf
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Prefix
 from ciliumd.model.objects import (
@@ -87,6 +87,7 @@ class Snapshot:
     identities: Mapping[Labels, NumericIdentity]
     prefixes: Mapping[Prefix, NumericIdentity]
     node_identities: Mapping[NamedNode, NumericIdentity]
+    parts: Mapping[PartOf, NumericIdentity]
     service_ids: Mapping[FrontendKey, int]
     backend_ids: Mapping[BackendKey, int]
 
@@ -115,6 +116,7 @@ class Tables:
     node_identities: Table[NamedNode, NumericIdentity] = field(
         default_factory=lambda: Table("node_identities")
     )
+    parts: Table[PartOf, NumericIdentity] = field(default_factory=lambda: Table("parts"))
     service_ids: NumberTable[FrontendKey] = field(default_factory=lambda: NumberTable("service_ids"))
     backend_ids: NumberTable[BackendKey] = field(default_factory=lambda: NumberTable("backend_ids"))
     pods_of_namespace: Index[str, NamespacedName] = field(init=False)
@@ -176,6 +178,7 @@ class Tables:
             identities=self.identities.view(),
             prefixes=self.prefixes.view(),
             node_identities=self.node_identities.view(),
+            parts=self.parts.view(),
             service_ids=self.service_ids.view(),
             backend_ids=self.backend_ids.view(),
         )

@@ -24,6 +24,8 @@ SHARDS: Final = 3
 TAIL: Final = 60
 # The groups about services, of one family and of both, as specs' names begin.
 GROUPS: Final = r"\[sig-network\] (Services|HostPort|Conntrack|Networking Granular Checks)"
+# Those about NetworkPolicy.
+POLICIES: Final = r"\[sig-network\] Netpol"
 DUAL: Final = r"\[sig-network\].*\[Feature:IPv6DualStack\]"
 # Specs that want the cluster for themselves.
 ALONE: Final = ("[Serial]", "[Disruptive]")

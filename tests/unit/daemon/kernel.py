@@ -28,18 +28,20 @@ class Maps(dict):
 class Kernel:
     """A plan, its stages, and maps in memory that record the order of writes."""
 
-    def __init__(self, *, in_sync=True):
-        self.node = nodes.Planned(nodes.filled(in_sync=in_sync))
-        self.maps = Maps()
+    def __init__(self, *, in_sync=True, tables=None, maps=None, **about):
+        """*maps* are those of an earlier agent, *about* is told to the node."""
+        self.node = nodes.Planned(tables or nodes.filled(in_sync=in_sync), **about)
+        self.maps = maps or Maps()
         self.journal = self.maps.journal
         self.reconciler = Reconciler(
             stages.stages(self.node.plan, self.node.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
             executor=Inline(),
             may_delete=lambda: self.node.tables.in_sync,
-            unfinished=self.node.plan.prefixes.unfinished,
+            unfinished=self.node.plan.unfinished,
             clock=self.node.clock,
         )
         self.node.plan.prefixes.identity_at = stages.prefixes_written(self.reconciler)
+        self.node.plan.parts.judged_as = stages.judged_as_written(self.reconciler)
 
     @property
     def tables(self):

@@ -153,13 +153,20 @@ class Planned:
         addresses=(),
         ipcache=None,
         node_labels=None,
+        pod_cidrs=(),
     ):
         self.tables = tables
         self.clock = clock or Clock()
         self.reserved = [next_version]
         self.plan = NodePlan(
             tables,
-            NodeFacts("node", "default", tuple(map(ip_address, addresses)), node_labels=node_labels),
+            NodeFacts(
+                "node",
+                "default",
+                tuple(map(ip_address, addresses)),
+                node_labels=node_labels,
+                pod_cidrs=tuple(map(ip_network, pod_cidrs)),
+            ),
             reserve_version=self.reserve,
             next_version=next_version,
             clock=self.clock,
@@ -184,7 +191,7 @@ class Planned:
                 self.kernel.pop(key, None)
             self.kernel.update(changes.updates)
             self.ipcache = self.plan.ipcache_rows
-            if not self.plan.prefixes.awaited:
+            if not (self.plan.prefixes.awaited or self.plan.parts.awaited):
                 return self.plan
 
     def restarted(self):
@@ -202,7 +209,7 @@ class Planned:
 def copied(tables):
     """Tables with the same rows, as sources and restored numbers would fill them."""
     fresh = Tables()
-    for name in (*SOURCES, "identities", "prefixes", "service_ids", "backend_ids"):
+    for name in (*SOURCES, "identities", "prefixes", "parts", "service_ids", "backend_ids"):
         for key, row in getattr(tables, name).items():
             getattr(fresh, name).set(key, row)
     mark_in_sync(fresh)

@@ -33,6 +33,8 @@ def test_endpoint_has_facts_addresses_device_and_state() -> None:
         ipv6=ip_address("fd00::3").packed,
         mac=bytes.fromhex("020000000003"),
         node_mac=bytes.fromhex("020000000103"),
+        judged_ipv4=0,
+        judged_ipv6=0,
     )
     assert rows.states == {slot: U64.pack(10 << 32 | 9)}
     assert rows.devices == {U32.pack(1003): slot}

@@ -26,7 +26,7 @@ def service_row(slot, *, port=53, protocol=17, rev_nat=7):
 def ipcache_value(identity):
     """A value of both ipcache maps."""
     return abi.IpcacheEntry(
-        check=0, identity=identity, tunnel_endpoint=bytes(16), encrypt_key=0, flags=0
+        check=0, identity=identity, tunnel_endpoint=bytes(16), encrypt_key=0, flags=0, judged=0
     ).pack()
 
 
@@ -51,6 +51,8 @@ def endpoint_row(slot_gen, **changes):
         "ipv6": bytes(16),
         "mac": mac_bytes("02:00:00:00:00:01"),
         "node_mac": mac_bytes("02:00:00:00:00:02"),
+        "judged_ipv4": 0,
+        "judged_ipv6": 0,
     }
     return abi.Endpoint(**{**facts, **changes}).pack()
 

@@ -28,7 +28,7 @@ from ciliumd.desired.policy.replay import Judged, Outside, Said, replay
 from ciliumd.desired.policy.round import Round
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS, NamedPorts
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, classify, resolve
-from ciliumd.desired.policy.select import EndpointRules, cidrs, select
+from ciliumd.desired.policy.select import EndpointRules, blocks, cidrs, select
 from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
 from ciliumd.desired.policy.versions import RETIRE_AFTER, Versions, VersionsExhaustedError
 from ciliumd.desired.policy.world import StandIns, Subject, World
@@ -59,6 +59,7 @@ __all__ = [
     "Versions",
     "VersionsExhaustedError",
     "World",
+    "blocks",
     "cidrs",
     "classify",
     "cookie",

@@ -12,13 +12,16 @@ from ipaddress import ip_network
 
 from ciliumd.model.identity import Reserved
 from ciliumd.model.labels import K8S, POD_NAMESPACE, is_reserved_key
-from ciliumd.model.net import Addr, holds, prefix_order
+from ciliumd.model.net import Addr, Prefix, holds, prefix_order
 from ciliumd.model.objects import API_SERVER, CIDRGroupRow
 from ciliumd.model.policy import (
+    BlockReference,
     GroupReference,
+    NamedReference,
     Peer,
     PeerCIDR,
     PeerEntity,
+    PeerPart,
     PeerSelector,
     Policy,
     Reference,
@@ -35,6 +38,11 @@ Fills = Mapping[Reference, tuple[Peer, ...]]
 def references_of(policy: Policy) -> frozenset[Reference]:
     """What *policy* refers to."""
     return frozenset(one for rule in policy.rules for one in rule.refers)
+
+
+def objects_named_by(policy: Policy) -> frozenset[NamedReference]:
+    """What of that are objects, or selects some."""
+    return frozenset(one for one in references_of(policy) if not isinstance(one, BlockReference))
 
 
 def means_group(reference: GroupReference, group: CIDRGroupRow) -> bool:
@@ -79,20 +87,31 @@ def peers_behind(service: Service, addresses: Iterable[Addr]) -> tuple[Peer, ...
     return (*peers, PeerEntity(Reserved.KUBE_APISERVER.label)) if service.key == API_SERVER else peers
 
 
+def peers_in_block(block: PeerCIDR, pods: Iterable[Prefix]) -> tuple[Peer, ...]:
+    """The pods in *block*: nobody if none of the networks that *pods* are in reaches into it."""
+
+    def reaches_into(network: Prefix) -> bool:
+        return (holds(block.prefix, network) or holds(network, block.prefix)) and not any(
+            holds(one, network) or holds(one, block.prefix) for one in block.excepts
+        )
+
+    return (PeerPart(block),) if any(map(reaches_into, pods)) else ()
+
+
 def filled(policy: Policy, fills: Fills) -> Policy:
     """*policy* as it comes into force: with peers in place of references."""
     return replace(policy, rules=tuple(_filled(rule, fills) for rule in policy.rules))
 
 
-def missing(policy: Policy, exists: Callable[[Reference], bool]) -> Iterator[tuple[str, str]]:
+def missing(policy: Policy, exists: Callable[[NamedReference], bool]) -> Iterator[tuple[str, str]]:
     """What *policy* names that does not exist, as (field of the rule, what to say of it)."""
     for rule in policy.rules:
         for one in rule.refers:
-            if one.name and not exists(one):
+            if not isinstance(one, BlockReference) and one.name and not exists(one):
                 yield _field(policy, rule), f"names {_name(one)}, which does not exist: it is nobody"
 
 
-def _name(reference: Reference) -> str:
+def _name(reference: NamedReference) -> str:
     match reference:
         case GroupReference(name):
             return f"CiliumCIDRGroup {name}"

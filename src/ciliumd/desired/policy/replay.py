@@ -14,13 +14,13 @@ from typing import NamedTuple
 from ciliumd import abi
 from ciliumd.desired.policy.cookies import NO_COOKIE
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, ClassRows
-from ciliumd.desired.policy.rules import PortBlock
+from ciliumd.desired.policy.rules import NamedPorts, PortBlock
 from ciliumd.desired.policy.ruling import resolve
-from ciliumd.desired.policy.select import cidrs, select
+from ciliumd.desired.policy.select import blocks, cidrs, select
 from ciliumd.desired.policy.world import Subject, World
-from ciliumd.model.identity import NumericIdentity, Reserved, cidr_labels, reserved_labels
+from ciliumd.model.identity import NumericIdentity, Reserved, cidr_labels, part_labels, reserved_labels
 from ciliumd.model.labels import Labels
-from ciliumd.model.net import Addr, Prefix
+from ciliumd.model.net import Addr, LongestPrefix, Prefix
 from ciliumd.model.policy import Direction, Enforcement, Policy
 
 # Numbers of identities that are made up for a replay: beyond those that a packet can carry.
@@ -28,13 +28,18 @@ _BEYOND = 1 << 32
 
 
 class Judged(NamedTuple):
-    """Traffic that the policy of *subject* has a say in; *peer* is an address outside, or an identity."""
+    """
+    Traffic that the policy of *subject* has a say in; *peer* is an address outside, or an identity.
+
+    *at* is the address of a pod, by which policies may tell it from others of its identity.
+    """
 
     subject: Subject
     direction: Direction
     peer: NumericIdentity | Addr
     protocol: int
     port: int
+    at: Addr | None = None
 
 
 class Said(NamedTuple):
@@ -53,20 +58,12 @@ class Outside:
     """Who addresses outside the cluster are where *prefixes* are told apart: the longest one decides."""
 
     def __init__(self, prefixes: Iterable[Prefix]) -> None:
-        self._known: dict[tuple[int, int], dict[int, Prefix]] = {}
-        for prefix in prefixes:
-            bits = int(prefix.network_address) >> (prefix.max_prefixlen - prefix.prefixlen)
-            self._known.setdefault((prefix.version, prefix.prefixlen), {})[bits] = prefix
-        self._longest_first = sorted(self._known, reverse=True)
+        self._prefixes = LongestPrefix(prefixes)
 
     def labels(self, address: Addr) -> Labels:
         """The labels of the identity that packets of *address* carry."""
-        for version, length in self._longest_first:
-            if version == address.version:
-                bits = int(address) >> (address.max_prefixlen - length)
-                prefix = self._known[version, length].get(bits)
-                if prefix is not None:
-                    return cidr_labels(prefix)
+        for prefix in self._prefixes.around(address):
+            return cidr_labels(prefix)
         return reserved_labels(Reserved.WORLD if address.version == 4 else Reserved.WORLD_IPV6)
 
 
@@ -80,20 +77,30 @@ def replay(
     """Return what *policies* say of each of *traffic*, whose peers *world* knows by their identities."""
     known = tuple(policies)
     outside = Outside(cidrs(known))
+    inside = LongestPrefix(blocks(known))
     made_up: dict[Labels, NumericIdentity] = {}
     identities: dict[NumericIdentity, Labels] = {}
+    named_ports: dict[NumericIdentity, NamedPorts] = {}
 
-    def number(peer: NumericIdentity | Addr) -> NumericIdentity:
-        if isinstance(peer, int):
-            identities[peer] = world.identities[peer]
-            return peer
-        labels = outside.labels(peer)
+    def made(labels: Labels) -> NumericIdentity:
         identity = made_up.setdefault(labels, _BEYOND + len(made_up))
         identities[identity] = labels
         return identity
 
-    peers = [number(one.peer) for one in traffic]
-    named_ports = {one: world.named_ports[one] for one in identities if one in world.named_ports}
+    def number(peer: NumericIdentity | Addr, at: Addr | None) -> NumericIdentity:
+        if not isinstance(peer, int):
+            return made(outside.labels(peer))
+        labels = world.identities[peer]
+        block = None if at is None else next(inside.around(at), None)
+        if block is None:
+            identity, identities[peer] = peer, labels
+        else:
+            identity = made(part_labels(labels, block))
+        if peer in world.named_ports:
+            named_ports[identity] = world.named_ports[peer]
+        return identity
+
+    peers = [number(one.peer, one.at) for one in traffic]
     contents: dict[Subject, _Content] = {}
     for subject in {one.subject for one in traffic}:
         rules = select(known, subject.labels, named_ports=subject.named_ports, enforcement=enforcement)

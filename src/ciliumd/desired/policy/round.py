@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from ciliumd import abi
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
 from ciliumd.desired.policy.ruling import Classes, Ruling, classes_of
-from ciliumd.desired.policy.select import EndpointRules, prefixes_of
+from ciliumd.desired.policy.select import EndpointRules, parts_of, prefixes_of
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import Subject, World
 from ciliumd.model.identity import NumericIdentity
@@ -38,9 +38,9 @@ class RuleSet:
 
     @property
     def prefixes(self) -> frozenset[Prefix]:
-        """The prefixes that the rules tell apart."""
+        """The prefixes that the rules tell apart, pods by their addresses among them."""
         if self._prefixes is None:
-            self._prefixes = frozenset(prefixes_of(self.rules.rules))
+            self._prefixes = frozenset(prefixes_of(self.rules.rules) | parts_of(self.rules.rules))
         return self._prefixes
 
     def ruling(self, cache: SelectorCache) -> Ruling:

@@ -2,8 +2,9 @@
 """
 What one rule covers: which identities its peers are, which blocks of ports its ports are.
 
-Pods and nodes are never matched by address: a CIDR peer selects CIDR identities and, at length 0,
-the world of its address family.  Precedence between rules is not decided here, see ``mapstate``.
+Nodes are never matched by address, and pods only by a peer that is about nothing else: a CIDR peer
+selects CIDR identities and, at length 0, the world of its address family.  Precedence between rules is
+not decided here, see ``mapstate``.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from ciliumd import abi
 from ciliumd.model.identity import Reserved
-from ciliumd.model.labels import CIDR, K8S, POD_NAMESPACE, RESERVED, Labels
+from ciliumd.model.labels import CIDR, K8S, PART, POD_NAMESPACE, RESERVED, Labels
 from ciliumd.model.net import Prefix
 from ciliumd.model.policy import (
     ANY_PROTOCOL,
@@ -22,6 +23,7 @@ from ciliumd.model.policy import (
     PeerCIDR,
     PeerEntity,
     PeerNodes,
+    PeerPart,
     PeerSelector,
     PortRule,
 )
@@ -150,6 +152,9 @@ def peer_matches(peer: Peer, labels: Labels) -> bool:
             return selector.matches(labels)
         case PeerCIDR():
             return _cidr_matches(peer, labels)
+        case PeerPart(block):
+            part = part_of(labels)
+            return part is not None and block.covers(part)
         case PeerEntity(name):
             return _entity_matches(name, labels)
         case PeerNodes():
@@ -164,6 +169,11 @@ def peers_match(peers: tuple[Peer, ...] | None, labels: Labels) -> bool:
 def prefix_of(labels: Labels) -> Prefix | None:
     """Return the prefix a CIDR identity stands for; None of any other identity."""
     return next((_prefix(label.key) for label in labels if label.source == CIDR), None)
+
+
+def part_of(labels: Labels) -> Prefix | None:
+    """Return the prefix in which the addresses of an identity's pods lie, if they are told apart by that."""
+    return next((_prefix(label.key) for label in labels if label.source == PART), None)
 
 
 def _entity_matches(name: str, labels: Labels) -> bool:

@@ -22,6 +22,7 @@ from ciliumd.model.policy import (
     Enforcement,
     NamedPort,
     PeerCIDR,
+    PeerPart,
     PeerSelector,
     Policy,
     Rule,
@@ -128,6 +129,22 @@ def prefixes_of(rules: Iterable[Rule]) -> set[Prefix]:
             if isinstance(peer, PeerCIDR):
                 found.update(prefix for prefix in (peer.prefix, *peer.excepts) if prefix.prefixlen)
     return found
+
+
+def blocks(policies: Iterable[Policy]) -> set[Prefix]:
+    """Return the prefixes by which *policies* tell pods apart."""
+    return parts_of(rule for policy in policies for rule in policy.rules)
+
+
+def parts_of(rules: Iterable[Rule]) -> set[Prefix]:
+    """Return the prefixes by which *rules* tell pods apart."""
+    return {
+        prefix
+        for rule in rules
+        for peer in rule.peers or ()
+        if isinstance(peer, PeerPart)
+        for prefix in (peer.block.prefix, *peer.block.excepts)
+    }
 
 
 def _narrowed(rules: Iterable[Rule]) -> list[Rule]:

@@ -11,16 +11,17 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
-from ciliumd.desired.policy.rules import WORLD_NAMES, peer_matches, prefix_of
+from ciliumd.desired.policy.rules import WORLD_NAMES, part_of, peer_matches, prefix_of
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import POD_NAMESPACE, Labels
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import NODE_NAMES, Peer, PeerCIDR, PeerEntity, PeerNodes, PeerSelector
+from ciliumd.model.policy import NODE_NAMES, Peer, PeerCIDR, PeerEntity, PeerNodes, PeerPart, PeerSelector
 
 Clue = Hashable
 """What peer and identity must have in common to match: (key, value) of a label, or a prefix's place."""
 
 _ANYTHING: Clue = None
+_IN_A_PART: Clue = "part"
 _WORLD_CLUES: tuple[Clue, ...] = tuple((name, "") for name in sorted(WORLD_NAMES))
 _NODE_CLUES: tuple[Clue, ...] = tuple((name, "") for name in sorted(NODE_NAMES))
 
@@ -55,8 +56,8 @@ class SelectorCache:
             return
         self.remove(identity)
         self._labels[identity] = labels
-        for label in labels:
-            self._holders.setdefault((label.key, label.value), set()).add(identity)
+        for clue in _held(labels):
+            self._holders.setdefault(clue, set()).add(identity)
         prefix = prefix_of(labels)
         if prefix is not None:
             insort(self._places, _place(prefix, identity))
@@ -69,7 +70,7 @@ class SelectorCache:
         labels = self._labels.pop(identity, None)
         if labels is None:
             return
-        for clue in {(label.key, label.value) for label in labels}:
+        for clue in _held(labels):
             holders = self._holders[clue]
             holders.discard(identity)
             if not holders:
@@ -104,8 +105,7 @@ class SelectorCache:
     def _who_may_match(self, labels: Labels) -> set[Peer]:
         if not self._interested:
             return set()
-        clues: set[Clue] = {(label.key, label.value) for label in labels}
-        clues.add(_ANYTHING)
+        clues = _held(labels) | {_ANYTHING}
         prefix = prefix_of(labels)
         if prefix is not None:
             clues.update(_around(prefix))
@@ -129,6 +129,14 @@ class SelectorCache:
         return [place[-1] for place in self._places[first : bisect_left(self._places, beyond)]]
 
 
+def _held(labels: Labels) -> set[Clue]:
+    """Clues that an identity with *labels* has, but for those of the place of a prefix."""
+    clues: set[Clue] = {(label.key, label.value) for label in labels}
+    if part_of(labels) is not None:
+        clues.add(_IN_A_PART)
+    return clues
+
+
 def _clues(peer: Peer) -> tuple[Clue, ...]:
     """Clues of which an identity that is *peer* has at least one."""
     match peer:
@@ -140,6 +148,8 @@ def _clues(peer: Peer) -> tuple[Clue, ...]:
             return ((key, value),)
         case PeerNodes():
             return _NODE_CLUES
+        case PeerPart():
+            return (_IN_A_PART,)
         case PeerEntity(name):
             return _clues_of_entity(name)
     return (_ANYTHING,)

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Pods judged by their addresses: which number policies go by where they tell pods of one label set apart.
+
+The blocks that policies in force name divide addresses into parts: that of an address is the narrowest
+block it lies in.  The pods of an identity in a part have a number of their own, which this node's policies
+judge them by and nobody else ever sees.
+
+As for prefixes (``daemon.prefixes``) rows come first and rules a round later: until the rows of its pods
+say so, packets of a part are judged by the number of what is around it.  A number that could not be written
+is stood in for by the one that is there, so that what is around is as closed.  A part goes when no rule in
+force names it and no version that packets may still meet tells it apart.
+
+See docs/decisions/0005-ipblock-and-pods.md.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from ciliumd.daemon.prefixes import Rules
+from ciliumd.desired.allocation import allocate, free_numbers
+from ciliumd.desired.policy import NamedPorts
+from ciliumd.model.identity import (
+    CLUSTER_MAX,
+    CLUSTER_MIN,
+    PART_MAX,
+    PART_MIN,
+    NumericIdentity,
+    PartOf,
+    part_labels,
+)
+from ciliumd.model.labels import Labels
+from ciliumd.model.net import Addr, LongestPrefix, Prefix, prefix_order
+from ciliumd.tables.schema import ObjectKey, Problem, Tables
+
+if TYPE_CHECKING:
+    from ciliumd.desired.policy import StandIns
+
+Owners = Mapping[Addr, NumericIdentity]
+"""The identity, in the cluster, of every pod's address."""
+
+
+def is_pod(identity: NumericIdentity) -> bool:
+    """Whether an identity is one of pods, which may be in a part."""
+    return CLUSTER_MIN <= identity <= CLUSTER_MAX
+
+
+class Parts:
+    """
+    How far the parts that policies name have got.
+
+    *awaited* are written in this round; *stand_ins* are the numbers by which packets of others are judged
+    meanwhile.  *judged* is, by address, what rows must say from this round on.  *wanted* are the parts whose
+    numbers somebody needs.  *judged_as* answers all the numbers that an address is judged by as of now.
+    """
+
+    def __init__(self, tables: Tables, judged_as: Callable[[Addr], Collection[NumericIdentity]]) -> None:
+        self.judged_as = judged_as
+        self.awaited: frozenset[Prefix] = frozenset()
+        self.stand_ins: StandIns = {}
+        self.judged: Mapping[Addr, NumericIdentity] = {}
+        self.wanted: frozenset[PartOf] = frozenset()
+        self._tables = tables
+        self._named: frozenset[Prefix] = frozenset()
+        self._kept: frozenset[Prefix] = frozenset()
+        self._owners: Owners = {}
+        self._asked: frozenset[Prefix] = frozenset()
+        self._missing: dict[Addr, NumericIdentity] = {}
+        self._told = False
+        self._refused: tuple[PartOf, ...] = ()
+        self._labels: dict[PartOf, tuple[Labels, Labels]] = {}
+
+    @property
+    def numbers(self) -> Mapping[PartOf, NumericIdentity]:
+        """The number of every part that has one."""
+        return self._tables.parts.view()
+
+    def look(self, named: Collection[Prefix], owners: Callable[[], Owners]) -> None:
+        """A round begins; *named* are the blocks of policies; *owners* are asked for if there are some."""
+        self._named, self._told = frozenset(named), False
+        blocks = self._named | self._kept
+        self._owners = owners() if blocks else {}
+        around = self._around(blocks)
+        self._allocate(around)
+        wanted = self._numbers_of(around)
+        stand_ins: dict[NumericIdentity, set[NumericIdentity]] = {}
+        absent: dict[Addr, NumericIdentity] = {}
+        if blocks:
+            base = {number: part.identity for part, number in self.numbers.items()}
+            for addr, identity in self._owners.items():
+                number = wanted.get(addr, identity)
+                for current in self.judged_as(addr):
+                    # Who has other labels now is another one, whom policies knew before.
+                    if current != number and base.get(current, current) == identity:
+                        stand_ins.setdefault(current, set()).add(number)
+                        absent[addr] = number
+        asked = (block for addr in absent for block in around.get(addr, ()))
+        before, self._asked = self._asked, frozenset(asked)
+        self._missing = absent
+        # Replaced only by others: who compares them is quick if they are the same.
+        self.awaited = _unless_equal(self.awaited, self._asked - before)
+        found = {number: frozenset(others) for number, others in stand_ins.items()}
+        if found != self.stand_ins:
+            self.stand_ins = found
+
+    def settle(self, rules: Rules) -> None:
+        """The *rules* of the round are known: say which number every address is judged by."""
+        former = self._kept - self._named
+        around = self._around(self._named | former)
+        if former:
+            in_force = rules.named()
+            former = frozenset(
+                block for block in former if block in in_force or self._tell_apart(block, around, rules)
+            )
+        self._kept = self._named | former
+        judged = self._numbers_of(self._around(self._kept))
+        if judged != self.judged:
+            self.judged = judged
+
+    def known(self, identities: Mapping[NumericIdentity, Labels]) -> dict[NumericIdentity, Labels]:
+        """The labels of every part's number, from those of *identities*."""
+        found: dict[NumericIdentity, Labels] = {}
+        for part, number in self.numbers.items():
+            labels = identities.get(part.identity)
+            if labels is None or part.prefix is None:
+                continue
+            memo = self._labels.get(part)
+            if memo is None or memo[0] is not labels:
+                memo = self._labels[part] = labels, part_labels(labels, part.prefix)
+            found[number] = memo[1]
+        return found
+
+    def named_ports(self, ports: Mapping[NumericIdentity, NamedPorts]) -> dict[NumericIdentity, NamedPorts]:
+        """The named ports of every part: a pod has its *ports* whichever part it is in."""
+        return {n: ports[part.identity] for part, n in self.numbers.items() if part.identity in ports}
+
+    def problems(self) -> dict[ObjectKey, Problem]:
+        """What is to be told of parts without a number."""
+        text = "no identity is left for pods in it: rules that name it do not apply to them"
+        return {("CIDR", "", str(part.prefix)): Problem("", text) for part in self._refused}
+
+    def unfinished(self) -> bool:
+        """Whether another round now would do more than the last one; that is said once a round."""
+        if self._told:
+            return False
+        self._told = bool(self.awaited) or any(
+            set(self.judged_as(addr)) == {number} for addr, number in self._missing.items()
+        )
+        return self._told
+
+    def _around(self, blocks: Collection[Prefix]) -> dict[Addr, tuple[Prefix, ...]]:
+        """The *blocks* that hold an address of a pod, the narrowest first."""
+        if not blocks:
+            return {}
+        index = LongestPrefix(blocks)
+        found = ((addr, tuple(index.around(addr))) for addr in self._owners)
+        return {addr: around for addr, around in found if around}
+
+    def _allocate(self, around: Mapping[Addr, tuple[Prefix, ...]]) -> None:
+        """A number for each block around an address: the narrowest may be gone before the others."""
+        self.wanted = frozenset(
+            PartOf(self._owners[addr], block) for addr, blocks in around.items() for block in blocks
+        )
+        table = self._tables.parts
+        if self.wanted <= table.view().keys():
+            self._refused = ()
+            return
+        allocation = allocate(
+            table.view(), self.wanted, free_numbers(table.view(), PART_MIN, PART_MAX), order=_part_order
+        )
+        for part, number in allocation.assigned.items():
+            table.set(part, number)
+        self._refused = allocation.refused
+
+    def _numbers_of(self, around: Mapping[Addr, tuple[Prefix, ...]]) -> dict[Addr, NumericIdentity]:
+        """The number of each address that has one; without one of its own it has none, and is in no block."""
+        numbers = self.numbers
+        parts = ((addr, PartOf(self._owners[addr], blocks[0])) for addr, blocks in around.items())
+        return {addr: numbers[part] for addr, part in parts if part in numbers}
+
+    def _tell_apart(self, block: Prefix, around: Mapping[Addr, tuple[Prefix, ...]], rules: Rules) -> bool:
+        """Whether a version that packets may still meet judges pods in *block* otherwise than around it."""
+        numbers = self.numbers
+        pairs = set()
+        for addr, blocks in around.items():
+            if block in blocks:
+                identity, wider = self._owners[addr], blocks[blocks.index(block) + 1 :]
+                inner = numbers.get(PartOf(identity, block), identity)
+                outer = numbers.get(PartOf(identity, wider[0]), identity) if wider else identity
+                pairs.add((inner, outer))
+        return any(rules.tell_apart(*pair) for pair in pairs)
+
+
+def _part_order(part: PartOf) -> tuple[int, tuple[int, int, int]]:
+    # What stands for a number that was lost has that number, and wants none.
+    return part.identity, prefix_order(part.prefix) if part.prefix else (0, 0, 0)
+
+
+def _unless_equal(before: frozenset[Prefix], after: frozenset[Prefix]) -> frozenset[Prefix]:
+    return before if before == after else after
+
+
+def pods_among(owners: Iterable[tuple[Addr, NumericIdentity]]) -> dict[Addr, NumericIdentity]:
+    """Those of *owners* that are pods."""
+    return {addr: identity for addr, identity in owners if is_pod(identity)}
