@@ -10,33 +10,33 @@ allowed must lose nothing.
 import os
 import random
 import ssl
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from bench.machine import process_seconds
-from bench.prober import CONTROL, PROBED, Record
 from bench.requests import Requests
 from bench.result import Figure, Goal, Section
 from bench.samples import percentile
 from lab import manifests
+from lab.child.metronome import Lane
 from lab.k8s import people
 from lab.k8s.cluster import Cluster
 from lab.k8s.kubectl import Object
 from lab.k8s.pki import ADMIN
 from lab.k8s.pod import ClusterPod
-from lab.process import Process
+from lab.metronome import Metronome, Side
 from lab.waiting import eventually
 
 P50, P99 = Goal(at_most=50), Goal(at_most=300)
 NOTHING: Final = Goal(at_most=0)
 NAMESPACE: Final = people.NAMESPACE
+PROBED, CONTROL = 7001, 7002
+# Each probe is a new connection; the control's verdict never changes.
+LANES: Final = (Lane(PROBED, fresh=True), Lane(CONTROL))
 POLICIES: Final = f"/apis/cilium.io/v2/namespaces/{NAMESPACE}/ciliumnetworkpolicies"
 CLIENT, SERVER = "prober", "probed"
 TOGGLED: Final = "toggled"
@@ -58,13 +58,6 @@ class Enforced(NamedTuple):
     enforced: float
     # Packets that were judged as before after one had been judged anew.
     old_verdicts: int
-
-
-class Prober(NamedTuple):
-    """What both sides of a prober write down, and their processes."""
-
-    record: Record
-    sides: tuple[Process, Process]
 
 
 def as_admin(cluster: Cluster) -> Requests:
@@ -101,7 +94,7 @@ def measure(cluster: Cluster, api: Requests, *, agent: int, changes: int, crowd_
     section = Section("enforcement", f"P8  policy acknowledged to enforced, {crowd_size} on the node")
     chance = random.Random(SEED)
     added, removed = [], []
-    with _probing(cluster) as prober:
+    with Metronome(*_sides(cluster), LANES) as prober:
         record = prober.record
         _until(prober, record.count, allowed=False)
         # One watch tells of policies in their order: what is enforced now comes after all the others.
@@ -153,7 +146,7 @@ def waiting_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[1]) for task in tasks.iterdir()) / 1e9
 
 
-def _change(api: Requests, prober: Prober, *, allowed: bool) -> Enforced:
+def _change(api: Requests, prober: Metronome, *, allowed: bool) -> Enforced:
     """Make the policy or delete it, and wait until that is seen."""
     began = time.monotonic_ns()
     if allowed:
@@ -166,12 +159,12 @@ def _change(api: Requests, prober: Prober, *, allowed: bool) -> Enforced:
     return Enforced((acknowledged - began) / 1e6, enforced / 1e6, old)
 
 
-def _until(prober: Prober, first: int, *, allowed: bool) -> tuple[int, int]:
+def _until(prober: Metronome, first: int, *, allowed: bool) -> tuple[int, int]:
     """The first pair from *first* on with this verdict, and how many had the other one after it."""
 
     def seen() -> tuple[int, int] | None:
         anew, old, row = None, 0, 0
-        assert all(side.running for side in prober.sides), "the prober has ended"
+        assert prober.running, "the prober has ended"
         for number, let_through in prober.record.judged(first):
             if let_through == allowed:
                 anew, row = number if anew is None else anew, row + 1
@@ -185,29 +178,14 @@ def _until(prober: Prober, first: int, *, allowed: bool) -> tuple[int, int]:
     return found
 
 
-@contextmanager
-def _probing(cluster: Cluster) -> Iterator[Prober]:
-    """A prober at work between the client and the server."""
+def _sides(cluster: Cluster) -> tuple[Side, Side, str]:
+    """Where the client is, where the server is, and its address."""
     client, server = (cluster.pod(name, NAMESPACE) for name in (CLIENT, SERVER))
-    with tempfile.TemporaryDirectory() as directory, ExitStack() as stack:
-        path = Path(directory) / "record"
-        record = Record.create(path)
-        receiver = stack.enter_context(_side("receive", server, path, server.address))
-        assert receiver.popen.stdout is not None
-        assert receiver.popen.stdout.readline() == b"ready\n", "the prober's receiver did not start"
-        sender = stack.enter_context(_side("send", client, path, server.address))
-        yield Prober(record, (receiver, sender))
+    return _side(client), _side(server), server.address
 
 
-def _side(role: str, pod: ClusterPod, path: Path, address: str) -> Process:
-    """One side of the prober, in its pod."""
-    return Process(
-        [sys.executable, "-S", "-m", "bench.prober", role, path, address],
-        netns=pod.netns,
-        cgroup=pod.cgroup,
-        output=subprocess.PIPE,
-        stdin=subprocess.PIPE,
-    )
+def _side(pod: ClusterPod) -> Side:
+    return Side(pod.netns, pod.cgroup)
 
 
 def _allows(name: str, subject: str, peer: str, port: int) -> Object:
