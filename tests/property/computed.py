@@ -6,10 +6,11 @@ The computed side of the policy property tests: documents through the real parse
 """
 
 from collections.abc import Iterable
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Any, Protocol
 
 from ciliumd import abi
+from ciliumd.daemon.parts import Parts
 from ciliumd.daemon.references import References
 from ciliumd.desired.cluster import labels_of_node, labels_of_this_node
 from ciliumd.desired.identities import (
@@ -26,6 +27,7 @@ from ciliumd.desired.policy import (
     EndpointRules,
     MapState,
     NamedPorts,
+    blocks,
     cidrs,
     classify,
     lookup,
@@ -36,12 +38,13 @@ from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
 from ciliumd.model.identity import NamedNode, NumericIdentity, Reserved
 from ciliumd.model.label_filter import EVERY_LABEL
 from ciliumd.model.labels import Labels, labels_text
+from ciliumd.model.net import Prefix
 from ciliumd.model.objects import NodeRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import parser
 from ciliumd.tables import Tables
 from property.reference import oracle
-from property.worlds import MACHINES, Case, Document
+from property.worlds import MACHINES, POD_NETWORKS, Case, Document, addresses_of
 
 _parse = parser(node_selectors=True)
 STRANGER: NumericIdentity = 60000
@@ -82,6 +85,18 @@ class InterpreterJudge:
         return lookup(self._state, identity, direction, protocol, port)[0]
 
 
+class _NoneBefore:
+    """No rules but those in force."""
+
+    def named(self) -> set[Prefix]:
+        """Nothing."""
+        return set()
+
+    def tell_apart(self, _one: NumericIdentity, _other: NumericIdentity) -> bool:
+        """Nobody."""
+        return False
+
+
 class Node:
     """What an agent makes of a case's documents."""
 
@@ -100,13 +115,29 @@ class Node:
         self._numbers = adoption.numbers | allocate_identities({}, adoption.missing).assigned
         self._prefixes = allocate_prefixes({}, cidrs(self.policies)).assigned
         self._nodes = allocate_nodes({}, _machines(case)).assigned
-        self.identities = known_identities(self._numbers, self._prefixes, cluster, self._labels_of(case))
+        known = known_identities(self._numbers, self._prefixes, cluster, self._labels_of(case))
+        self._parts = self._parts_of(case)
+        self.identities = known | self._parts.known(known)
         self.named_ports = named_ports_by_identity(
             (), {}, {}, (self._published(row) for row in there.values())
         )
         for key in here:
             number = self._numbers[self._pod_labels[key]]
             self.named_ports[number] = self.named_ports.get(number, frozenset()) | self._pod_ports[key]
+        self.named_ports |= self._parts.named_ports(self.named_ports)
+
+    def _parts_of(self, case: Case) -> Parts:
+        """Which number every pod is judged by at its addresses."""
+        owners = {
+            ip_address(address): self._numbers[self._pod_labels[key]]
+            for document in case.pods
+            for key in [(document["metadata"]["namespace"], document["metadata"]["name"])]
+            for address in addresses_of(document)
+        }
+        parts = Parts(Tables(), lambda _addr: ())
+        parts.look(blocks(self.policies), lambda: owners)
+        parts.settle(_NoneBefore())
+        return parts
 
     def _published(self, row: PodRow) -> RemoteEndpointRow:
         """A pod of the other node as that publishes it."""
@@ -152,6 +183,13 @@ class Node:
             state = state.with_added(classify(rules, known, state, named_ports=self.named_ports))
         return state
 
+    def judged_as(self, peer: oracle.Peer) -> NumericIdentity:
+        """What policies judge packets from or to *peer* by: its identity, or that of its part."""
+        identity = self.identity(peer)
+        if not isinstance(peer, oracle.Pod) or not peer.address:
+            return identity
+        return self._parts.judged.get(ip_address(peer.address), identity)
+
     def identity(self, peer: oracle.Peer) -> NumericIdentity:
         """The identity packets from or to *peer* carry: what ipcache gives for its address."""
         match peer:
@@ -174,7 +212,7 @@ class Node:
 def verdict_name(node: Node, judge: Judge, packet: oracle.Packet) -> str:
     """What *judge* says about *packet*, in the oracle's words."""
     verdict = judge.verdict(
-        node.identity(packet.peer),
+        node.judged_as(packet.peer),
         Direction[packet.direction.upper()],
         PROTOCOL_NUMBERS[packet.protocol],
         packet.port,
@@ -188,6 +226,7 @@ def policies_in_force(case: Case) -> list[Policy]:
     for name, key, row in _rows([*case.policies, *case.objects]):
         getattr(tables, name).set(key, row)
     references = References(tables)
+    references.set_pods(frozenset(ip_network(one) for nets in POD_NETWORKS.values() for one in nets.values()))
     references.refresh()
     return list(references.policies.values())
 

@@ -6,7 +6,7 @@ Everything comes from small pools, chosen so that rules and packets meet: nested
 the ends of ranges, labels shared across namespaces.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from hypothesis import strategies as st
 
@@ -43,6 +43,20 @@ EXCEPTS = {
     "::/0": ("fd00::/8",),
     "fd00::/8": ("fd00:1::/32",),
 }
+BLOCKS = {
+    "10.0.0.0/24": ("10.0.0.0/30", "10.0.0.2/31", "10.0.0.2/32"),
+    "10.0.0.0/30": ("10.0.0.2/31", "10.0.0.1/32", "10.0.0.0/30"),
+    "10.0.0.4/30": ("10.0.0.5/32",),
+    "10.0.0.3/32": ("10.0.0.3/32",),
+    "10.0.0.0/15": ("10.0.0.0/24", "10.1.0.0/16", "10.1.0.2/31", "10.0.0.4/30"),
+    "10.1.0.0/24": ("10.1.0.2/31", "10.1.0.1/32"),
+    "0.0.0.0/0": ("10.0.0.0/15", "10.0.0.2/31", "10.1.0.0/24"),
+    "fd00:1:0:1::/64": ("fd00:1:0:1::2/127", "fd00:1:0:1::1/128"),
+    "fd00:1:0:1::2/127": ("fd00:1:0:1::2/128",),
+    "fd00:0:0:2::/64": ("fd00:0:0:2::4/126",),
+    "::/0": ("fd00:1:0:1::/64", "fd00:0:0:2::2/127"),
+}
+"""Blocks of addresses of pods, and what is taken from them."""
 GROUPS = ("office", "lab", "spare")
 """CiliumCIDRGroups that there are; policies name another one, too."""
 ENTITIES = (
@@ -115,13 +129,20 @@ _PEER_SELECTOR = st.one_of(_selector(_CILIUM_KEYS), _selector(_PEER_KEYS))
 _NAMESPACE_SELECTOR = _selector(_NAMESPACE_KEYS)
 
 
-_CIDR_SET = st.one_of(
-    st.fixed_dictionaries({"cidr": st.sampled_from(PREFIXES)}),
-    *(
-        st.fixed_dictionaries({"cidr": st.just(prefix), "except": some(st.sampled_from(excepts))})
-        for prefix, excepts in EXCEPTS.items()
-    ),
-)
+def _cidr_sets(
+    prefixes: Collection[str], excepts: Mapping[str, tuple[str, ...]]
+) -> st.SearchStrategy[Document]:
+    return st.one_of(
+        st.fixed_dictionaries({"cidr": st.sampled_from(tuple(prefixes))}),
+        *(
+            st.fixed_dictionaries({"cidr": st.just(prefix), "except": some(st.sampled_from(inner))})
+            for prefix, inner in excepts.items()
+        ),
+    )
+
+
+_CIDR_SET = _cidr_sets((*PREFIXES, *BLOCKS), EXCEPTS)
+_IP_BLOCK = st.one_of(_cidr_sets(PREFIXES, EXCEPTS), _cidr_sets(BLOCKS, BLOCKS))
 _GROUP_KEYS = {"site": st.sampled_from(("here", "there")), "role": st.sampled_from(("a", ""))}
 _GROUP_EXCEPTS = some(
     st.sampled_from(("10.1.2.0/24", "10.1.0.0/16", "192.0.2.9/32", "fd00:1::/32", "0.0.0.0/0"))
@@ -357,7 +378,7 @@ _KUBERNETES_PEER = st.one_of(
     st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR}),
     st.fixed_dictionaries({"namespaceSelector": _NAMESPACE_SELECTOR}),
     st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR, "namespaceSelector": _NAMESPACE_SELECTOR}),
-    st.fixed_dictionaries({"ipBlock": _CIDR_SET}),
+    *often(st.fixed_dictionaries({"ipBlock": _IP_BLOCK}), 3),
 )
 
 

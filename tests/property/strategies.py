@@ -5,7 +5,18 @@ from hypothesis import strategies as st
 
 from property.documents import OBJECTS, PORTS, cilium_policy, clusterwide_policy, kubernetes_policy
 from property.reference.oracle import ALWAYS, DEFAULT, NEVER
-from property.worlds import LABELS_OF_NAMESPACES, LABELS_OF_NODES, NAMESPACES, PODS, Case, namespace, pod
+from property.worlds import (
+    FAMILIES,
+    HOSTS,
+    LABELS_OF_NAMESPACES,
+    LABELS_OF_NODES,
+    NAMESPACES,
+    PODS,
+    Case,
+    namespace,
+    pod,
+    pod_address,
+)
 
 TRAFFIC_PORTS = (1, 22, 53, 79, 80, 81, 82, 442, 443, 444, 445, 1023, 1024, 8080, 8090, 8091, 65535)
 
@@ -26,12 +37,19 @@ def cases(draw: st.DrawFn, *, most_policies: int = 5) -> Case:
     kinds = draw(st.lists(_POLICY_KINDS, min_size=2, max_size=most_policies))
     pods = draw(PODS)
     named = pods[-1]["ports"][0]
+    remote = draw(st.integers(0, len(pods) // 2))
+    where = ["here"] * (len(pods) - remote) + ["there"] * remote
+    hosts, families = draw(st.permutations(HOSTS)), draw(st.sampled_from(FAMILIES))
+    addresses = [
+        [pod_address(place, family, host) for family in families]
+        for place, host in zip(where, hosts, strict=False)
+    ]
     return Case(
         namespaces=tuple(map(namespace, NAMESPACES, draw(LABELS_OF_NAMESPACES))),
-        pods=tuple(pod(number, drawn) for number, drawn in enumerate(pods)),
+        pods=tuple(map(pod, range(len(pods)), pods, addresses)),
         policies=tuple(draw(kind(number)) for number, kind in enumerate(kinds)),
         traffic=tuple(dict.fromkeys([(named["protocol"], named["containerPort"]), *draw(_TRAFFIC_LIST)])),
-        remote=draw(st.integers(0, len(pods) // 2)),
+        remote=remote,
         enforcement=draw(_ENFORCEMENT),
         objects=draw(OBJECTS),
         machines=draw(LABELS_OF_NODES),

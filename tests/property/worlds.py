@@ -5,9 +5,10 @@ Worlds for the policy property tests: namespaces, pods here and on another node,
 Everything comes from small pools, chosen so that rules and packets meet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from ipaddress import ip_network
 from itertools import product
 from typing import Any
 
@@ -28,7 +29,7 @@ NAMESPACES = ("blue", "green", "default")
 NODES = ("host", "remote-node", "kube-apiserver", "health", "init", "ingress", "unmanaged")
 ENDPOINTS_WITHOUT_POD = ("health", "init")
 ADDRESSES = (
-    "10.0.0.1",
+    "10.4.0.1",
     "10.1.2.3",
     "10.1.2.4",
     "192.0.2.9",
@@ -37,6 +38,15 @@ ADDRESSES = (
     "fd00:1::2",
     "2001:db8::5",
 )
+"""Outside the cluster."""
+POD_NETWORKS = {
+    "here": {4: "10.0.0.0/24", 6: "fd00:1:0:1::/64"},
+    "there": {4: "10.1.0.0/24", 6: "fd00:0:0:2::/64"},
+}
+"""Where pods of this node have their addresses, and those of the other."""
+HOSTS = range(1, 7)
+"""The last number of pods' addresses; few, so that blocks of a few addresses cut through them."""
+FAMILIES = ((4,), (4, 6), (4, 6), (6,))
 PORT_NAMES = ("http", "dns")
 
 
@@ -77,7 +87,8 @@ class Case:
     def _namespace_labels(self) -> dict[str, Mapping[str, str]]:
         return {one["metadata"]["name"]: one["metadata"].get("labels", {}) for one in self.namespaces}
 
-    def _pod(self, document: Document) -> Pod:
+    def pod(self, document: Document) -> Pod:
+        """The pod of a *document*, by none of its addresses."""
         meta, spec = document["metadata"], document["spec"]
         return Pod(
             namespace=meta["namespace"],
@@ -93,16 +104,20 @@ class Case:
 
     def subjects(self) -> list[Pod | Node]:
         """Whose policy is judged: the pods of this node and, under a policy of the cluster, the rest."""
-        pods: list[Pod | Node] = [self._pod(document) for document in self.local_pods]
+        pods: list[Pod | Node] = [self.pod(document) for document in self.local_pods]
         if any(policy["kind"] == "CiliumClusterwideNetworkPolicy" for policy in self.policies):
             pods += map(Node, ENDPOINTS_WITHOUT_POD)
         return pods
 
     def peers(self) -> list[Peer]:
-        """Everybody who may be at the other end."""
-        pods = [self._pod(document) for document in self.pods]
-        others: list[Peer] = [*self._nodes(), *map(Address, ADDRESSES), Stranger()]
-        return [*(_with_ports_of_the_like(pod, pods) for pod in pods), *others]
+        """Everybody who may be at the other end; a pod once by each of its addresses."""
+        pods = [self.pod(document) for document in self.pods]
+        peers: list[Peer] = [
+            replace(_with_ports_of_the_like(pod, pods), address=address)
+            for pod, document in zip(pods, self.pods, strict=True)
+            for address in addresses_of(document) or ("",)
+        ]
+        return [*peers, *self._nodes(), *map(Address, ADDRESSES), Stranger()]
 
     def _nodes(self) -> list[Node]:
         named = [
@@ -181,11 +196,22 @@ _NODE_LABELS = st.fixed_dictionaries(
     {}, optional={"role": ROLES, "topology.kubernetes.io/zone": ZONES, "app": APPS}
 )
 LABELS_OF_NODES = st.fixed_dictionaries({name: _NODE_LABELS for _, name in MACHINES})
-PODS = st.lists(_POD, min_size=2, max_size=4)
+
+
+@st.composite
+def _pods(draw: st.DrawFn) -> list[Document]:
+    """Pods, some of them alike but for their ports, as replicas are while one set follows another."""
+    pods = draw(st.lists(_POD, min_size=1, max_size=3))
+    for first in draw(st.lists(st.sampled_from(pods), min_size=0 if len(pods) > 1 else 1, max_size=2)):
+        pods.append({**first, "ports": draw(_POD_PORTS)})
+    return draw(st.permutations(pods))
+
+
+PODS = _pods()
 LABELS_OF_NAMESPACES = st.tuples(*(st.fixed_dictionaries({}, optional={"team": TEAMS}) for _ in NAMESPACES))
 
 
-def pod(number: int, drawn: Mapping[str, Any]) -> Document:
+def pod(number: int, drawn: Mapping[str, Any], addresses: Sequence[str] = ()) -> Document:
     """A pod's document."""
     return {
         "apiVersion": "v1",
@@ -195,7 +221,18 @@ def pod(number: int, drawn: Mapping[str, Any]) -> Document:
             "serviceAccountName": drawn["serviceAccountName"],
             "containers": [{"name": "main", "ports": drawn["ports"]}],
         },
+        "status": {"podIPs": [{"ip": address} for address in addresses]},
     }
+
+
+def addresses_of(pod: Document) -> tuple[str, ...]:
+    """The addresses in a pod's document."""
+    return tuple(one["ip"] for one in pod.get("status", {}).get("podIPs", ()))
+
+
+def pod_address(where: str, family: int, host: int) -> str:
+    """An address of a pod."""
+    return str(ip_network(POD_NETWORKS[where][family])[host])
 
 
 def namespace(name: str, labels: Mapping[str, str]) -> Document:

@@ -24,7 +24,11 @@ _CLUSTER = "io.cilium.k8s.policy.cluster"
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod, its namespace's labels, and its named ports as name -> {(protocol, port)}."""
+    """
+    A pod, its namespace's labels, and its named ports as name -> {(protocol, port)}.
+
+    As a peer *address* is the one of its addresses that the packet names: of two families it is two peers.
+    """
 
     namespace: str
     name: str
@@ -32,6 +36,7 @@ class Pod:
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     service_account: str = "default"
     ports: Mapping[str, frozenset[tuple[str, int]]] = field(default_factory=dict)
+    address: str = ""
 
     def is_like(self, other: "Pod") -> bool:
         """Whether no label that counts tells the two apart."""
@@ -100,9 +105,18 @@ def port_matches(port: int | str, end: int | None, protocol: str, subject: Subje
 
 def in_cidr(cidr: str, excepts: Sequence[str] | None, peer: Peer) -> bool:
     """Whether the peer is an address outside the cluster that lies in *cidr* and in no exception."""
-    if not isinstance(peer, Address):
-        return False
-    address = ip_address(peer.ip)
+    return isinstance(peer, Address) and lies_in(cidr, excepts, peer.ip)
+
+
+def in_block(block: Document, peer: Peer) -> bool:
+    """Whether the peer is outside the cluster or a pod, and its address lies in a block."""
+    address = peer.ip if isinstance(peer, Address) else peer.address if isinstance(peer, Pod) else ""
+    return bool(address) and lies_in(block["cidr"], block.get("except"), address)
+
+
+def lies_in(cidr: str, excepts: Sequence[str] | None, text: str) -> bool:
+    """Whether an address lies in *cidr* and in no exception."""
+    address = ip_address(text)
     return address in ip_network(cidr, strict=False) and not any(
         address in ip_network(excluded, strict=False) for excluded in excepts or []
     )

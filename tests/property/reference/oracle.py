@@ -14,7 +14,9 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
   known is isolated in both; so is everybody where policy is always enforced.
 - Denied if any deny rule matches; else allowed if any allow rule matches or the endpoint is not isolated.
 - The node may always reach its own pods, unless a deny rule matches it.
-- Addresses in rules mean what is outside the cluster, never pods or nodes.
+- Addresses in rules of Cilium's kinds mean what is outside the cluster, never pods or nodes.  A block of
+  NetworkPolicy (ipBlock) means pods as well: those whose address, the one that the packet names, lies in it
+  and in no exception.  Never nodes, nor health endpoints.
 - A CiliumCIDRGroup stands for its prefixes, by name or by its labels; one that does not exist for nobody.
 - A service stands for the pods it selects, by their own labels in its namespace; without a selector for the
   addresses of its endpoints outside the cluster, and default/kubernetes for the API server as well.  Where
@@ -22,7 +24,8 @@ Semantics (Kubernetes NetworkPolicy v1, CiliumNetworkPolicy and CiliumClusterwid
 - Nodes in rules are machines of the cluster by the labels of their Node objects, the one that judges among
   them; nothing else is ever meant, and nobody else's selectors look at these labels.
 - What an allow rule requires (fromRequires, toRequires) is required of every peer that an allow rule of the
-  direction selects by labels, in any policy of the endpoint; by itself it allows nobody.
+  direction selects by labels, in any policy of the endpoint, and not of those in a block; by itself it
+  allows nobody.
 - NetworkPolicy: no peers, or an empty list, is everybody.  Cilium's kinds: no peers is everybody if there
   are ports or ICMP types, nobody otherwise; an empty list is nobody.
 - Ports are those of TCP, UDP and SCTP; a rule without ports or ICMP types is all traffic.
@@ -46,6 +49,7 @@ from property.reference.matching import (
     Subject,
     cilium_labels,
     demanded,
+    in_block,
     in_cidr,
     is_reserved,
     is_selected_node,
@@ -145,7 +149,7 @@ class _Kubernetes:
 
     def _peer_matches(self, written: Document, peer: Peer) -> bool:
         if written.get("ipBlock") is not None:
-            return in_cidr(written["ipBlock"]["cidr"], written["ipBlock"].get("except"), peer)
+            return in_block(written["ipBlock"], peer)
         if not isinstance(peer, Pod):
             return False
         if written.get("namespaceSelector") is None:
