@@ -374,11 +374,12 @@ def clusterwide_policy(draw: st.DrawFn, number: int = 0) -> Document:
     }
 
 
+_KUBERNETES_BLOCK = st.fixed_dictionaries({"ipBlock": _IP_BLOCK})
 _KUBERNETES_PEER = st.one_of(
     st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR}),
     st.fixed_dictionaries({"namespaceSelector": _NAMESPACE_SELECTOR}),
     st.fixed_dictionaries({"podSelector": _PLAIN_SELECTOR, "namespaceSelector": _NAMESPACE_SELECTOR}),
-    *often(st.fixed_dictionaries({"ipBlock": _IP_BLOCK}), 3),
+    _KUBERNETES_BLOCK,
 )
 
 
@@ -388,13 +389,29 @@ def _kubernetes_rule(side: str) -> st.SearchStrategy[Document]:
     )
 
 
-_KUBERNETES_SPEC = st.fixed_dictionaries(
-    {"podSelector": st.one_of(st.just({}), _PLAIN_SELECTOR)},
-    optional={
-        "policyTypes": some(st.sampled_from(("Ingress", "Egress")), 0, 2),
-        "ingress": _section(_kubernetes_rule("from"), 2),
-        "egress": _section(_kubernetes_rule("to"), 2),
-    },
+def _kubernetes_block_rule(side: str) -> st.SearchStrategy[Document]:
+    return st.fixed_dictionaries(
+        {side: some(_KUBERNETES_BLOCK)}, optional={"ports": some(_KUBERNETES_PORT, 0, 1)}
+    )
+
+
+_KUBERNETES_SUBJECT = st.one_of(st.just({}), _PLAIN_SELECTOR)
+_KUBERNETES_SPEC = st.one_of(
+    st.fixed_dictionaries(
+        {"podSelector": _KUBERNETES_SUBJECT},
+        optional={
+            "policyTypes": some(st.sampled_from(("Ingress", "Egress")), 0, 2),
+            "ingress": _section(_kubernetes_rule("from"), 2),
+            "egress": _section(_kubernetes_rule("to"), 2),
+        },
+    ),
+    # A rule of blocks has much to say, and is rarely met by chance.
+    *(
+        st.fixed_dictionaries(
+            {"podSelector": _KUBERNETES_SUBJECT, section: some(_kubernetes_block_rule(side))}
+        )
+        for section, side in (("ingress", "from"), ("egress", "to"))
+    ),
 )
 
 

@@ -17,10 +17,10 @@ from ciliumd import abi
 from ciliumd.desired.policy import MapState
 from property.computed import InterpreterJudge, Judge, Node, verdict_name
 from property.kernel_judge import KernelJudge
-from property.reference.oracle import Packet, Stranger, Subject, verdict
+from property.reference.oracle import INGRESS, Packet, Pod, Stranger, Subject, verdict
 from property.strategies import cases
 from property.tally import Tally
-from property.worlds import Case
+from property.worlds import Case, pod
 
 pytestmark = pytest.mark.property
 
@@ -137,6 +137,34 @@ def test_judges_notice_a_wrong_map(judges: list[Judge], spoil: Callable[[MapStat
         ]
 
         assert bool(spoil) == bool(differing)
+
+
+def test_pods_judged_by_their_identity_alone_are_noticed(judges: list[Judge]) -> None:
+    """The negative control of blocks: one of two replicas is in a block, and its number says so."""
+    block = {"cidr": "10.0.0.0/30", "except": ["10.0.0.2/31"]}
+    policy = {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": "block", "namespace": "blue"},
+        "spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": block}]}]},
+    }
+    drawn = {"namespace": "blue", "labels": {"app": "web"}, "serviceAccountName": "default", "ports": []}
+    addresses = (["10.0.0.1", "fd00:1:0:1::1"], ["10.0.0.2", "fd00:1:0:1::2"], ["10.0.0.5"])
+    case = replace(
+        FIXED, pods=tuple(pod(i, drawn, one) for i, one in enumerate(addresses)), policies=(policy,)
+    )
+    subject, node = case.subjects()[0], Node(case)
+    packets = [Packet(INGRESS, peer, "TCP", 80) for peer in case.peers() if isinstance(peer, Pod)]
+    for judge in judges:
+        judge.load(node.state(subject))
+        said = [verdict_name(node, judge, packet) for packet in packets]
+        alone = [
+            verdict_name(node, judge, replace(packet, peer=replace(packet.peer, address="")))
+            for packet in packets
+        ]
+
+        assert said == ["ALLOW", *["DEFAULT_DENY"] * 4] == [written(case, subject, one) for one in packets]
+        assert alone == ["DEFAULT_DENY"] * 5
 
 
 @few

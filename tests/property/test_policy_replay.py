@@ -5,7 +5,7 @@ What is foretold is what comes: a replay says what documents say, and a suggesti
 The oracle reads the documents, those that were suggested as well.
 """
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from ciliumd.desired.policy import Subject as Endpoint
 from ciliumd.desired.policy.rules import PROTOCOL_NUMBERS
 from ciliumd.model.policy import Direction, Enforcement
 from property.computed import Node
-from property.reference.oracle import Address, Packet, Stranger, Subject, verdict
+from property.reference.oracle import Address, Packet, Pod, Stranger, Subject, verdict
 from property.strategies import cases
 from property.worlds import Case
 
@@ -35,6 +35,11 @@ def known_packets(case: Case) -> list[Packet]:
     return [packet for packet in case.packets() if not isinstance(packet.peer, Stranger)]
 
 
+def address_of(pod: Pod) -> IPv4Address | IPv6Address | None:
+    """The address that a packet names a peer by."""
+    return ip_address(pod.address) if pod.address else None
+
+
 @few
 @given(case=cases())
 def test_a_replay_says_what_the_documents_say(case: Case) -> None:
@@ -48,6 +53,7 @@ def test_a_replay_says_what_the_documents_say(case: Case) -> None:
             ip_address(packet.peer.ip) if isinstance(packet.peer, Address) else node.identity(packet.peer),
             PROTOCOL_NUMBERS[packet.protocol],
             packet.port,
+            address_of(packet.peer) if isinstance(packet.peer, Pod) else None,
         )
         for subject, packet in asked
     ]
@@ -83,10 +89,11 @@ def test_a_suggestion_allows_what_it_is_for_and_no_other_port(case: Case) -> Non
                 address = ip_address(packet.peer.ip)
                 peer = Side("peer", Party(0, outside.labels(address), is_endpoint=False), (address,))
             else:
-                identity = node.identity(packet.peer)
+                identity = node.judged_as(packet.peer)
                 named = node.named_ports.get(identity, frozenset())
                 party = Party(identity, node.identities[identity], is_endpoint=False, named_ports=named)
-                peer = Side("peer", party)
+                addresses = [address_of(packet.peer)] if isinstance(packet.peer, Pod) else []
+                peer = Side("peer", party, tuple(one for one in addresses if one is not None))
             sides = (peer, own) if is_ingress else (own, peer)
             explained = explain(
                 node.policies,
