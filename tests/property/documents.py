@@ -396,22 +396,22 @@ def _kubernetes_block_rule(side: str) -> st.SearchStrategy[Document]:
 
 
 _KUBERNETES_SUBJECT = st.one_of(st.just({}), _PLAIN_SELECTOR)
-_KUBERNETES_SPEC = st.one_of(
-    st.fixed_dictionaries(
-        {"podSelector": _KUBERNETES_SUBJECT},
-        optional={
-            "policyTypes": some(st.sampled_from(("Ingress", "Egress")), 0, 2),
-            "ingress": _section(_kubernetes_rule("from"), 2),
-            "egress": _section(_kubernetes_rule("to"), 2),
-        },
-    ),
-    # A rule of blocks has much to say, and is rarely met by chance.
+_KUBERNETES_SPEC = st.fixed_dictionaries(
+    {"podSelector": _KUBERNETES_SUBJECT},
+    optional={
+        "policyTypes": some(st.sampled_from(("Ingress", "Egress")), 0, 2),
+        "ingress": _section(_kubernetes_rule("from"), 2),
+        "egress": _section(_kubernetes_rule("to"), 2),
+    },
+)
+# A rule of blocks has much to say, and is rarely met by chance.
+_BLOCK_SPEC = st.one_of(
     *(
         st.fixed_dictionaries(
             {"podSelector": _KUBERNETES_SUBJECT, section: some(_kubernetes_block_rule(side))}
         )
         for section, side in (("ingress", "from"), ("egress", "to"))
-    ),
+    )
 )
 
 
@@ -422,5 +422,5 @@ def kubernetes_policy(draw: st.DrawFn, number: int = 0) -> Document:
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": {"name": f"knp-{number}", "namespace": draw(_POLICY_NS)},
-        "spec": draw(_KUBERNETES_SPEC),
+        "spec": draw(st.one_of(*often(_KUBERNETES_SPEC, 2), _BLOCK_SPEC)),
     }
