@@ -1,0 +1,451 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+Blocks that cut through pods come and go, and pods with them: after every row packets pass as before or after.
+
+What neither the policies and pods before a step nor those after it allow, in any mixture, never passes, also
+when rows cannot be written, or the agent is killed after any row and another one goes on.  What all of the
+mixtures allow always passes, unless a row could not be written or an agent was killed.
+"""
+
+import random
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+
+from ciliumd import abi
+from ciliumd.daemon import stages as names
+from ciliumd.daemon.node_facts import NodeFacts
+from ciliumd.daemon.parts import Parts
+from ciliumd.daemon.plan import NodePlan
+from ciliumd.daemon.recovery import restore_numbers
+from ciliumd.daemon.stages import judged_as_written, prefixes_written, stages
+from ciliumd.desired.identities import labels_of_pod
+from ciliumd.model.objects import NodeRow, RemoteEndpointRow
+from ciliumd.model.policy import BlockReference, Direction, Peer, PeerCIDR, PeerEntity, PeerSelector, Policy
+from ciliumd.reconcile import restore
+from ciliumd.reconcile.loop import Reconciler
+from property.churn.agent import TARGETS, Inline, quiet_loop
+from property.churn.judge import Flow, Rows
+from property.test_prefix_order import JUDGING, PORTS, SUBJECTS, Killed, Outcome, Small
+from unit.daemon import nodes
+
+pytestmark = pytest.mark.property
+
+DEFAULT, LONG = 100, 5_000
+STEPS = 6
+HERE, THERE = ip_network("10.0.0.0/24"), ip_network("10.1.0.0/24")
+OTHER_NODE = ip_address("192.168.0.2")
+WORLD = "0.0.0.0/0"
+# Each in the one before it; addresses are in all up to one of them and no further.
+NESTS = (
+    (WORLD, "10.0.0.0/15", "10.0.0.0/24", "10.0.0.16/28", "10.0.0.16/30", "10.0.0.17/32"),
+    (WORLD, "10.0.0.0/15", "10.1.0.0/24", "10.1.0.0/28", "10.1.0.4/30", "10.1.0.5/32"),
+)
+LOCAL = ("10.0.0.33", "10.0.0.20", "10.0.0.18", "10.0.0.17")
+FAR = ("10.1.0.33", "10.1.0.9", "10.1.0.6", "10.1.0.5")
+APPS = ("red", "blue")
+FAR_NUMBERS = {"red": 50001, "blue": 50002}
+"""Of pods of the other node, under another service account than those here: the same to every selector."""
+FLOWS = [
+    Flow(subject, direction, peer, "TCP", port)
+    for subject in SUBJECTS
+    for direction in ("ingress", "egress")
+    for peer in (*LOCAL, *FAR)
+    for port in PORTS
+]
+STUCK = (names.STATES, names.FACTS, names.IPCACHE)
+
+Pods = Mapping[str, tuple[str, int]]
+"""By address: its app, and a number that the next pod of the address has not."""
+
+
+class Node:
+    """Maps, and the agents that write them one after the other."""
+
+    def __init__(self, loop: Any, wrote: Callable[[str, bytes, bytes | None], None]) -> None:
+        self.loop = loop
+        self.now = 1000.0
+        self.next_version = 1
+        self.maps = {name: Small(name, wrote) for name in TARGETS}
+        self.policies: dict[Any, Policy] = {}
+        self.pods: Pods = {}
+        self.start()
+
+    def start(self) -> None:
+        """An agent takes over what is in the maps."""
+        self.tables = nodes.filled(in_sync=False)
+        self.plan = NodePlan(
+            self.tables,
+            NodeFacts("node", "default", (ip_address("10.0.0.1"),), pod_cidrs=(HERE,)),
+            reserve_version=self._reserve,
+            next_version=self.next_version,
+            clock=lambda: self.now,
+        )
+        self.reconciler = Reconciler(
+            stages(self.plan, self.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
+            executor=Inline(),
+            may_delete=lambda: self.tables.in_sync,
+            unfinished=self.plan.unfinished,
+            clock=lambda: self.now,
+        )
+        self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
+        self.plan.parts.judged_as = judged_as_written(self.reconciler)
+        tracker = self.reconciler.tracker
+        self.loop.run_until_complete(self.reconciler.load())
+        restore_numbers(self.tables, rows=lambda name: tracker(name).realized)
+        live = restore.endpoints(tracker(names.FACTS).realized, tracker(names.STATES).realized)
+        self.plan.restore_versions(
+            tracker(names.POLICY).realized, versions={one.id: one.policy_version for one in live.values()}
+        )
+        nodes.add_pod(self.tables, 1, {"app": "web"})
+        nodes.add_pod(self.tables, 2, {"app": "db"})
+        self.tables.nodes.set(
+            "other", NodeRow("other", "default", (("InternalIP", OTHER_NODE),), pod_cidrs=(THERE,))
+        )
+        for app, number in FAR_NUMBERS.items():
+            row = replace(nodes.pod("far", {"app": app}), service_account="far")
+            labels = labels_of_pod(row, self.tables.namespaces.get("shop"))
+            self.tables.cluster_identities.set(number, labels)
+        policies, pods = self.policies, self.pods
+        self.policies, self.pods = {}, {}
+        self.apply(policies, pods)
+        nodes.mark_in_sync(self.tables)
+
+    def _reserve(self, number: int) -> None:
+        self.next_version = number
+
+    def apply(self, policies: Mapping[Any, Policy], pods: Pods) -> None:
+        """These are all the policies and pods there are, but for the two that are judged."""
+        for key in self.policies.keys() - policies.keys():
+            self.tables.policies.delete(key)
+        for key, policy in policies.items():
+            self.tables.policies.set(key, policy)
+        for address, (_, number) in self.pods.items():
+            if self.pods[address] != pods.get(address):
+                self._remove(address, number)
+        for address, (app, number) in pods.items():
+            if self.pods.get(address) != pods[address]:
+                self._add(address, app, number)
+        self.policies, self.pods = dict(policies), dict(pods)
+
+    def _add(self, address: str, app: str, number: int) -> None:
+        if address in LOCAL:
+            nodes.add_pod(self.tables, number, {"app": app}, address=ip_address(address))
+            return
+        row = RemoteEndpointRow(
+            "shop", f"far-{number}", FAR_NUMBERS[app], (ip_address(address),), OTHER_NODE, {}
+        )
+        self.tables.remote_endpoints.set((row.namespace, row.name), row)
+
+    def _remove(self, address: str, number: int) -> None:
+        if address in LOCAL:
+            self.tables.pods.delete(self.tables.endpoints.get(number).pod_key)
+            self.tables.endpoints.delete(number)
+        else:
+            self.tables.remote_endpoints.delete(("shop", f"far-{number}"))
+
+    def settle(self) -> None:
+        """Rounds until nothing is left to do but to wait."""
+        self.reconciler.trigger()
+        for _ in range(12):
+            self.loop.run_until_complete(self.reconciler.round())
+            if not self.reconciler._dirty:
+                return
+        raise AssertionError("rounds without end")
+
+    def rest(self, seconds: float = 5.0, times: int = 6) -> None:
+        """Time passes: what is unused goes, what failed is tried again."""
+        for _ in range(times):
+            self.now += seconds
+            self.settle()
+
+
+# ---- what is meant ------------------------------------------------------------------------------
+
+NOBODY, OUTSIDER = "nobody", "outsider"
+"""
+In place of an app, where there is no pod: packets of the other node's addresses are those of something of the
+cluster, or, where a block in its network is told apart, of what is outside and in the block.
+"""
+
+
+def allows(policies: Collection[Policy], flow: Flow, app: str) -> bool:
+    """Whether *policies* allow *flow*, read off their rules, if its peer is a pod of *app*."""
+    if app == NOBODY and flow.peer in LOCAL:
+        return False
+    direction = Direction[flow.direction.upper()]
+    own = "web" if flow.subject == SUBJECTS[0] else "db"
+    closed, allowed = False, False
+    for policy in policies:
+        if policy.subject != nodes.subject(app=own):
+            continue
+        closed |= (
+            policy.default_deny_ingress if direction is Direction.INGRESS else policy.default_deny_egress
+        )
+        for rule in policy.rules:
+            if rule.direction is not direction:
+                continue
+            if rule.ports is not None and all(port.port != flow.port for port in rule.ports):
+                continue
+            if any(_holds(peer, flow.peer, app) for peer in rule.peers or ()):
+                if rule.deny:
+                    return False
+                allowed = True
+    return allowed or not closed
+
+
+def _holds(peer: Peer, address: str, app: str) -> bool:
+    match peer:
+        case PeerEntity(name):
+            assert name == "cluster"
+            return app != OUTSIDER
+        case PeerSelector():
+            return peer == nodes.app(app)
+        case PeerCIDR(prefix, excepts):
+            addr = ip_address(address)
+            return app != NOBODY and addr in prefix and not any(addr in one for one in excepts)
+    raise AssertionError(peer)
+
+
+def apps(address: str, pods: Pods) -> tuple[str, ...]:
+    """Who may be at *address*."""
+    if address in pods:
+        return (pods[address][0],)
+    return (NOBODY,) if address in LOCAL else (NOBODY, OUTSIDER)
+
+
+@lru_cache(1024)
+def _judged(row: bytes) -> int:
+    return abi.IpcacheEntry.unpack(row).judged
+
+
+# ---- what happens -------------------------------------------------------------------------------
+
+
+class Run:
+    """Policies and pods that change step by step, and every flow after every row."""
+
+    def __init__(self, loop: Any, seed: int, outcome: Outcome, *, harsh: bool) -> None:
+        self.chance = random.Random(seed)
+        self.seed = seed
+        self.outcome = outcome
+        self.harsh = harsh
+        self.rows = Rows()
+        self.kill_in = -1
+        self.gentle = True
+        self.meant: dict[Flow, tuple[bool, ...]] = {}
+        self._number = 10
+        self.node = Node(loop, self._wrote)
+        self.node.settle()
+
+    def run(self) -> None:
+        """All the steps."""
+        policies: dict[Any, Policy] = {}
+        pods: dict[str, tuple[str, int]] = {}
+        for address in (*LOCAL, *FAR):
+            self._make(pods, address)
+        self._step(policies, pods)
+        for _ in range(STEPS):
+            policies, pods = dict(policies), dict(pods)
+            if self.chance.random() < 0.8:
+                for _ in range(self.chance.choice((1, 1, 1, 2))):
+                    one = self._policy(f"p{self.chance.randrange(3)}")
+                    key = (one.kind, one.namespace, one.name)
+                    policies.pop(key, None)
+                    if self.chance.random() < 0.8:
+                        policies[key] = one
+            for _ in range(self.chance.choice((0, 1, 2))):
+                address = self.chance.choice((*LOCAL, *FAR))
+                if pods.pop(address, None) is None or self.chance.random() < 0.5:
+                    self._make(pods, address)
+            self._step(policies, pods)
+
+    def _make(self, pods: dict[str, tuple[str, int]], address: str) -> None:
+        self._number += 1
+        pods[address] = self.chance.choice(APPS), self._number
+
+    def _step(self, policies: dict[Any, Policy], pods: dict[str, tuple[str, int]]) -> None:
+        before, after = tuple(self.node.policies.values()), tuple(policies.values())
+        flows = self.chance.sample(FLOWS, 30)
+        self.meant = {
+            flow: tuple(
+                allows(rules, flow, app) for rules in (before, after) for app in self._apps(flow.peer, pods)
+            )
+            for flow in flows
+        }
+        self.gentle = True
+        stuck = self.node.maps[self.chance.choice(STUCK)]
+        stuck.stuck = self.harsh and self.chance.random() < 0.3
+        self.gentle = not stuck.stuck
+        self.node.apply(policies, pods)
+        if self.harsh and self.chance.random() < 0.5:
+            self.kill_in, self.gentle = self.chance.randint(1, 30), False
+        self._survive(self.node.settle)
+        self.kill_in = -1
+        self._survive(self.node.rest if stuck.stuck else self.node.settle)
+        stuck.stuck = False
+        self.outcome.refused += stuck.refused
+        stuck.refused = 0
+        self.node.rest(40.0, 1)
+        # What was before does not count any more.
+        self.gentle = True
+        self.meant = {
+            flow: tuple(allows(after, flow, app) for app in apps(flow.peer, pods)) for flow in flows
+        }
+        self._look("the last one")
+        self._survive(self.node.rest)
+        self._look("the last one, and a rest")
+        self.outcome.steps += 1
+        if not self.node.reconciler.status().in_sync or self.node.plan.policy.waiting:
+            self.outcome.unfinished.append(f"seed {self.seed}: {self.node.reconciler.status()}")
+        self._count(after, pods)
+
+    def _apps(self, address: str, pods: Pods) -> set[str]:
+        """Who may be there while *pods* take the place of those before; nobody when a pod is made anew."""
+        before = self.node.pods
+        if before.get(address) == pods.get(address):
+            return set(apps(address, pods))
+        return {*apps(address, before), *apps(address, pods), *apps(address, {})}
+
+    def _count(self, policies: Collection[Policy], pods: Pods) -> None:
+        """As many addresses are judged by another number as lie in a block."""
+        blocks = {
+            prefix
+            for policy in policies
+            for rule in policy.rules
+            for one in rule.refers
+            for prefix in (one.block.prefix, *one.block.excepts)
+        }
+        wanted = sum(any(ip_address(address) in block for block in blocks) for address in (*pods, *SUBJECTS))
+        found = sum(_judged(row) != 0 for row in self.node.maps[names.IPCACHE].rows.values())
+        if wanted != found:
+            self.outcome.unfinished.append(
+                f"seed {self.seed}: {found} addresses in parts, {wanted} in blocks"
+            )
+
+    def _survive(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Killed:
+            self.outcome.kills += 1
+            self.node.start()
+            work()
+
+    def _wrote(self, name: str, key: bytes, value: bytes | None) -> None:
+        self.rows.wrote(name, key, value)
+        self.outcome.rows += 1
+        if name in JUDGING:
+            self._look(name)
+        if self.kill_in > 0:
+            self.kill_in -= 1
+            if self.kill_in == 0:
+                self.kill_in = -1
+                raise Killed
+
+    def _look(self, row: str) -> None:
+        for flow, meant in self.meant.items():
+            passes = self.rows.allow(flow)
+            if passes and not any(meant):
+                self.outcome.opened.append(f"seed {self.seed}: {flow} after {row}")
+            if not passes and all(meant) and self.gentle:
+                self.outcome.lost.append(f"seed {self.seed}: {flow} after {row}")
+
+    def _policy(self, name: str) -> Policy:
+        chance = self.chance
+        made = nodes.policy(
+            name,
+            *(self._rule() for _ in range(chance.randint(1, 3))),
+            subject=nodes.subject(app=chance.choice(("web", "web", "db"))),
+            ingress=chance.random() < 0.6,
+            egress=chance.random() < 0.6,
+        )
+        return replace(made, rules=tuple(map(_with_blocks, made.rules)))
+
+    def _rule(self) -> Any:
+        deny = self.chance.random() < 0.2
+        peers = [self._peer(deny=deny) for _ in range(self.chance.randint(1, 2))]
+        ports = self.chance.choice((None, None, (nodes.port(80),)))
+        return nodes.rule(*peers, direction=self.chance.choice(tuple(Direction)), deny=deny, ports=ports)
+
+    def _peer(self, *, deny: bool) -> Peer:
+        if deny or self.chance.random() < 0.3:
+            return self.chance.choice((*map(nodes.app, APPS), nodes.entity("cluster")))
+        chain = self.chance.choice(NESTS)
+        at = self.chance.randrange(len(chain))
+        inside = sorted(
+            {one for each in NESTS if chain[at] in each for one in each[each.index(chain[at]) + 1 :]}
+        )
+        excepts = self.chance.sample(inside, min(len(inside), self.chance.choice((0, 1, 1, 2))))
+        return nodes.cidr(chain[at], *excepts)
+
+
+def _with_blocks(rule: Any) -> Any:
+    """The addresses of a rule are blocks of NetworkPolicy."""
+    return replace(
+        rule, refers=tuple(BlockReference(one) for one in rule.peers or () if isinstance(one, PeerCIDR))
+    )
+
+
+def runs(first: int, count: int, *, harsh: bool) -> Outcome:
+    """Some runs, by their seeds."""
+    outcome = Outcome()
+    with quiet_loop() as loop:
+        for seed in range(first, first + count):
+            Run(loop, seed, outcome, harsh=harsh).run()
+    return outcome
+
+
+def test_nothing_is_opened_or_lost_while_blocks_and_pods_come_and_go(
+    is_long: bool, record_property: Callable[[str, object], None]
+) -> None:
+    """Every row can be written."""
+    outcome = runs(0, LONG if is_long else DEFAULT, harsh=False)
+    record_property(
+        "figure", f"{outcome.steps} changes of blocks and pods, {outcome.rows} rows, none opened or lost"
+    )
+    assert outcome.opened[:10] == []
+    assert outcome.lost[:10] == []
+    assert outcome.unfinished[:3] == []
+
+
+def test_rows_that_cannot_be_written_and_agents_that_die_open_nothing(is_long: bool) -> None:
+    """Maps that take no row, agents killed after any row; in the end all is as written."""
+    outcome = runs(0, LONG if is_long else DEFAULT, harsh=True)
+    assert outcome.opened[:10] == []
+    assert outcome.lost[:10] == []
+    assert outcome.unfinished[:3] == []
+    assert outcome.kills > 50
+    assert outcome.refused > 50
+
+
+# ---- controls -----------------------------------------------------------------------------------
+
+
+def test_rules_that_do_not_wait_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If rules and parts came in one round, exceptions would be let in until their rows are there."""
+
+    def look(self: Parts, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.awaited, self.stand_ins = frozenset(), {}
+
+    real = Parts.look
+    monkeypatch.setattr(Parts, "look", look)
+    assert runs(0, 10, harsh=False).opened
+
+
+def test_rules_that_close_instead_of_waiting_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those around a part are shut until it is there: nothing is opened, but something lost."""
+
+    def look(self: Parts, *arguments: Any) -> None:
+        real(self, *arguments)
+        self.awaited = frozenset()
+
+    real = Parts.look
+    monkeypatch.setattr(Parts, "look", look)
+    outcome = runs(0, 10, harsh=False)
+    assert outcome.lost
+    assert not outcome.opened
