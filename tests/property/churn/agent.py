@@ -12,20 +12,21 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from functools import cache
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, cast
 
 import structlog
 from lightkube.config.kubeconfig import KubeConfig, SingleConfig
 
+from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, RULES, split_key
 from ciliumd.daemon import stages as names
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.daemon.release import IDENTITY_REST, Release
-from ciliumd.daemon.stages import prefixes_written, stages
+from ciliumd.daemon.stages import judged_as_written, prefixes_written, stages
 from ciliumd.kubernetes.client import Api, Listing, ObjectName
 from ciliumd.kubernetes.kinds import TABLES_OF, Kind
 from ciliumd.kubernetes.lastgood import LastGoodPolicies
@@ -50,7 +51,8 @@ NODE = "node-one"
 HOST = "10.0.0.254"
 POD_NETWORK = "10.0.0."
 TARGETS = (
-    *(names.IDENTITY_FILE, names.PREFIX_FILE, names.ENDPOINT_FILE, names.DEVICES, names.NODES, names.POLICY),
+    *(names.IDENTITY_FILE, names.PREFIX_FILE, names.PART_FILE, names.ENDPOINT_FILE),
+    *(names.DEVICES, names.NODES, names.POLICY),
     *(names.STATES, names.FACTS, names.IPCACHE, names.IPCACHE_LPM, names.ROUTES, names.LXC, names.IFINDEX),
     *(names.NETNS, names.BACKENDS, names.REVNAT, names.AFFINITY_MATCH, names.SOURCES, names.BIND),
     *(names.SERVICE_SLOTS, names.SERVICES),
@@ -127,6 +129,7 @@ class Agent:
                 (ip_address(HOST),),
                 (ip_address(HOST),),
                 tunnel=True,
+                pod_cidrs=(ip_network(f"{POD_NETWORK}0/24"),),
                 serves6=EVERY_KIND,
                 allocates=False,
                 enforcement=Enforcement(enforcement),
@@ -142,10 +145,11 @@ class Agent:
             self.stages(),
             executor=Inline(),
             may_delete=lambda: self.tables.in_sync,
-            unfinished=self.plan.prefixes.unfinished,
+            unfinished=self.plan.unfinished,
             clock=self._clock,
         )
         self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
+        self.plan.parts.judged_as = judged_as_written(self.reconciler)
         self._release = Release(
             self.tables,
             self.plan,
@@ -211,7 +215,7 @@ class Agent:
         """Rounds, with numbers claimed at once, until nothing is left to do."""
         for _ in range(_ROUNDS):
             self.round()
-            if self.plan.prefixes.awaited:
+            if self.plan.prefixes.awaited or self.plan.parts.awaited:
                 continue
             if not self.plan.unclaimed:
                 return
@@ -264,12 +268,21 @@ class Agent:
         def name(number: int) -> Any:
             return " ".join(labels_text(known[number])) if number in known else number
 
+        found.identities |= self._judged()
         found.identities = {key: name(number) for key, number in found.identities.items()}
         found.policies = {
             address: {(name(number), direction): rules for (number, direction), rules in policy.items()}
             for address, policy in found.policies.items()
         }
         return found
+
+    def _judged(self) -> dict[str, int]:
+        """What policies judge addresses by where that is not their identity, by both rows of those here."""
+        rows = self.maps[names.IPCACHE].rows.items()
+        found = {f"judged {key.hex()}": abi.IpcacheEntry.unpack(row).judged for key, row in rows}
+        for one in map(abi.Endpoint.unpack, self.maps[names.FACTS].rows.values()):
+            found[f"judged endpoint {ip_address(one.ipv4)}"] = one.judged_ipv4
+        return {key: number for key, number in found.items() if number}
 
 
 class _NoApi:

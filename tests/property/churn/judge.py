@@ -26,7 +26,7 @@ from property.churn.agent import HOST, NODE, POD_NETWORK
 from property.churn.cluster import NAMESPACE_KEY, POLICY_KINDS, Document, Key, Told, Wired
 from property.reference import oracle
 from property.reference.matching import own_labels
-from property.reference.oracle import ALLOW, INGRESS
+from property.reference.oracle import ALLOW
 
 _PREFIX = "k8s:io.cilium.k8s.namespace.labels."
 _ACCOUNT = "k8s:io.cilium.k8s.policy.serviceaccount"
@@ -105,13 +105,13 @@ class Rows:
         own = self._endpoint(flow.subject)
         if own is None:
             return False
-        identity = self._identity(flow.peer)
         if flow.peer.startswith(POD_NETWORK) and flow.peer != HOST:
             other = self._endpoint(flow.peer)
             if other is None:
                 return False  # nobody is there to send or to receive
-            if flow.direction == INGRESS:
-                identity = other[1].identity
+            identity = other[1].judged_ipv4 or other[1].identity
+        else:
+            identity = self._judged_as(flow.peer)
         direction = abi.Direction[f"DIR_{flow.direction.upper()}"]
         return self._decide(own[0], identity, int(direction), PROTOCOL_NUMBERS[flow.protocol], flow.port)
 
@@ -127,18 +127,18 @@ class Rows:
             return None
         return word & 0xFFFFFFFF, _facts(facts)
 
-    def _identity(self, address: str) -> int:
+    def _judged_as(self, address: str) -> int:
         packed = _packed(address)
         raw = self.maps.get(names.IPCACHE, {}).get(abi.IpcacheKey(packed, 0).pack())
         if raw is not None:
-            return _entry(raw).identity
+            return _entry(raw).judged or _entry(raw).identity
         number = int.from_bytes(packed, "big")
         best, found = -1, int(Reserved.WORLD)
         for key, value in self.maps.get(names.IPCACHE_LPM, {}).items():
             prefix = _prefix(key)
             bits = prefix.prefixlen - _CLUSTER_BITS
             if bits > best and not (number ^ int.from_bytes(prefix.addr, "big")) >> (128 - bits):
-                best, found = bits, _entry(value).identity
+                best, found = bits, _entry(value).judged or _entry(value).identity
         return found
 
     def _decide(self, version: int, identity: int, direction: int, protocol: int, port: int) -> bool:
@@ -285,14 +285,13 @@ class Known:
         return oracle.Pod(labels[NAMESPACE_KEY], "", own, of_namespace, labels[_ACCOUNT])
 
     def peers(self, address: str) -> Iterator[oracle.Peer]:
-        """Who may be behind an address."""
+        """Who may be behind an address, pods by it."""
         if address == HOST:
             yield oracle.Node("host", NODE, {})
             return
-        local = [subject for _, subject in self.subjects(address)]
-        yield from local
-        if not local:
-            yield from self._beyond(address)
+        local: list[oracle.Peer] = [subject for _, subject in self.subjects(address)]
+        for peer in local or self._beyond(address):
+            yield replace(peer, address=address) if isinstance(peer, oracle.Pod) else peer
 
     def _beyond(self, address: str) -> Iterator[oracle.Peer]:
         shared = "kube-apiserver" if address in self._api_servers() else "remote-node"
