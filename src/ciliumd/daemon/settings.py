@@ -218,18 +218,9 @@ class Settings(BaseSettings):
         description="what policies would drop is let through and told of; `cilium endpoint config` says "
         "otherwise for one endpoint",
     )
-    bpf_events_drop_enabled: bool = Field(
-        default=True,
-        description="tell of dropped packets; metrics count them in any case (`cilium config` changes this "
-        "and the next two until the agent starts again)",
-    )
-    bpf_events_policy_verdict_enabled: bool = Field(
-        default=True,
-        description="tell of flows that policies allow; what audit lets through is told in any case",
-    )
-    bpf_events_trace_enabled: bool = Field(
-        default=True, description="tell of forwarded packets: the first of a flow, TCP's flags, and at times"
-    )
+    bpf_events_drop_enabled: Annotated[bool, Field(description="tell of dropped packets")] = True
+    bpf_events_policy_verdict_enabled: Annotated[bool, Field(description="tell of allowed flows")] = True
+    bpf_events_trace_enabled: Annotated[bool, Field(description="tell of forwarded packets")] = True
     policy_deny_response: Literal["none", "icmp"] = Field(
         default="none",
         description="what a pod gets when a policy drops what it sends: nothing, or an ICMP error",
