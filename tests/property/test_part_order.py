@@ -10,7 +10,6 @@ mixtures allow always passes, unless a row could not be written or an agent was 
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -57,6 +56,12 @@ FLOWS = [
     for peer in (*LOCAL, *FAR)
     for port in PORTS
 ]
+ELSEWHERE = nodes.policy(
+    "elsewhere",
+    nodes.rule(*map(nodes.cidr, sorted({one for nest in NESTS for one in nest}))),
+    subject=nodes.subject(app="nobody"),
+)
+"""Of nobody: all that is told apart outside the cluster is there before any rule that needs it."""
 STUCK = (names.STATES, names.FACTS, names.IPCACHE)
 
 Pods = Mapping[str, tuple[str, int]]
@@ -218,9 +223,13 @@ def apps(address: str, pods: Pods) -> tuple[str, ...]:
     return (NOBODY,) if address in LOCAL else (NOBODY, OUTSIDER)
 
 
-@lru_cache(1024)
-def _judged(row: bytes) -> int:
-    return abi.IpcacheEntry.unpack(row).judged
+def _reaches_pods(block: PeerCIDR) -> bool:
+    """Whether something of the networks of pods is in *block*."""
+    return any(
+        network.overlaps(block.prefix)
+        and not any(network.subnet_of(one) or block.prefix.subnet_of(one) for one in block.excepts)
+        for network in (HERE, THERE)
+    )
 
 
 # ---- what happens -------------------------------------------------------------------------------
@@ -237,18 +246,21 @@ class Run:
         self.rows = Rows()
         self.kill_in = -1
         self.gentle = True
+        self.flows = 30
         self.meant: dict[Flow, tuple[bool, ...]] = {}
         self._number = 10
         self.node = Node(loop, self._wrote)
         self.node.settle()
 
     def run(self) -> None:
-        """All the steps."""
+        """All the steps; in half of the runs no rule waits for what is outside the cluster."""
         policies: dict[Any, Policy] = {}
+        if self.chance.random() < 0.5:
+            policies["elsewhere"] = ELSEWHERE
         pods: dict[str, tuple[str, int]] = {}
         for address in (*LOCAL, *FAR):
             self._make(pods, address)
-        self._step(policies, pods)
+        self.step(policies, pods)
         for _ in range(STEPS):
             policies, pods = dict(policies), dict(pods)
             if self.chance.random() < 0.8:
@@ -262,15 +274,16 @@ class Run:
                 address = self.chance.choice((*LOCAL, *FAR))
                 if pods.pop(address, None) is None or self.chance.random() < 0.5:
                     self._make(pods, address)
-            self._step(policies, pods)
+            self.step(policies, pods)
 
     def _make(self, pods: dict[str, tuple[str, int]], address: str) -> None:
         self._number += 1
         pods[address] = self.chance.choice(APPS), self._number
 
-    def _step(self, policies: dict[Any, Policy], pods: dict[str, tuple[str, int]]) -> None:
+    def step(self, policies: dict[Any, Policy], pods: dict[str, tuple[str, int]]) -> None:
+        """One change, until nothing is left of what was before."""
         before, after = tuple(self.node.policies.values()), tuple(policies.values())
-        flows = self.chance.sample(FLOWS, 30)
+        flows = self.chance.sample(FLOWS, self.flows)
         self.meant = {
             flow: tuple(
                 allows(rules, flow, app) for rules in (before, after) for app in self._apps(flow.peer, pods)
@@ -312,16 +325,18 @@ class Run:
         return {*apps(address, before), *apps(address, pods), *apps(address, {})}
 
     def _count(self, policies: Collection[Policy], pods: Pods) -> None:
-        """As many addresses are judged by another number as lie in a block."""
-        blocks = {
+        """As many addresses are judged by another number as lie in a block, or in what is taken from one."""
+        cut = {
             prefix
             for policy in policies
             for rule in policy.rules
             for one in rule.refers
+            if isinstance(one, BlockReference) and _reaches_pods(one.block)
             for prefix in (one.block.prefix, *one.block.excepts)
         }
-        wanted = sum(any(ip_address(address) in block for block in blocks) for address in (*pods, *SUBJECTS))
-        found = sum(_judged(row) != 0 for row in self.node.maps[names.IPCACHE].rows.values())
+        wanted = sum(any(ip_address(one) in prefix for prefix in cut) for one in (*pods, *SUBJECTS))
+        rows = map(abi.IpcacheEntry.unpack, self.node.maps[names.IPCACHE].rows.values())
+        found = sum(row.judged != 0 for row in rows)
         if wanted != found:
             self.outcome.unfinished.append(
                 f"seed {self.seed}: {found} addresses in parts, {wanted} in blocks"
@@ -433,8 +448,32 @@ def test_rules_that_do_not_wait_are_noticed(monkeypatch: pytest.MonkeyPatch) -> 
         self.awaited, self.stand_ins = frozenset(), {}
 
     real = Parts.look
+    assert _an_exception_from_more_ports().opened == []
     monkeypatch.setattr(Parts, "look", look)
-    assert runs(0, 10, harsh=False).opened
+    assert _an_exception_from_more_ports().opened
+
+
+def _an_exception_from_more_ports() -> Outcome:
+    """A block is let in to one port; then all of it but for a part to every port."""
+    one = nodes.policy("one", nodes.rule(nodes.cidr("10.0.0.0/15"), ports=(nodes.port(80),)))
+    more = nodes.policy("more", nodes.rule(nodes.cidr("10.0.0.0/15", "10.0.0.16/30", "10.1.0.4/30")))
+    return _stepwise((), (one,), (one, more))
+
+
+def _stepwise(*steps: Collection[Policy]) -> Outcome:
+    """One set of policies of web after the other, over pods that stay, with every flow."""
+    outcome = Outcome()
+    pods = {address: ("red", 10 + number) for number, address in enumerate((*LOCAL, *FAR))}
+    with quiet_loop() as loop:
+        run = Run(loop, 0, outcome, harsh=False)
+        run.flows = len(FLOWS)
+        for step in steps:
+            web = nodes.subject(app="web")
+            made = {
+                one.name: replace(one, subject=web, rules=tuple(map(_with_blocks, one.rules))) for one in step
+            }
+            run.step({"elsewhere": ELSEWHERE, **made}, pods)
+    return outcome
 
 
 def test_rules_that_close_instead_of_waiting_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -264,8 +264,12 @@ class Agent:
         """What the maps say, with identities by what they stand for."""
         found = meaning(self.dump())
         known = self.plan.known_identities
+        parts = {number: part for part, number in self.plan.parts.numbers.items()}
 
         def name(number: int) -> Any:
+            if number in parts:
+                # Pods without labels, whose number was taken away, have theirs in each part.
+                return f"{name(parts[number].identity)} in {parts[number].prefix}"
             return " ".join(labels_text(known[number])) if number in known else number
 
         found.identities |= self._judged()
