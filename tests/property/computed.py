@@ -92,6 +92,10 @@ class _NoneBefore:
         """Nothing."""
         return set()
 
+    def parts(self) -> set[Prefix]:
+        """Nothing."""
+        return set()
+
     def tell_apart(self, _one: NumericIdentity, _other: NumericIdentity) -> bool:
         """Nobody."""
         return False

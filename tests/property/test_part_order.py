@@ -437,6 +437,14 @@ def test_rows_that_cannot_be_written_and_agents_that_die_open_nothing(is_long: b
     assert outcome.refused > 50
 
 
+def test_a_part_goes_though_a_rule_names_its_addresses_outside_the_cluster() -> None:
+    """An exception that leaves no pod in a block tells none apart, whatever was in force before."""
+    former = nodes.policy("one", nodes.rule(nodes.cidr("10.0.0.0/15")))
+    outside = nodes.policy("one", nodes.rule(nodes.cidr(WORLD, "10.0.0.0/15")))
+
+    assert _stepwise((former,), (outside,)).unfinished == []
+
+
 # ---- controls -----------------------------------------------------------------------------------
 
 

@@ -108,7 +108,7 @@ class Parts:
         former = self._kept - self._named
         around = self._around(self._named | former)
         if former:
-            in_force = rules.named()
+            in_force = rules.parts()
             former = frozenset(
                 block for block in former if block in in_force or self._tell_apart(block, around, rules)
             )

@@ -143,6 +143,10 @@ class PolicyVersions:
         """The prefixes that rules in force name."""
         return self._versions.named()
 
+    def parts(self) -> set[Prefix]:
+        """Those of them by which rules in force tell pods apart."""
+        return self._versions.parts()
+
     def selectors(self) -> dict[Peer, Selected]:
         """The peers of the rules in force."""
         return self._versions.selectors()

@@ -30,6 +30,9 @@ class Rules(Protocol):
     def named(self) -> set[Prefix]:
         """The prefixes that rules in force name."""
 
+    def parts(self) -> set[Prefix]:
+        """Those of them by which rules in force tell pods apart."""
+
     def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
         """Whether a version of other rules than those in force judges the two differently."""
 

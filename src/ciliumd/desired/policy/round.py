@@ -27,20 +27,28 @@ Place = tuple[NumericIdentity, Direction]
 class RuleSet:
     """Rules some endpoints are under, and their version; compared by identity: hashing rules is dear."""
 
-    __slots__ = ("_prefixes", "_ruling", "problem", "rules", "version")
+    __slots__ = ("_parts", "_prefixes", "_ruling", "problem", "rules", "version")
 
     def __init__(self, rules: EndpointRules) -> None:
         self.rules = rules
         self.version: int | None = None
         self.problem = ""
         self._ruling: Ruling | None = None
+        self._parts: frozenset[Prefix] | None = None
         self._prefixes: frozenset[Prefix] | None = None
+
+    @property
+    def parts(self) -> frozenset[Prefix]:
+        """The prefixes by which the rules tell pods apart."""
+        if self._parts is None:
+            self._parts = frozenset(parts_of(self.rules.rules))
+        return self._parts
 
     @property
     def prefixes(self) -> frozenset[Prefix]:
         """The prefixes that the rules tell apart, pods by their addresses among them."""
         if self._prefixes is None:
-            self._prefixes = frozenset(prefixes_of(self.rules.rules) | parts_of(self.rules.rules))
+            self._prefixes = self.parts | prefixes_of(self.rules.rules)
         return self._prefixes
 
     def ruling(self, cache: SelectorCache) -> Ruling:

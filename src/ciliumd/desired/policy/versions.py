@@ -160,6 +160,10 @@ class Versions:
         """The prefixes that rules in force name."""
         return {prefix for one in set(self._in_force.values()) for prefix in one.prefixes}
 
+    def parts(self) -> set[Prefix]:
+        """Those of them by which rules in force tell pods apart."""
+        return {prefix for one in set(self._in_force.values()) for prefix in one.parts}
+
     def selectors(self) -> dict[Peer, Selected]:
         """The peers of the rules in force."""
         users: dict[Peer, set[str]] = {}
