@@ -36,6 +36,11 @@ class Effort:
     changes: int
     idle_seconds: float
 
+    @property
+    def crowd_size(self) -> str:
+        """What is on the node where changes are made."""
+        return f"{self.pods + 2} pods and {self.policies + 1} other policies"
+
 
 FULL: Final = Effort(20, 240, 100, 60.0)
 QUICK: Final = Effort(6, 200, 25, 20.0)
@@ -53,7 +58,7 @@ def whole(effort: Effort) -> Iterator[Section]:
 
 def on(ciliumd: Ciliumd, effort: Effort) -> Iterator[Section]:
     """The figures of a cluster that has ciliumd."""
-    crowd_size = f"{effort.pods + 2} pods and {effort.policies + 1} other policies"
+    crowd_size = effort.crowd_size
     pids = resident.containers(ciliumd)
     figures = resident.at_rest(pids, seconds=effort.idle_seconds, when="no policy")
     yield _section("at rest", "P11  at rest, no policy", figures + resident.maps(pids, when="no policy"))

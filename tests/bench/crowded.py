@@ -105,9 +105,9 @@ def tracked(netns: Namespace) -> int:
 
 
 @contextlib.contextmanager
-def sink(netns: Namespace) -> Iterator[None]:
+def sink(netns: Namespace, port: int = SINK_PORT) -> Iterator[None]:
     """Somebody who takes the flows and says nothing."""
-    listening = netns.start([sys.executable, "-S", "-c", SINK, f"{SINK_PORT}"])
+    listening = netns.start([sys.executable, "-S", "-c", SINK, f"{port}"])
     try:
         yield
     finally:

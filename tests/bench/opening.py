@@ -55,29 +55,39 @@ def ports(count: int) -> list[int]:
     return [*range(FIRST, FIRST + count - 1), PORT]
 
 
-def chain(count: int) -> str:
+def chain(count: int, protocol: str = "tcp") -> str:
     """One rule for each port, and a policy of DROP, as iptables-restore reads it."""
-    rules = "\n".join(f"-A FORWARD -p tcp --dport {port} -j ACCEPT" for port in ports(count))
+    rules = "\n".join(f"-A FORWARD -p {protocol} --dport {port} -j ACCEPT" for port in ports(count))
     known = "-A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT"
     return f"*filter\n:FORWARD DROP [0:0]\n{known}\n{rules}\nCOMMIT\n"
 
 
-def table(count: int) -> str:
+def lines(count: int, protocol: str = "tcp") -> str:
+    """The same rules one after the other, as nft reads them."""
+    return _firewall("", "\n".join(f"{protocol} dport {port} accept" for port in ports(count)))
+
+
+def table(count: int, protocol: str = "tcp") -> str:
     """One rule with a set of all ports."""
     elements = ", ".join(map(str, ports(count)))
+    allowed = f"set allowed {{ type inet_service; elements = {{ {elements} }} }}"
+    return _firewall(allowed, f"{protocol} dport @allowed accept")
+
+
+def _firewall(sets: str, rules: str) -> str:
     return f"""
 table inet firewall {{
-    set allowed {{ type inet_service; elements = {{ {elements} }} }}
+    {sets}
     chain forward {{
         type filter hook forward priority 0; policy drop;
         ct state established,related accept
-        tcp dport @allowed accept
+        {rules}
     }}
 }}
 """
 
 
-def policy(name: str, count: int) -> manifests.Object:
+def policy(name: str, count: int, protocol: str = "tcp") -> manifests.Object:
     """The pods *name* are reached at these ports by the client alone."""
     each = ports(count)
     groups = [each[at : at + PORTS_EACH] for at in range(0, count, PORTS_EACH)]
@@ -89,7 +99,7 @@ def policy(name: str, count: int) -> manifests.Object:
                 {
                     "fromEndpoints": [{"matchLabels": {"app": "client"}}],
                     "toPorts": [
-                        {"ports": [{"port": f"{port}", "protocol": "TCP"} for port in group]}
+                        {"ports": [{"port": f"{port}", "protocol": protocol.upper()} for port in group]}
                         for group in groups
                     ],
                 }

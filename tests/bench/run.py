@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-``build/dev bench core|services|cni|cluster [--quick]``: measure, print, and write build/out/bench/SUITE.json.
+``build/dev bench core|services|policy|cni|cluster [--quick]``: measure, print, and write SUITE.json.
 
-What was not quick and is written there is also kept under docs/evidence/, without samples.
+The file is in build/out/bench; what was not quick and is written there is also kept under docs/evidence/,
+without samples.
 
 Ends with 1 when something could not be measured, never because a goal was missed.
 """
@@ -20,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench import cluster, cni, core, machine, services
+from bench import cluster, cni, core, machine, policy, services
 from bench.result import Section, write_json
 from lab.process import REPOSITORY
 from lab.sweep import sweep
@@ -46,6 +47,7 @@ def pods_in_turns(pods: int) -> Iterator[Section]:
 SUITES: Final = {
     "core": Suite(core.PARTS, core.FULL, core.QUICK, core.TOOLS),
     "services": Suite(services.PARTS, services.FULL, services.QUICK, services.TOOLS),
+    "policy": Suite(policy.PARTS, policy.FULL, policy.QUICK, policy.TOOLS),
     "cni": Suite({"cni": pods_in_turns}, 500, 50, ("ip", "nsenter", "setpriv")),
     "cluster": Suite(cluster.PARTS, cluster.FULL, cluster.QUICK, cluster.TOOLS),
 }
