@@ -12,7 +12,6 @@ Beside them, the processor time of plan and reconciler, and what it is with a fi
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from bench.policynode import CLASSES_MAP, RULES_MAP, Cost, PolicyNode, labelled, lets_in
@@ -145,7 +144,7 @@ def measure(*, endpoints: int, policies: int, turns: int) -> Section:
             note=f"{start.versions} versions, {start.written.total()} rows",
         )
     )  # fmt: skip
-    section.data = {name: [asdict(cost) for cost in each] for name, each in costs.items()}
+    section.data = {name: [cost.plain() for cost in each] for name, each in costs.items()}
     return section
 
 

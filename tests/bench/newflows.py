@@ -54,9 +54,14 @@ print(statistics.median(spent))
 """
 
 
+def rules(count: int) -> str:
+    """So many of them."""
+    return f"{count} rule{'s' if count > 1 else ''}"
+
+
 def named(side: str, count: int) -> str:
     """One side with so many rules."""
-    return f"{side}, {count} rule{'s' if count > 1 else ''}"
+    return f"{side}, {rules(count)}"
 
 
 @contextlib.contextmanager
@@ -71,9 +76,9 @@ def compared() -> Iterator[Mapping[str, Path]]:
             ours.node.apply_policy(name, policy(name, count, PROTOCOL))
             found[named(CILIUMD, count)] = Path(CILIUMD, ours.client.netns, pod.netns, pod.address)
         for count in SIZES:
-            for side, rules in ((NFT_SET, table), (NFT_CHAIN, lines)):
+            for side, written in ((NFT_SET, table), (NFT_CHAIN, lines)):
                 label = named(side, count)
-                found[label] = stack.enter_context(routed(label, rules(count, PROTOCOL)))
+                found[label] = stack.enter_context(routed(label, written(count, PROTOCOL)))
             label = named(IPTABLES_CHAIN, count)
             found[label] = stack.enter_context(routed(label, by=([IPTABLES], chain(count, PROTOCOL))))
         yield found
@@ -137,15 +142,15 @@ def report(section: Section, taken: Rounds) -> None:
     for side in (CILIUMD, *PEERS):
         grown = compared_to(named(side, many), named(side, few))
         goal = LIMIT if side == CILIUMD else None
-        name = f"{side}: {many} rules / {few} rule"
+        name = f"{side}: {rules(many)} / {rules(few)}"
         section.add(Figure.of_ratio(name, grown, goal=goal, void=not sound))
     for count in (few, many):
         for side in PEERS:
             beside = compared_to(named(CILIUMD, count), named(side, count))
-            name = f"{count} rule{'s' if count > 1 else ''}: ciliumd / {side}"
+            name = f"{rules(count)}: ciliumd / {side}"
             section.add(Figure.of_ratio(name, beside, void=not sound))
     section.add(rounds.control_figure("first packet of a flow", control_of, control))
-    section.table = Table(("ns, min / median / max", *(f"{count} rules" for count in SIZES)))
+    section.table = Table(("ns, min / median / max", *map(rules, SIZES)))
     for side in (CILIUMD, *PEERS):
         columns = (taken.columns[named(side, count)]["packet_ns"] for count in SIZES)
         section.table.rows.append((side, *(spread(column, 0) for column in columns)))

@@ -2,13 +2,14 @@
 """What ``bench policy`` counts of changes, on a small node, and what it says of samples."""
 
 import contextlib
+import json
 
 import pytest
 
 from bench import changes, newflows, opening, rounds
 from bench.paths import CILIUMD
 from bench.policynode import CLASSES_MAP, RULES_MAP, Cost, PolicyNode, crowd, labelled, lets_in
-from bench.result import Section
+from bench.result import Section, write_json
 from bench.rounds import Rounds
 from bench.verdicts import SIZES
 from ciliumd.daemon import stages
@@ -87,14 +88,18 @@ def test_every_kind_of_change_leaves_the_node_as_it_was(node):
         assert (cost.written, cost.deleted) == (again.written, again.deleted), name
 
 
-def test_no_change_touches_whom_it_does_not_concern():
-    """The goals, on a node as small as can be measured in a test."""
+def test_no_change_touches_whom_it_does_not_concern(tmp_path):
+    """The goals, on a node as small as can be measured in a test; samples are kept as they are."""
     section = changes.measure(endpoints=ENDPOINTS, policies=POLICIES, turns=1)
     judged = [one for one in section.figures if one.goal]
     assert [one.met for one in judged] == [True, True]
     assert section.table is not None
     assert len(section.table.rows) == 21
     assert section.case == "P8"
+    write_json(tmp_path / "policy.json", {}, [section])
+    kept = json.loads((tmp_path / "policy.json").read_text())["sections"]["changes"]["data"]
+    (cost,) = kept["policy of one pod: added"]
+    assert (cost["versions"], cost["written"][stages.STATES]) == (1, 1)
 
 
 def test_a_change_that_touches_others_misses_and_is_named():
