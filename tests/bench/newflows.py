@@ -7,13 +7,14 @@ Each packet is a datagram of a flow of its own, to a port that is the last of th
 one: a chain is walked to its end.  Client and server are two namespaces with ciliumd or a router between them
 and share a core, so that sending a packet takes until the server's socket has it.  What arrives is counted:
 all that is sent, and before that nothing that is sent to another port.
+
+A sample is short, and senders wait between theirs: so what else the machine does meets all sides alike.
 """
 
 import contextlib
-import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from subprocess import PIPE
 from typing import Final
 
 from bench import rounds
@@ -28,29 +29,32 @@ from bench.verdicts import LIMIT, SIZES
 from lab.netns import Namespace
 
 PROTOCOL: Final = "udp"
-PACKETS: Final = 1000
+PACKETS: Final = 100
 REFUSED: Final = 10
 OTHER_PORT: Final = PORT + 1
 NFT_CHAIN, NFT_SET, IPTABLES_CHAIN = "nft chain", "nft set", "iptables chain"
 PEERS: Final = (NFT_SET, NFT_CHAIN, IPTABLES_CHAIN)
-SECONDS_PER_ROUND: Final = 15.0
+SECONDS_PER_ROUND: Final = 2.0
 # The kernel fills in the sum of the raw header; UDP may go without one.
 SENDER: Final = """
 import socket, statistics, struct, sys, time
-address, port, first, count = sys.argv[1], *map(int, sys.argv[2:])
+address = sys.argv[1]
 with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
-    one.connect((address, port))
+    one.connect((address, 1))
     ends = [socket.inet_aton(end) for end in (one.getsockname()[0], address)]
 head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 29, 0, 0, 64, 17, 0, *ends)
-ports = [1024 + (first + number) % 64512 for number in range(count)]
-flows = [head + struct.pack("!HHHHc", source, port, 9, 0, b"?") for source in ports]
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
-spent, there = [], (address, 0)
-for flow in flows:
-    began = time.perf_counter_ns()
-    raw.sendto(flow, there)
-    spent.append(time.perf_counter_ns() - began)
-print(statistics.median(spent))
+there = (address, 0)
+for line in sys.stdin:
+    port, first, count = map(int, line.split())
+    ports = [1024 + (first + number) % 64512 for number in range(count)]
+    flows = [head + struct.pack("!HHHHc", source, port, 9, 0, b"?") for source in ports]
+    spent = []
+    for flow in flows:
+        began = time.perf_counter_ns()
+        raw.sendto(flow, there)
+        spent.append(time.perf_counter_ns() - began)
+    print(statistics.median(spent), flush=True)
 """
 
 
@@ -94,36 +98,55 @@ def arrived(server: Namespace) -> int:
     return int(values[names.index("InDelivers")])
 
 
-def sent(path: Path, cores: Cores, port: int, first: int, count: int) -> tuple[float, int]:
-    """The median of so many packets, in ns, and how many of them arrived."""
-    words = [sys.executable, "-S", "-c", SENDER, path.address, f"{port}", f"{first}", f"{count}"]
-    before = arrived(path.server)
-    taken = float(path.client.run([*cores.preferred(cores.client), *words]).stdout)
-    return taken, arrived(path.server) - before
+class Sender:
+    """Sends from a path's client when it is asked to."""
 
+    def __init__(self, path: Path, cores: Cores) -> None:
+        words = [*cores.preferred(cores.client), sys.executable, "-S", "-c", SENDER, path.address]
+        self._process = path.client.start(words, stdin=PIPE, output=PIPE)
+        self.path = path
+        self.sent = 0
 
-def sample(path: Path, cores: Cores, turns: Iterator[int]) -> dict[str, float]:
-    """Packets of flows that nobody has seen before."""
-    taken, came = sent(path, cores, PORT, next(turns) * PACKETS, PACKETS)
-    assert came == PACKETS, f"{path.name}: {came} of {PACKETS} packets arrived"
-    return {"packet_ns": taken}
+    def send(self, port: int, count: int) -> float:
+        """So many packets of flows that nobody has seen before; the median, in ns."""
+        asked, said = self._process.popen.stdin, self._process.popen.stdout
+        assert asked is not None
+        assert said is not None
+        asked.write(f"{port} {self.sent} {count}\n".encode())
+        asked.flush()
+        self.sent += count
+        return float(said.readline())
+
+    def sample(self) -> dict[str, float]:
+        """One sample."""
+        return {"packet_ns": self.send(PORT, PACKETS)}
+
+    def refused(self) -> None:
+        """Nothing that is sent to another port arrives."""
+        before = arrived(self.path.server)
+        self.send(OTHER_PORT, REFUSED)
+        wrongly = arrived(self.path.server) - before
+        assert not wrongly, f"{self.path.name}: {wrongly} packets to another port arrived"
 
 
 def measure(*, pairs: int) -> Section:
     """All sides and sizes in turn."""
     cores = Cores.one()
-    section = Section(
-        "new flows by rules", f"P7  the first packet of a flow by number of rules, {cores}", case="P7"
-    )
+    title = f"P7  the first packet of a flow by number of rules, {cores}"
+    section = Section("new flows by rules", title, case="P7")
     with compared() as found, contextlib.ExitStack() as stack:
-        take: dict[str, Callable[[], Mapping[str, float]]] = {}
-        for name, path in found.items():
-            stack.enter_context(sink(path.server, PORT))
-            _, wrongly = sent(path, cores, OTHER_PORT, 0, REFUSED)
-            assert not wrongly, f"{name}: {wrongly} packets to another port arrived"
-            take[name] = partial(sample, path, cores, itertools.count())
+        senders = {name: Sender(path, cores) for name, path in found.items()}
+        before = {}
+        for name, one in senders.items():
+            stack.enter_context(sink(one.path.server, PORT))
+            one.refused()
+            before[name] = arrived(one.path.server) - one.sent
+        take = {name: one.sample for name, one in senders.items()}
         control_of = named(NFT_SET, SIZES[-1])
         taken = rounds.run(take, control_of=control_of, rounds=pairs, seconds=pairs * SECONDS_PER_ROUND)
+        for name, one in senders.items():
+            came = arrived(one.path.server) - before[name]
+            assert came == one.sent, f"{name}: {came} of {one.sent} packets arrived"
     report(section, taken)
     section.data = {"columns": taken.columns, "discarded_rounds": taken.discarded}
     return section

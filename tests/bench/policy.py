@@ -26,8 +26,8 @@ ENDPOINTS, POLICIES = 100, 1000
 # Client and server are endpoints, too, and the policy of the flow beside the probes is one of them.
 PODS, OTHERS = ENDPOINTS - 2, POLICIES - 1
 TOOLS: Final = (*cluster.TOOLS, "nft", "iptables-legacy-restore", "taskset")
-FULL: Final = Effort(25, 40, 20, cluster.Effort(PODS, OTHERS, 500, 60.0))
-QUICK: Final = Effort(10, 12, 5, cluster.Effort(PODS, OTHERS, 50, 20.0))
+FULL: Final = Effort(25, 200, 20, cluster.Effort(PODS, OTHERS, 500, 60.0))
+QUICK: Final = Effort(10, 60, 5, cluster.Effort(PODS, OTHERS, 50, 20.0))
 Part = Callable[[Effort], Iterator[Section]]
 
 
