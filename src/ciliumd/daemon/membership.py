@@ -164,8 +164,10 @@ class ClusterOrigin:
                 Reachable(router=agent.wiring.routers, health=() if health is None else (health,))
             )
 
-        events = ProblemEvents(self._api, lambda: agent.unserved.problems, node=self.name)
-        agent.unserved.changed = events.wake
+        events = ProblemEvents(
+            self._api, lambda: {**agent.unserved.problems, **agent.plan.unrealized}, node=self.name
+        )
+        agent.unserved.changed = agent.plan.on_unrealized = events.wake
         agent.health.address_changed = reachable
         reachable()
         publishers = (self._publisher, numbers.allocator, numbers.claims, endpoints, events)
@@ -208,6 +210,8 @@ class Numbers:
             node.wake()
 
         plan.condemned = self.claims.condemned
+        plan.refused = lambda: self.allocator.refused
+        self.allocator.refused_changed = plan_again
         plan.on_unallocated = changed
         node.wanted_claims = wanted
         node.claims_changed = self.claims.wake

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING
 
 from ciliumd.daemon.prefixes import Rules
 from ciliumd.desired.allocation import allocate, free_numbers
+from ciliumd.desired.ipcache import Beyond
 from ciliumd.desired.policy import NamedPorts
+from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import (
     CLUSTER_MAX,
     CLUSTER_MIN,
@@ -200,6 +202,13 @@ def _unless_equal(before: frozenset[Prefix], after: frozenset[Prefix]) -> frozen
     return before if before == after else after
 
 
-def pods_among(owners: Iterable[tuple[Addr, NumericIdentity]]) -> dict[Addr, NumericIdentity]:
-    """Those of *owners* that are pods."""
-    return {addr: identity for addr, identity in owners if is_pod(identity)}
+def pod_owners(
+    beyond: Beyond, endpoints: Iterable[EndpointSpec], identities: Mapping[int, NumericIdentity]
+) -> dict[Addr, NumericIdentity]:
+    """The identity of every pod by its addresses, those of other nodes and the *endpoints* here."""
+    owners = {addr: one.identity for addr, one in beyond.addresses.items() if is_pod(one.identity)}
+    for endpoint in endpoints:
+        identity = identities.get(endpoint.id)
+        if identity is not None and is_pod(identity):
+            owners.update(dict.fromkeys(endpoint.addresses, identity))
+    return owners

@@ -12,19 +12,18 @@ from dataclasses import replace
 
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
-from ciliumd.daemon.parts import Parts, pods_among
+from ciliumd.daemon.parts import Parts, pod_owners
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.policy_view import PolicyView
 from ciliumd.daemon.prefixes import Prefixes
 from ciliumd.daemon.references import References
-from ciliumd.daemon.service_plan import ServicePlan, Surroundings
+from ciliumd.daemon.service_plan import ServicePlan, Surroundings, object_of, place_of
 from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
 from ciliumd.desired import identities as identity_stage
 from ciliumd.desired import ipcache as ipcache_stage
 from ciliumd.desired.endpoints import EndpointRows
 from ciliumd.desired.guard import NO_GUARD, guard
-from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.ipcache import Beyond, IpcacheRows
 from ciliumd.desired.policy import (
     NamedPorts,
@@ -37,13 +36,11 @@ from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
-from ciliumd.model.objects import API_SERVER, NamespacedName
+from ciliumd.model.objects import API_SERVER
 from ciliumd.model.policy import Peer
 from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
-
-ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 class NotPlanned(RuntimeError):
@@ -74,11 +71,14 @@ class NodePlan:
         self.unallocated: Mapping[Labels, int | None] = {}
         self.unclaimed: Mapping[Labels, int] = {}
         self.condemned: Callable[[], frozenset[int]] = frozenset
+        self.refused: Callable[[], frozenset[Labels]] = frozenset
         self.on_unallocated: Callable[[], None] = _nobody_asks
+        self.unrealized: Mapping[ObjectKey, Problem] = {}
+        self.on_unrealized: Callable[[], None] = _nobody_asks
         self.policy_revision = 0
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
-        self.parts = Parts(tables, self._judged_as_planned)
+        self.parts = Parts(tables, lambda addr: self.ipcache_rows.judged_as(addr))  # noqa: PLW0108  the same
         self.references = References(tables)
         self.nodes = NodeIdentities(tables, node.node_labels)
         self._tables = tables
@@ -91,6 +91,9 @@ class NodePlan:
         self._guard = NO_GUARD
         self._named: dict[Prefix, NumericIdentity] = {}
         self._blocks: frozenset[Prefix] = frozenset()
+        self._unnumbered: dict[Prefix, NumericIdentity] = {}
+        self._numberless: frozenset[Labels] = frozenset()
+        self._shut: frozenset[int] = frozenset()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
         self._found: dict[str, Mapping[ObjectKey, Problem]] = {}
@@ -156,7 +159,7 @@ class NodePlan:
             "identities",
             self._assign_identities,
             *("endpoints", "pods", "namespaces", "identities", "prefixes", "cluster_identities"),
-            extra=(self.references.revision, self.condemned()),
+            extra=(self.references.revision, self.condemned(), self.refused()),
         )
         api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(API_SERVER))
         self._plan(
@@ -171,8 +174,10 @@ class NodePlan:
             *("nodes", "remote_endpoints", "node_identities"),
             extra=(self.node, api_servers),
         )
-        self.prefixes.look(self._named, self._beyond.prefixes)
-        self.parts.look(self._blocks, self._pod_owners)
+        self.prefixes.look(self._named, self._beyond.prefixes, self._unnumbered)
+        self.parts.look(
+            self._blocks, lambda: pod_owners(self._beyond, self._tables.endpoints.values(), self.identities)
+        )
         self._plan(
             "policy",
             self._plan_policies,
@@ -185,6 +190,8 @@ class NodePlan:
                 self.prefixes.stand_ins,
                 self.parts.awaited,
                 self.parts.stand_ins,
+                self._shut,
+                self._numberless,
             ),
         )
         self._policies.retire(self._clock())
@@ -263,6 +270,8 @@ class NodePlan:
         }
         self._number(identity_stage.wanted_identities([*labels.values(), *before.values()]))
         self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
+        # Unless none is left: it would be let in for what it is no more.
+        self._shut = frozenset(number for number in before if labels[number] in self._numberless)
         named = cidrs(self.references.policies.values())
         self._blocks = frozenset(blocks(self.references.policies.values()))
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
@@ -270,11 +279,12 @@ class NodePlan:
             tables.prefixes.set(prefix, number)
         numbers = tables.prefixes.view()
         self._named = {prefix: numbers[prefix] for prefix in named if prefix in numbers}
+        self._unnumbered = identity_stage.unnumbered_prefixes(self._unnumbered, prefixes.refused)
         self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
         self._report(
             "CIDR",
             {
-                ("CIDR", "", str(prefix)): Problem("", "no identity is left: rules do not apply to it")
+                ("CIDR", "", str(prefix)): Problem("", "no identity is left: what is around it is as closed")
                 for prefix in prefixes.refused
             },
         )
@@ -289,10 +299,14 @@ class NodePlan:
                 tables.identities.delete(labels)
             for labels, number in adoption.numbers.items():
                 tables.identities.set(labels, number)
-            taken = {**tables.identities.view(), **{labels: number for number, labels in cluster.items()}}
-            for labels, number in identity_stage.allocate_identities(taken, wanted).assigned.items():
+            new = wanted - tables.identities.view().keys()
+            taken = {labels: number for number, labels in cluster.items()} if new else {}
+            allocation = identity_stage.allocate_identities({**tables.identities.view(), **taken}, new)
+            for labels, number in allocation.assigned.items():
                 tables.identities.set(labels, number)
+            self._numberless = frozenset(allocation.refused)
             return
+        self._numberless = self.refused().intersection(adoption.missing)
         # Who takes a number up sets the row, once it is claimed: until then it may be deleted.
         unclaimed = {
             labels: number for labels, number in adoption.numbers.items() if existing.get(labels) != number
@@ -333,7 +347,9 @@ class NodePlan:
         pods = tables.pods.view()
         subjects = {
             number: Subject(
-                self.labels[number], identity_stage.named_ports_of_pod(pods.get(endpoint.pod_key))
+                self.labels[number],
+                identity_stage.named_ports_of_pod(pods.get(endpoint.pod_key)),
+                shut=number in self._shut,
             )
             for number, endpoint in tables.endpoints.items()
             if number in self.identities
@@ -341,8 +357,11 @@ class NodePlan:
         named_ports = identity_stage.named_ports_by_identity(
             tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
         )
+        known = self.known_identities
+        if self._unnumbered:
+            known = {**known, **identity_stage.labels_of_prefixes(self._unnumbered)}
         world = World(
-            self.known_identities,
+            known,
             named_ports | self.parts.named_ports(named_ports),
             self.prefixes.awaited | self.parts.awaited,
             {**self.prefixes.stand_ins, **self.parts.stand_ins},
@@ -356,30 +375,23 @@ class NodePlan:
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
-        self._report("Endpoint", dict(self._endpoint_problems()))
+        self._tell_unrealized(dict(self._endpoint_problems()))
         self._report("ipcache", self.parts.problems() | self.prefixes.problems())
 
     def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
         """Endpoints that are not under the policies as written."""
         for number, endpoint in self._tables.endpoints.items():
             key = ("Endpoint", *endpoint.pod_key)
-            if number not in self.identities:
-                yield key, Problem("identity", "no identity is left for its labels")
+            if number in self._shut or self.labels[number] in self._numberless:
+                yield key, Problem("identity", "no identity is left for its labels: nothing passes")
             elif number in self._policies.problems:
                 yield key, Problem("policy", self._policies.problems[number])
 
-    def _pod_owners(self) -> dict[Addr, NumericIdentity]:
-        """The identity of every pod, by address."""
-        owners = pods_among((addr, owner.identity) for addr, owner in self._beyond.addresses.items())
-        for endpoint in self._tables.endpoints.values():
-            if endpoint.id in self.identities:
-                identity = self.identities[endpoint.id]
-                owners.update(pods_among((addr, identity) for addr in endpoint.addresses))
-        return owners
-
-    def _judged_as_planned(self, addr: Addr) -> tuple[NumericIdentity, ...]:
-        """As if everything planned were written."""
-        return self.ipcache_rows.judged_as(addr)
+    def _tell_unrealized(self, found: Mapping[ObjectKey, Problem]) -> None:
+        self._report("Endpoint", found)
+        if found != self.unrealized:
+            self.unrealized = found
+            self.on_unrealized()
 
     # ---- endpoints, ipcache, services --------------------------------------------------------
 
@@ -431,8 +443,7 @@ class NodePlan:
 
     def _here(self) -> Place:
         """Where this node is, by the labels that it shares with its Node."""
-        row = self._tables.nodes.get(self.node.name)
-        return Place(self.node.name, row.labels.get(ZONE_LABEL, "") if row else "")
+        return place_of(self.node.name, self._tables.nodes.get(self.node.name))
 
     def _plan_services(self) -> None:
         node = self.node
@@ -488,12 +499,6 @@ class NodePlan:
         if self._seen.get(part) != now():
             work()
             self._seen[part] = now()
-
-
-def object_of(service: NamespacedName) -> ObjectKey:
-    """The object whose author a problem of this service is told to."""
-    pod = host_port_pod(service)
-    return ("Service", *service) if pod is None else ("Pod", *pod)
 
 
 def _nobody_asks() -> None:

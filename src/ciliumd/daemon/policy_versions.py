@@ -76,6 +76,10 @@ class PolicyVersions:
         """What every version holds."""
         return self._versions.states
 
+    def fullest(self) -> dict[str, int]:
+        """Of each map of a version the most rows that any holds, or would hold if there were room."""
+        return self._versions.fullest()
+
     @property
     def rows(self) -> dict[bytes, bytes]:
         """The flat rows of every version."""
@@ -125,7 +129,7 @@ class PolicyVersions:
         now: float,
     ) -> None:
         """
-        Bring everything up to date; an endpoint whose rules do not fit keeps the version it has.
+        Bring everything up to date; an endpoint whose rules do not fit is as closed as they are, or shut.
 
         If this raises, nothing has changed.
         """

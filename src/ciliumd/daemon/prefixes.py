@@ -12,6 +12,7 @@ See docs/decisions/0019-prefixes-before-rules.md.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from ciliumd.desired.ipcache import WORLD_PREFIXES, Owner
@@ -42,8 +43,9 @@ class Prefixes:
     How far the prefixes that policies name have got.
 
     *awaited* are written in this round, *missing* could not be written in an earlier one; *stand_ins* are
-    the identities that packets of both carry meanwhile.  *carried* are those whose rows the ipcache must
-    hold.  *identity_at* answers the identity of the row that a prefix has.
+    the identities that packets of both carry meanwhile, and those of prefixes that no number was left for.
+    *carried* are those whose rows the ipcache must hold.  *identity_at* answers the identity of the row that
+    a prefix has.
     """
 
     def __init__(self, identity_at: Callable[[Prefix], NumericIdentity | None]) -> None:
@@ -57,6 +59,7 @@ class Prefixes:
         self._asked: frozenset[Prefix] = frozenset()
         self._told: frozenset[Prefix] = frozenset()
         self._leaned_on: set[Prefix] = set()
+        self._weighed: tuple[object, ...] = ()
 
     def restore(self, numbers: Numbers) -> None:
         """Start from the rows of an earlier agent, by the *numbers* it gave."""
@@ -64,8 +67,14 @@ class Prefixes:
             prefix: number for prefix, number in numbers.items() if self.identity_at(prefix) == number
         }
 
-    def look(self, named: Numbers, beyond: Mapping[Prefix, Owner]) -> None:
-        """A round begins; *named* are the prefixes of policies, *beyond* those of other nodes' pods."""
+    def look(
+        self, named: Numbers, beyond: Mapping[Prefix, Owner], unnumbered: Numbers = MappingProxyType({})
+    ) -> None:
+        """
+        A round begins; *named* are the prefixes of policies, *beyond* those of other nodes' pods.
+
+        *unnumbered* are prefixes of policies as well, which will not be told apart: no number was left.
+        """
         self._named = named
         absent = frozenset(one for one in named.keys() - self._there if not self._is_there(one))
         self._there = named.keys() - absent
@@ -74,7 +83,16 @@ class Prefixes:
         self.awaited = _unless_equal(self.awaited, absent - self._asked)
         self._asked = absent
         self._told = frozenset()
-        stand_ins = self._find_stand_ins(absent, beyond)
+        lost = {prefix: one for prefix, one in unnumbered.items() if not self._is_somebodys(prefix)}
+        if not absent and not lost:
+            self.stand_ins, self._leaned_on, self._weighed = self.stand_ins and {}, set(), ()
+            return
+        # Thousands may be absent for hours: only what changed is worth another look.
+        weighed = (absent, self.awaited, self._there, lost, named, beyond, self.carried)
+        if weighed == self._weighed:
+            return
+        self._weighed = weighed
+        stand_ins = self._find_stand_ins(absent | lost.keys(), beyond, {**named, **lost})
         if stand_ins != self.stand_ins:
             self.stand_ins = stand_ins
 
@@ -100,10 +118,14 @@ class Prefixes:
 
     def _is_there(self, prefix: Prefix) -> bool:
         """Whether packets are told apart by *prefix*; the address of a pod or a node is theirs."""
-        identity = self.identity_at(prefix)
-        return identity == self._named[prefix] or (identity is not None and is_single(prefix))
+        return self.identity_at(prefix) == self._named[prefix] or self._is_somebodys(prefix)
 
-    def _find_stand_ins(self, absent: frozenset[Prefix], beyond: Mapping[Prefix, Owner]) -> StandIns:
+    def _is_somebodys(self, prefix: Prefix) -> bool:
+        return is_single(prefix) and self.identity_at(prefix) is not None
+
+    def _find_stand_ins(
+        self, absent: frozenset[Prefix], beyond: Mapping[Prefix, Owner], numbers: Numbers
+    ) -> StandIns:
         """
         By identity those that carry it instead of their own: of every *absent* prefix the next one around it.
 
@@ -111,8 +133,6 @@ class Prefixes:
         may be what takes up the room: it goes if nobody names it, so that the next one around counts as well.
         """
         self._leaned_on = set()
-        if not absent:
-            return {}
         rows = {prefix: owner.identity for prefix, owner in beyond.items()}
         rows.update((prefix, number) for prefix, number in self.carried.items() if prefix not in absent)
         rows.update((prefix, self._named[prefix]) for prefix in self._there)
@@ -122,7 +142,7 @@ class Prefixes:
                 found.setdefault(rows[prefix], set())
             if prefix not in absent:
                 continue
-            number = self._named[prefix]
+            number = numbers[prefix]
             for outer in reversed([one for one in (*around, prefix) if one in rows]):
                 found[rows[outer]].add(number)
                 if outer in self._there:

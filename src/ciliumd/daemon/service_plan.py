@@ -12,16 +12,19 @@ from dataclasses import dataclass, field
 from ciliumd.desired import services as service_stage
 from ciliumd.desired.guard import NO_GUARD, Guard
 from ciliumd.desired.hostports import host_ports
+from ciliumd.desired.hostports import pod_of as host_port_pod
 from ciliumd.desired.lbbook import LbBook
 from ciliumd.desired.lbrows import LbRows, SlotRow
 from ciliumd.desired.servicebook import ServiceBook
 from ciliumd.desired.services import NOWHERE, ServedFrontend, ServiceProblem
 from ciliumd.desired.slices import derived_slices
 from ciliumd.model.net import Addr
-from ciliumd.model.objects import EndpointSliceRow, NamespacedName
+from ciliumd.model.objects import EndpointSliceRow, NamespacedName, NodeRow
 from ciliumd.model.service import EVERY_KIND, BackendKey, FrontendKey, Place, Service, ServiceKind
 from ciliumd.reconcile.target import Changes
-from ciliumd.tables.schema import Tables
+from ciliumd.tables.schema import ObjectKey, Tables
+
+ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,3 +253,14 @@ def _differing(
 def _shape(around: Surroundings) -> tuple[object, ...]:
     """What decides which frontends a service has here."""
     return around.addresses, around.kinds
+
+
+def place_of(name: str, node: NodeRow | None) -> Place:
+    """Where the node called *name* is, by the labels of its Node."""
+    return Place(name, node.labels.get(ZONE_LABEL, "") if node else "")
+
+
+def object_of(service: NamespacedName) -> ObjectKey:
+    """The object whose author a problem of this service is told to."""
+    pod = host_port_pod(service)
+    return ("Service", *service) if pod is None else ("Pod", *pod)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from ciliumd import abi
 from ciliumd.bpf.errors import NoSpace
 from ciliumd.daemon import stages
-from ciliumd.daemon.plan import NodePlan, object_of
+from ciliumd.daemon.plan import NodePlan
+from ciliumd.daemon.service_plan import object_of
 from ciliumd.desired.bindports import bind_key
 from ciliumd.desired.services import FIELDS, ServedFrontend
 from ciliumd.model.net import addr16

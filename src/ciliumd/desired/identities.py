@@ -21,6 +21,8 @@ from ciliumd.model.identity import (
     LOCAL_MIN,
     NODE_MAX,
     NODE_MIN,
+    UNNUMBERED_MAX,
+    UNNUMBERED_MIN,
     NamedNode,
     NumericIdentity,
     Reserved,
@@ -98,13 +100,15 @@ def adopt_identities(
     A number in use stays as long as its object says the same, or nobody says anything; two nodes that
     numbered the same labels at once agree on the lower number.  Nobody begins to use a *condemned* one.
     """
-    by_labels: dict[Labels, list[NumericIdentity]] = {}
+    # A node wants few of them, and the cluster may have tens of thousands.
+    by_labels: dict[Labels, list[NumericIdentity]] = {labels: [] for labels in wanted}
     for number, labels in cluster.items():
-        by_labels.setdefault(labels, []).append(number)
+        if labels in by_labels:
+            by_labels[labels].append(number)
     adoption = Adoption({}, {})
-    for labels in wanted:
+    for labels, numbers in by_labels.items():
         current = existing.get(labels)
-        known = [n for n in by_labels.get(labels, []) if n == current or n not in condemned]
+        known = [n for n in numbers if n == current or n not in condemned]
         if known:
             adoption.numbers[labels] = min(known, key=lambda number: (number != current, number))
         elif current is not None and current not in cluster:
@@ -135,6 +139,20 @@ def allocate_prefixes(
 ) -> Allocation[Prefix]:
     """New node-local identities for the *wanted* prefixes that have none."""
     return allocate(existing, wanted, free_numbers(existing, LOCAL_MIN, LOCAL_MAX), order=prefix_order)
+
+
+def unnumbered_prefixes(
+    before: Mapping[Prefix, NumericIdentity], refused: Iterable[Prefix]
+) -> dict[Prefix, NumericIdentity]:
+    """
+    What stands for the identities of *refused* prefixes, so that rules can be weighed for them.
+
+    Who had one *before* keeps it, so that it means the same as long as it is there.
+    """
+    refused = list(refused)
+    kept = {prefix: before[prefix] for prefix in refused if prefix in before}
+    new = allocate(kept, refused, free_numbers(kept, UNNUMBERED_MIN, UNNUMBERED_MAX), order=prefix_order)
+    return kept | new.assigned
 
 
 def allocate_nodes(
@@ -218,9 +236,14 @@ def known_identities(
     known = reserved_identities()
     known.update(cluster)
     known.update((number, labels) for labels, number in identities.items())
-    known.update((number, cidr_labels(prefix)) for prefix, number in prefixes.items())
+    known.update(labels_of_prefixes(prefixes))
     known.update(nodes)
     return known
+
+
+def labels_of_prefixes(prefixes: Mapping[Prefix, NumericIdentity]) -> dict[NumericIdentity, Labels]:
+    """What the identities of *prefixes* stand for."""
+    return {number: cidr_labels(prefix) for prefix, number in prefixes.items()}
 
 
 def _named(ports: Mapping[str, tuple[str, int]]) -> frozenset[NamedPort]:

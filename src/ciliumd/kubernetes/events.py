@@ -22,9 +22,16 @@ from ciliumd.tables.schema import ObjectKey, Problem
 
 AGENT: Final = "cilium-agent"
 REASON_PENDING: Final = "FrontendPending"
+REASON_UNREALIZED: Final = "PolicyNotRealized"
 _MESSAGE_MAX: Final = 1024
 _CLUSTER_SCOPED_NAMESPACE: Final = "default"
-_KINDS: Final = {kind.kind: kind for kind in (SERVICE, POD)}
+_KINDS: Final = {
+    "Service": (SERVICE, REASON_PENDING),
+    "Pod": (POD, REASON_PENDING),
+    # Nobody describes an endpoint: its pod is told of.
+    "Endpoint": (POD, REASON_UNREALIZED),
+}
+"""By the kind of a problem's object the kind that is told of, and the reason."""
 # Thousands of services may wait for one map, on every node: what else the agent has to write goes on.
 _AT_ONCE, _PAUSE_SECONDS = 5, 5.0
 
@@ -100,7 +107,7 @@ class ProblemEvents(Publisher):
 
     async def work(self) -> float:
         """Tell a few of those that were not told yet."""
-        wrong = {key: one for key, one in self._problems().items() if key[0] in _KINDS}
+        wrong = {key: one for key, one in self._problems().items() if key[0] in _KINDS and key[1]}
         self._said = {key: said for key, said in self._said.items() if wrong.get(key) == said}
         untold = {key: one for key, one in wrong.items() if key not in self._said}
         for key, problem in islice(untold.items(), _AT_ONCE):
@@ -110,10 +117,11 @@ class ProblemEvents(Publisher):
         return _PAUSE_SECONDS if len(untold) > _AT_ONCE else PERIOD
 
     async def _tell(self, key: ObjectKey, problem: Problem) -> None:
-        kind, namespace, name = key
+        problem_of, namespace, name = key
+        kind, reason = _KINDS[problem_of]
         try:
-            about = await self._api.get(_KINDS[kind], name, namespace=namespace)
+            about = await self._api.get(kind, name, namespace=namespace)
         except NotFound:
             return  # nobody looks at it any more
         message = f"{problem.field}: {problem.message}"
-        await warn(self._api, about, REASON_PENDING, message, component=AGENT, host=self._node)
+        await warn(self._api, about, reason, message, component=AGENT, host=self._node)

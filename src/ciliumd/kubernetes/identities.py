@@ -9,7 +9,7 @@ see both objects in the same order.  What nobody uses any more is the operator's
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 import structlog
@@ -29,6 +29,13 @@ ECHO: Final = 10.0
 _TRIES: Final = 16
 
 log = structlog.get_logger("k8s-identity")
+
+
+class NumbersTaken(ApiError):
+    """Others were faster, time and again: the watch is late."""
+
+    def __init__(self) -> None:
+        super().__init__("create", CILIUM_IDENTITY.plural, 0, f"{_TRIES} numbers in a row were taken")
 
 
 class NoNumberLeft(ApiError):
@@ -68,11 +75,16 @@ def _allowed(key: str, value: str) -> bool:
     return True
 
 
+def _nobody_asks() -> None:
+    """Until somebody shuts whoever has no number."""
+
+
 class IdentityAllocator(Publisher):
     """
     Creates what *unallocated* asks for: label sets, each with the number to prefer, or None.
 
-    Nothing before the cluster's identities are known: most label sets have a number already.
+    Nothing before the cluster's identities are known: most label sets have a number already.  *refused* are
+    those that no number was left for; *refused_changed* is called when these are others.
     """
 
     def __init__(
@@ -92,6 +104,8 @@ class IdentityAllocator(Publisher):
         self._clock = clock
         self._asked: dict[Labels, tuple[float, NumericIdentity]] = {}
         self._taken: set[NumericIdentity] = set()
+        self.refused: frozenset[Labels] = frozenset()
+        self.refused_changed: Callable[[], None] = _nobody_asks
         tables.cluster_identities.subscribe(self._identities_changed)
 
     async def work(self) -> float:
@@ -103,11 +117,22 @@ class IdentityAllocator(Publisher):
         self._taken -= self._tables.cluster_identities.view().keys()
         missing = [labels for labels in sorted(wanted, key=labels_text) if labels not in self._asked]
         for labels in missing:
-            number = await self._create(labels, prefer=wanted[labels])
+            try:
+                number = await self._create(labels, prefer=wanted[labels])
+            except NoNumberLeft:
+                self._refuse(labels for labels in missing if labels not in self._asked)
+                raise
             if self._tables.cluster_identities.get(number) != labels:  # the watch may have been faster
                 self._asked[labels] = (self._clock(), number)
+        self._refuse(())
         self.succeeded()
         return ECHO if wanted else PERIOD
+
+    def _refuse(self, labels: Iterable[Labels]) -> None:
+        refused = frozenset(labels)
+        if refused != self.refused:
+            self.refused = refused
+            self.refused_changed()
 
     async def _create(self, labels: Labels, *, prefer: NumericIdentity | None) -> NumericIdentity:
         for _ in range(_TRIES):
@@ -122,7 +147,7 @@ class IdentityAllocator(Publisher):
                 continue
             log.info("identity.created", identity=number, labels=" ".join(labels_text(labels)))
             return number
-        raise NoNumberLeft
+        raise NumbersTaken
 
     async def _is(self, number: NumericIdentity, labels: Labels) -> bool:
         try:

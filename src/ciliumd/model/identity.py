@@ -25,6 +25,9 @@ NODE_MAX = NODE_MIN + 0xFFFF
 API_SERVER_NODE_MIN = NODE_MAX + 1
 API_SERVER_NODE_MAX = API_SERVER_NODE_MIN + 0xFFFF
 """The same of other nodes under addresses of the API server."""
+UNNUMBERED_MIN = 4 << 24
+UNNUMBERED_MAX = UNNUMBERED_MIN + 0xFFFFFF
+"""First and last of prefixes that no number was left for: rules are weighed for them, no packet has one."""
 
 
 PART_MIN = 3 << 24
@@ -97,6 +100,11 @@ def lost_node(number: NumericIdentity) -> NamedNode:
 def is_node(number: NumericIdentity) -> bool:
     """Whether *number* is one that this node gives to other nodes."""
     return NODE_MIN <= number <= API_SERVER_NODE_MAX
+
+
+def is_carried(number: NumericIdentity) -> bool:
+    """Whether a packet may ever be of identity *number*."""
+    return not UNNUMBERED_MIN <= number <= UNNUMBERED_MAX
 
 
 def reserved_labels(reserved: Reserved) -> Labels:

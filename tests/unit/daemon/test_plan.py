@@ -8,8 +8,8 @@ import pytest
 
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
-from ciliumd.daemon.plan import ZONE_LABEL
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
+from ciliumd.daemon.service_plan import ZONE_LABEL
 from ciliumd.model.labels import Label
 from ciliumd.model.objects import INTERNAL_IP, HostPort, NodeRow
 from ciliumd.model.service import EVERY_KIND, Backend, Frontend, Hints, Service, ServiceKind, ServicePort

@@ -31,32 +31,30 @@ def test_rules_that_do_not_fit_keep_their_endpoint_shut_or_as_it_was_after_a_res
     assert says(again, 3, peer) == says(again, 3, peer, direction=EGRESS) == "DEFAULT_DENY"
 
 
-def test_rules_that_do_not_fit_leave_the_endpoint_what_it_has(monkeypatch):
-    """The problem is told, nobody else waits for it, and it passes when the rules fit again."""
+def test_an_endpoint_whose_rules_do_not_fit_is_no_more_open_than_they_are(monkeypatch):
+    """Shut if what it has lets more through, else as it was; nobody else waits, and it passes."""
     node = two_pods()
-    kept = node.plan.policy.versions[1]
+    before, peer = node.plan.policy.versions[1], node.plan.identities[2]
     inner = abi.MAPS["cilium_policy_rules_v1"].inner
     small = replace(abi.MAPS["cilium_policy_rules_v1"], inner=replace(inner, max_entries=8))
     monkeypatch.setitem(abi.MAPS, "cilium_policy_rules_v1", small)
     many = tuple(nodes.port(number) for number in range(1, 40, 2))
-    nodes.add_policy(
-        node.tables,
-        nodes.policy(
-            "wide", nodes.rule(nodes.app("db"), ports=many, deny=True), subject=nodes.subject(app="web")
-        ),
-    )
     nodes.add_policy(node.tables, nodes.policy("db", subject=nodes.subject(app="db")))
-    node.refresh()
-    problem = node.tables.problems.get(("Endpoint", "shop", "pod-1"))
-    assert "at most 8 fit" in problem.message
-    assert node.plan.policy.versions[1] == kept
-    assert kept not in node.plan._policies._versions._retired
-    assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
+    for deny, word, said in ((False, "ALLOW", "rules of before"), (True, "DEFAULT_DENY", "nothing passes")):
+        many_rows = nodes.rule(nodes.app("db"), ports=many, deny=deny)
+        nodes.add_policy(node.tables, nodes.policy("many", many_rows, subject=nodes.subject(app="web")))
+        node.refresh()
+        problem = node.tables.problems.get(("Endpoint", "shop", "pod-1"))
+        assert "cilium_policy_rules_v1 than there are: at most 8 fit" in problem.message
+        assert said in problem.message
+        assert says(node, 1, peer) == word
+        assert node.plan.policy.versions[1] not in node.plan._policies._versions._retired
+        assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
 
-    node.tables.policies.delete(("CNP", "shop", "wide"))
+    node.tables.policies.delete(("CNP", "shop", "many"))
     node.refresh()
     assert node.tables.problems.get(("Endpoint", "shop", "pod-1")) is None
-    assert node.plan.policy.versions[1] == kept
+    assert node.plan.policy.versions[1] == before
 
 
 def test_growth_that_does_not_fit_makes_another_version(monkeypatch):

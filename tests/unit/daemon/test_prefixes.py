@@ -212,7 +212,7 @@ def test_rules_that_do_not_fit_leave_their_endpoint_with_rules_that_know_new_pre
     nodes.add_policy(kernel.tables, nodes.policy("deny", deny, ingress=False))
     kernel.round(2)
     monkeypatch.setattr("ciliumd.desired.policy.versions.too_large", lambda *_: "too large")
-    nodes.add_policy(kernel.tables, nodes.policy("more", nodes.rule(nodes.app("db"))))
+    nodes.add_policy(kernel.tables, nodes.policy("more", nodes.rule(nodes.app("db")), ingress=False))
     kernel.round()
     assert kernel.node.plan.policy.versions[1] in kernel.node.plan.policy.states
 

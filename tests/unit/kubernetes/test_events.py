@@ -103,14 +103,29 @@ def test_the_author_is_told_once(lab):
 
 
 def test_a_pod_with_a_host_port_is_told_and_what_is_no_object_is_not(lab):
-    """Nobody describes an endpoint; who is gone is not told."""
+    """Nobody describes a prefix, or the node's own endpoint; who is gone is not told."""
     lab.problems = {
-        ("Endpoint", "shop", "one"): WAITS,
+        ("CIDR", "", "10.0.0.0/8"): WAITS,
+        ("Endpoint", "", "cilium-health"): WAITS,
         ("Pod", "shop", "one"): WAITS,
         ("Service", "shop", "gone"): WAITS,
     }
     work(lab.agent())
     assert [(kind, name) for kind, name, _ in lab.events] == [("Pod", "one")]
+
+
+def test_a_pod_whose_policy_cannot_be_realized_is_told_of_it(lab):
+    """Under a reason of its own; what is over is not told, and told again when it comes back as another."""
+    here = lab.agent()
+    lab.problems = {("Endpoint", "shop", "one"): Problem("policy", "needs more rows; nothing passes")}
+    work(here)
+    assert lab.events == [("Pod", "one", "policy: needs more rows; nothing passes")]
+    assert next(iter(lab.api.of(EVENT).values()))["reason"] == "PolicyNotRealized"
+    lab.problems = {}
+    work(here)
+    lab.problems = {("Endpoint", "shop", "one"): Problem("identity", "no identity is left")}
+    work(here)
+    assert [message for *_, message in lab.events][1:] == ["identity: no identity is left"]
 
 
 def test_what_could_not_be_told_is_told_later(lab):

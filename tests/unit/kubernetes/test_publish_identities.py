@@ -7,7 +7,7 @@ import random
 import pytest
 
 from ciliumd.kubernetes.claims import CONDEMNED
-from ciliumd.kubernetes.identities import IdentityAllocator, NoNumberLeft, document
+from ciliumd.kubernetes.identities import IdentityAllocator, NoNumberLeft, NumbersTaken, document
 from ciliumd.kubernetes.kinds import CILIUM_IDENTITY
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN
 from ciliumd.model.labels import Label
@@ -174,6 +174,25 @@ def test_last_free_number_is_found_and_none_left_is_said(lab):
     lab.work()
     assert lab.numbers() == {33333: WEB}
     lab.tables.cluster_identities.set(33333, WEB)
+    news = []
+    lab.allocator.refused_changed = lambda: news.append(lab.allocator.refused)
     lab.wanted = {DB: None}
-    with pytest.raises(NoNumberLeft, match="every number between 256 and 65535 is taken"):
+    for _ in range(2):
+        with pytest.raises(NoNumberLeft, match="every number between 256 and 65535 is taken"):
+            lab.work()
+    assert news == [{DB}]
+
+    lab.tables.cluster_identities.delete(400)
+    lab.work()
+    assert news == [{DB}, set()]
+    assert lab.numbers()[400] == DB
+
+
+def test_a_watch_that_is_late_is_not_a_range_that_is_full(lab):
+    """Nobody is shut for it."""
+    for number in range(CLUSTER_MIN, CLUSTER_MAX + 1):
+        lab.api.put(CILIUM_IDENTITY, document(number, DB))
+    lab.wanted = {WEB: None}
+    with pytest.raises(NumbersTaken):
         lab.work()
+    assert lab.allocator.refused == frozenset()

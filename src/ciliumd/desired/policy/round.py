@@ -7,6 +7,7 @@ Plain data and its small questions; who fills it is ``versions``.
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from ciliumd import abi
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
@@ -19,6 +20,9 @@ from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Policy
 from ciliumd.tables.schema import ObjectKey
 
+if TYPE_CHECKING:
+    from ciliumd.desired.policy.overflow import Overflow
+
 Meaning = frozenset[Hashable]
 
 Place = tuple[NumericIdentity, Direction]
@@ -27,12 +31,12 @@ Place = tuple[NumericIdentity, Direction]
 class RuleSet:
     """Rules some endpoints are under, and their version; compared by identity: hashing rules is dear."""
 
-    __slots__ = ("_parts", "_prefixes", "_ruling", "problem", "rules", "version")
+    __slots__ = ("_parts", "_prefixes", "_ruling", "overflow", "rules", "version")
 
     def __init__(self, rules: EndpointRules) -> None:
         self.rules = rules
         self.version: int | None = None
-        self.problem = ""
+        self.overflow: Overflow | None = None
         self._ruling: Ruling | None = None
         self._parts: frozenset[Prefix] | None = None
         self._prefixes: frozenset[Prefix] | None = None
@@ -92,6 +96,10 @@ class Version:
             )
         return self._others
 
+    def says_the_same(self, other: "Version") -> bool:
+        """Whether packets fare alike under both."""
+        return self.others == other.others and self.meaning == other.meaning
+
     def changed(self, state: MapState, addition: MapState) -> "Version":
         """Return it with *state*: the rows of *addition* more, and perhaps fewer identities."""
         successor = Version(state)
@@ -108,9 +116,9 @@ class Round:
 
     *selected* are the rules that apply to each subject, *sets* those that every endpoint is under: not the
     same for endpoints that are *waiting*, which stay under those of before, or without any.  *added* is what
-    is written to each version (all of a new one), after *removed* is gone from it.  *shut* is the version of
-    those whose rules do not fit and which have none of before.  *next_version* is the first number that no
-    version has after this.
+    is written to each version (all of a new one), after *removed* is gone from it.  *overflows* are rules
+    that do not fit: an endpoint under them is *kept* under the version it has, or under *shut*.
+    *next_version* is the first number that no version has after this.
     """
 
     policies: Mapping[ObjectKey, Policy]
@@ -124,7 +132,8 @@ class Round:
     added: dict[int, MapState] = field(default_factory=dict)
     removed: dict[int, list[Place]] = field(default_factory=dict)
     housed: dict[RuleSet, int] = field(default_factory=dict)
-    problems: dict[RuleSet, str] = field(default_factory=dict)
+    overflows: "dict[RuleSet, Overflow]" = field(default_factory=dict)
+    kept: dict[int, int] = field(default_factory=dict)
     shut: int | None = None
 
     def rule_sets(self) -> Iterator[RuleSet]:
@@ -132,10 +141,29 @@ class Round:
         return iter(dict.fromkeys(self.sets.values()))
 
 
+CLASSES_MAP, RULES_MAP = "cilium_policy_classes_v1", "cilium_policy_rules_v1"
+
+
+def room(name: str) -> int:
+    """How many rows the map *name* of a version holds."""
+    inner = abi.MAPS[name].inner
+    if inner is None:
+        raise ValueError(f"{name} is no map of maps")
+    return inner.max_entries
+
+
 def too_large(classes: int, entries: int) -> str:
-    """Why so many rows do not fit into the maps of a version; empty if they do."""
-    for name, rows in (("cilium_policy_classes_v1", classes), ("cilium_policy_rules_v1", entries)):
-        inner = abi.MAPS[name].inner
-        if inner is not None and rows > inner.max_entries:
-            return f"needs {rows} rows of {name}, at most {inner.max_entries} fit"
+    """
+    Why so many rows do not fit into the maps of a version; empty if they do.
+
+    How many they are is not said: it changes with every pod that comes, and what is wrong does not.
+    """
+    for name, rows in ((CLASSES_MAP, classes), (RULES_MAP, entries)):
+        if rows > room(name):
+            return f"needs more rows of {name} than there are: at most {room(name)} fit"
     return ""
+
+
+def has_room(classes: int) -> bool:
+    """Whether so many identities fit into the classes of a version."""
+    return classes <= room(CLASSES_MAP)

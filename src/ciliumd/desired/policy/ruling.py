@@ -29,7 +29,7 @@ from ciliumd.desired.policy.rules import EVERYTHING, NamedPorts, PortBlock, is_a
 from ciliumd.desired.policy.select import EndpointRules
 from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import StandIns
-from ciliumd.model.identity import NumericIdentity, Reserved
+from ciliumd.model.identity import NumericIdentity, Reserved, is_carried
 from ciliumd.model.labels import Labels
 from ciliumd.model.policy import Direction
 
@@ -118,7 +118,7 @@ class Ruling:
             for rows, class_id in numbers.items():
                 entries.update(class_entries(direction, class_id, rows))
             for identity in sorted(content):
-                if content[identity] != side.others:
+                if content[identity] != side.others and is_carried(identity):
                     classes[identity, direction] = numbers[content[identity]]
         return MapState(classes, entries)
 
@@ -145,9 +145,9 @@ class Ruling:
             for rows, class_id in numbers.items():
                 entries.update(class_entries(direction, class_id, rows))
             for identity in sorted(content):
-                rows = content[identity]
+                rows, before = content[identity], state.classes.get((identity, direction), EVERYBODY_ELSE)
                 class_id = numbers[rows] if rows in numbers else known.numbers[direction, rows]
-                if state.classes.get((identity, direction), EVERYBODY_ELSE) != class_id:
+                if class_id != before and is_carried(identity):
                     classes[identity, direction] = class_id
         return MapState(classes, entries)
 
@@ -298,5 +298,5 @@ def _smallest(*origins: str | None) -> str | None:
 
 def _number(contents: set[ClassRows], *, first: int) -> dict[ClassRows, int]:
     if first + len(contents) - 1 > CLASS_MAX:
-        raise ClassesExhaustedError(f"{first + len(contents)} classes, at most {CLASS_MAX + 1} fit")
+        raise ClassesExhaustedError(f"needs more classes than there are: at most {CLASS_MAX + 1} fit")
     return {rows: class_id for class_id, rows in enumerate(sorted(contents), first)}

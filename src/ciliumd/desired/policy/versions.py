@@ -20,12 +20,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from ciliumd import abi
 from ciliumd.desired.policy.mapstate import EVERYBODY_ELSE, MapState
-from ciliumd.desired.policy.round import Place, Round, RuleSet, Version, too_large
+from ciliumd.desired.policy.overflow import Overflow
+from ciliumd.desired.policy.round import CLASSES_MAP, RULES_MAP, Place, Round, RuleSet, Version, too_large
 from ciliumd.desired.policy.ruling import ClassesExhaustedError, Ruling
 from ciliumd.desired.policy.select import SHUT, EndpointRules, select
 from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
 from ciliumd.desired.policy.world import Subject, World, WorldChanges
-from ciliumd.model.identity import NumericIdentity
+from ciliumd.model.identity import NumericIdentity, is_carried
 from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Enforcement, Peer, Policy
 from ciliumd.tables.schema import ObjectKey
@@ -38,6 +39,9 @@ LONGEST_WAIT = 10
 
 VERSION_MAX = int(abi.CtVersion.CT_VERSION_AUDITED) - 1
 """The bit above says in conntrack that a flow passes by audit alone."""
+
+_KEPT = "it goes on under the rules of before, which let nothing more through"
+_SHUT = "nothing passes"
 
 APART = 3
 """Versions are multiples of this: no power of two is, so one flipped bit never leads to another version."""
@@ -112,21 +116,21 @@ class Versions:
             if number in self.versions and one in under:
                 under[one].add(self.versions[number])
         for one, preferred in under.items():
-            self._house(todo, one, preferred)
-        if any(one in todo.problems and self._kept(number) is None for number, one in sets.items()):
-            state = Ruling(SHUT, self._cache).resolve(world.named_ports, world.stand_ins)
-            todo.shut = self._home(todo, state, ())
+            self._house(todo, one, preferred, changes)
+        self._lock_down(todo)
         return todo
 
     def commit(self, todo: Round, *, now: float) -> None:
-        """Take *todo*, the round planned last, as done; endpoints whose rules do not fit stay as they are."""
+        """Take *todo*, the round planned last, as done."""
         self.next_version = todo.next_version
         self._contents |= todo.contents
         self.states.update((number, content.state) for number, content in todo.contents.items())
         for one, home in todo.housed.items():
-            one.version, one.problem = home, ""
-        for one, problem in todo.problems.items():
-            one.version, one.problem = None, problem
+            one.version = home
+        for one in self._sets.values():
+            one.overflow = todo.overflows.get(one)
+            if one.overflow is not None:
+                one.version = None
         self._forget_unused({*todo.rule_sets(), *todo.selected.values()})
         self._policies, self._world, self._selected = todo.policies, todo.world, todo.selected
         self._in_force, self.waiting = todo.sets, todo.waiting
@@ -136,11 +140,15 @@ class Versions:
             number: sets.get(number, todo.selected[subject]).rules
             for number, subject in todo.subjects.items()
         }
-        self.problems = {number: one.problem for number, one in sets.items() if one.problem}
+        self.problems = {
+            number: f"{one.overflow.problem}; {_KEPT if number in todo.kept else _SHUT}"
+            for number, one in sets.items()
+            if one.overflow is not None
+        }
         self.versions = {
             number: version
             for number, one in sets.items()
-            if (version := self._version(number, one, todo.shut)) is not None
+            if (version := todo.kept.get(number, todo.shut) if one.overflow else one.version) is not None
         }
         used = set(self.versions.values())
         self._retired = {v: self._retired.get(v, now + RETIRE_AFTER) for v in self._contents if v not in used}
@@ -176,6 +184,15 @@ class Versions:
             for peer, origins in users.items()
         }
 
+    def fullest(self) -> dict[str, int]:
+        """Of each map of a version the most rows that any holds, or would hold if there were room."""
+        overflows = [one.overflow for one in set(self._in_force.values()) if one.overflow is not None]
+        states = [*self.states.values(), *(one.content.state for one in overflows if one.content is not None)]
+        return {
+            CLASSES_MAP: max((len(state.classes) for state in states), default=0),
+            RULES_MAP: max((len(state.entries) for state in states), default=0),
+        }
+
     def tell_apart(self, one: NumericIdentity, other: NumericIdentity) -> bool:
         """
         Whether a version of other rules than those in force judges the two differently.
@@ -203,15 +220,17 @@ class Versions:
                 continue
             known = self._selected.get(subject)
             if known is None or any(policy.subject.matches(subject.labels) for policy in touched):
-                rules = select(
-                    policies.values(),
-                    subject.labels,
-                    named_ports=subject.named_ports,
-                    enforcement=self._enforcement,
-                )
+                rules = self._rules_of(subject, policies.values())
                 known = self._sets.setdefault(rules, RuleSet(rules))
             found[subject] = known
         return found
+
+    def _rules_of(self, subject: Subject, policies: Iterable[Policy]) -> EndpointRules:
+        if subject.shut and self._enforcement is not Enforcement.NEVER:
+            return SHUT
+        return select(
+            policies, subject.labels, named_ports=subject.named_ports, enforcement=self._enforcement
+        )
 
     def _let_in(
         self,
@@ -260,13 +279,6 @@ class Versions:
         if gone:
             rules = (rule for one in living for rule in one.rules.rules)
             self._cache.keep_only({peer for rule in rules for peer in rule.peers or ()})
-
-    def _version(self, number: int, rule_set: RuleSet, shut: int | None) -> int | None:
-        """The version of an endpoint: that of its rules, while they do not fit the one it has, or *shut*."""
-        if not rule_set.problem:
-            return rule_set.version
-        kept = self._kept(number)
-        return shut if kept is None else kept
 
     def _kept(self, number: int) -> int | None:
         """The version an endpoint has, if it is still there."""
@@ -317,17 +329,47 @@ class Versions:
         grown = len(base.classes) + len(addition.classes), len(base.entries) + len(addition.entries)
         return None if addition.classes and too_large(*grown) else addition
 
-    def _house(self, todo: Round, rule_set: RuleSet, preferred: Collection[int]) -> None:
+    def _house(
+        self, todo: Round, rule_set: RuleSet, preferred: Collection[int], changes: WorldChanges
+    ) -> None:
         """Find the version that says what a rule set wants, or make one; *preferred* its endpoints have."""
+        ruling, world = rule_set.ruling(self._cache), todo.world
+        if rule_set.overflow is not None:
+            overflow = rule_set.overflow.followed(changes, world, ruling, self._contents | todo.contents)
+            if overflow is not None:
+                todo.overflows[rule_set] = overflow
+                return
         try:
-            state = rule_set.ruling(self._cache).resolve(todo.world.named_ports, todo.world.stand_ins)
+            state = ruling.resolve(world.named_ports, world.stand_ins)
         except ClassesExhaustedError as error:
-            todo.problems[rule_set] = str(error)
+            todo.overflows[rule_set] = Overflow(str(error))
             return
         if problem := too_large(len(state.classes), len(state.entries)):
-            todo.problems[rule_set] = problem
+            todo.overflows[rule_set] = Overflow(problem, Version(state))
             return
         todo.housed[rule_set] = self._home(todo, state, preferred)
+
+    def _lock_down(self, todo: Round) -> None:
+        """
+        Say under which version endpoints are whose rules do not fit.
+
+        The one they have, if it lets nothing through that these rules would not; else one that lets nobody in
+        or out.  Rules that do not fit may well be a deny.
+        """
+        if not todo.overflows:
+            return
+        contents = self._contents | todo.contents
+        shut = Version(Ruling(SHUT, self._cache).resolve(todo.world.named_ports, todo.world.stand_ins))
+        for number, rule_set in todo.sets.items():
+            overflow = todo.overflows.get(rule_set)
+            if overflow is None:
+                continue
+            kept = self._kept(number)
+            may_stay = kept is not None and not shut.says_the_same(contents[kept])
+            if kept is not None and may_stay and overflow.admits(kept, contents[kept]):
+                todo.kept[number] = kept
+            elif todo.shut is None:
+                todo.shut = self._home(todo, shut.state, () if kept is None else (kept,))
 
     def _home(self, todo: Round, state: MapState, preferred: Collection[int]) -> int:
         """The version that says what *state* does, which is made if there is none."""
@@ -348,8 +390,7 @@ class Versions:
         """The version that says what is *wanted*; of several a *preferred* one, else the lowest."""
         contents = self._contents | todo.contents
         for version in sorted(contents, key=lambda one: (one not in preferred, one)):
-            content = contents[version]
-            if content.others == wanted.others and content.meaning == wanted.meaning:
+            if contents[version].says_the_same(wanted):
                 return version
         return None
 
@@ -362,7 +403,8 @@ def _as_stood_for(state: MapState, world: World) -> MapState:
     """
     found: dict[Place, int] = {}
     for identity, others in world.stand_ins.items():  # the narrower the later
-        for place in ((number, direction) for number in others for direction in Direction):
+        carried = filter(is_carried, others)
+        for place in ((number, direction) for number in carried for direction in Direction):
             class_id = state.classes.get((identity, place[1]), EVERYBODY_ELSE)
             if place not in state.classes:
                 found[place] = class_id

@@ -16,10 +16,11 @@ from ciliumd.model.net import Prefix
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What of an endpoint decides about its rules."""
+    """What of an endpoint decides about its rules; who is *shut* is under none but that nobody passes."""
 
     labels: Labels
     named_ports: NamedPorts
+    shut: bool = False
 
 
 @dataclass(frozen=True, slots=True)
