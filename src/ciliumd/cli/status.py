@@ -116,6 +116,7 @@ def _components(status: Json) -> Iterator[tuple[str, Json]]:
         ("cilium", "cilium"),
     ):
         yield name, status.get(key) or _NOTHING
+    yield "limits", status.get("limits") or _NOTHING
     yield "cilium-health", (status.get("cluster") or _NOTHING).get("ciliumHealth") or _NOTHING
 
 
@@ -136,6 +137,7 @@ def _lines(status: Json) -> Iterator[list[str]]:
     yield ["Host firewall:", *_firewall(status.get("host-firewall"))]
     if audit := status.get("policy-audit"):
         yield ["Policy Audit Mode:", *_audit(audit)]
+    yield from _limits(status.get("limits") or _NOTHING)
     yield ["SRv6:", _enabled((status.get("srv6") or _NOTHING).get("enabled"))]
     yield ["CNI Chaining:", (status.get("cni-chaining") or _NOTHING).get("mode", DISABLED)]
     if cni_file := status.get("cni-file"):
@@ -213,6 +215,12 @@ def _routing(routing: Json) -> list[str]:
     if protocol := routing.get("tunnel-protocol"):
         network += f" [{protocol}]"
     return [f"Network: {network}", f"Host: {routing.get('intra-host-routing-mode', '')}"]
+
+
+def _limits(limits: Json) -> Iterator[list[str]]:
+    """Who has to do without, and what is nearly full; nothing where there is room."""
+    if limits.get("msg"):
+        yield ["Limits:", *_state_line(limits)]
 
 
 def _node_monitor(monitor: Json | None) -> Iterator[list[str]]:

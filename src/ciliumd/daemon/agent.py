@@ -20,13 +20,14 @@ from ciliumd.bpf.features import Features
 from ciliumd.bpf.map import Map
 from ciliumd.bpf.ringbuf import RingBuffer
 from ciliumd.cni.server import CniServer
-from ciliumd.daemon import memory, stages, views
+from ciliumd.daemon import limits, memory, stages, views
 from ciliumd.daemon.attachments import Attachments
 from ciliumd.daemon.cni import endpoint_keys
 from ciliumd.daemon.controllers import Controllers
 from ciliumd.daemon.datapath import Datapath
 from ciliumd.daemon.endpoints import Endpoints
 from ciliumd.daemon.gc import ConntrackGc
+from ciliumd.daemon.limits import Limits
 from ciliumd.daemon.network import NodeNetwork
 from ciliumd.daemon.origin import Origin, Source
 from ciliumd.daemon.plan import NodePlan
@@ -74,6 +75,8 @@ PRESSURE_MAPS = (
     "cilium_lb_bind_v1",
     "cilium_lxc_v1",
     "cilium_ifindex_v1",
+    "cilium_netns_v1",
+    "cilium_nodes_v1",
 )
 
 log = structlog.get_logger("agent")
@@ -150,6 +153,7 @@ class Agent:
     cni: CniServer = field(init=False)
     terminator: Terminator = field(init=False)
     unserved: Unserved = field(init=False)
+    limits: Limits = field(init=False)
     after_round: list[Callable[[], None]] = field(init=False, default_factory=list)
     """Called when a round has written what had changed."""
     synced: bool = field(init=False, default=False)
@@ -207,7 +211,10 @@ class Agent:
                 return ""
             if time.monotonic() > deadline:
                 failing = [one for one in self.reconciler.status().stages if one.last_error]
-                detail = "; ".join(f"{one.name}: {one.last_error}" for one in failing)
+                said = [f"{one.name}: {one.last_error}" for one in failing]
+                if lacking := self.plan.unrealized.get(("Endpoint", *endpoint.pod_key)):
+                    said.append(lacking.message)
+                detail = "; ".join(said)
                 waiting = "" if self.tables.in_sync else "manifests are not read yet"
                 return f"its rows are not in the maps after {REALIZE_SECONDS:g} s ({detail or waiting})"
             await asyncio.sleep(0.05)
@@ -385,7 +392,7 @@ class Agent:
             Providers(
                 version=__version__,
                 traffic=self._traffic,
-                map_usage=lambda: self._usage[1],
+                map_usage=self.map_usage,
                 endpoint_states=self._endpoint_states,
                 enforcement=self._enforcement,
                 identities=lambda: {
@@ -394,6 +401,8 @@ class Agent:
                     "node_local": len(self.tables.prefixes),
                     "remote_node": len(self.tables.node_identities),
                 },
+                identity_shares=lambda: {one.name: one.share for one in limits.identities(self.tables)},
+                unrealized=lambda: limits.unrealized(self.plan.unrealized),
                 services=lambda: self.plan.services.count,
                 ipcache_entries=lambda: sum(
                     len(self.reconciler.tracker(one).realized) for one in (stages.IPCACHE, stages.IPCACHE_LPM)
@@ -424,6 +433,10 @@ class Agent:
         """How full maps were when they were last counted."""
         return self._usage[1]
 
+    def map_usage(self) -> list[MapUsage]:
+        """The same, and of policies the version that is fullest."""
+        return [*self._usage[1], *limits.policy_maps(self.plan)]
+
     def _traffic(self) -> list[TrafficRow]:
         rows = []
         for key, sums in self.map("cilium_metrics_v1").items_sums():
@@ -452,6 +465,7 @@ class Agent:
             ]
 
         self._usage = (time.monotonic(), await self.in_writer(read))
+        self.limits.look()
 
     def endpoint_state(self, endpoint: EndpointSpec) -> str:
         """Cilium's word for how an endpoint is doing."""

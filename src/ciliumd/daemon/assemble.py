@@ -30,6 +30,7 @@ from ciliumd.daemon.controllers import Controllers
 from ciliumd.daemon.endpoints import Endpoints, PodNetwork
 from ciliumd.daemon.gc import ConntrackGc
 from ciliumd.daemon.health import build_health
+from ciliumd.daemon.limits import Limits
 from ciliumd.daemon.network import NodeNetwork
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.origin import Origin, StartFailed
@@ -313,6 +314,7 @@ def _add_followers(agent: Agent) -> None:
         readers={"problems": agent.problems_seen},
         clock=time.monotonic,
     )
+    agent.limits = Limits(tables, agent.map_usage)
     agent.unserved = Unserved(
         reconciler,
         agent.plan,

@@ -9,6 +9,7 @@ a table it reads has changed.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
@@ -33,7 +34,6 @@ from ciliumd.desired.policy import (
     cookies,
 )
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.objects import API_SERVER
@@ -41,6 +41,9 @@ from ciliumd.model.policy import Peer
 from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
+
+if TYPE_CHECKING:
+    from ciliumd.model.identity import NumericIdentity
 
 
 class NotPlanned(RuntimeError):
@@ -372,6 +375,7 @@ class NodePlan:
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states
         self.policy.waiting = self._policies.waiting
+        self.policy.fullest = self._policies.fullest()
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1

@@ -61,6 +61,7 @@ async def status(agent: Agent) -> Json:
         ),
         "host-firewall": {"mode": status_models.DISABLED},
         "policy-audit": _audit(agent),
+        "limits": agent.limits.model(),
         "cni-chaining": {"mode": agent.settings.cni_chaining_mode},
         "cni-file": status_models.cni_file(agent.settings),
         "nodeMonitor": {

@@ -60,6 +60,8 @@ class Providers:
 
     endpoint_states: state -> count; identities: type (``reserved``, ``cluster_local``, ``node_local``,
     ``remote_node``) -> count; enforcement: ``none``, ``both``, ``audit-both``, ... -> endpoints;
+    identity_shares: range (``cluster``, ``cidr``, ``node``) -> 0 to 1; unrealized: ``policy``,
+    ``identity`` -> endpoints;
     addresses: ``ipv4``, ``ipv6`` -> allocated; nat_saturation: the same -> 0 to 1;
     failures: what a provider may raise.
     """
@@ -70,6 +72,8 @@ class Providers:
     endpoint_states: Callable[[], Mapping[str, int]]
     enforcement: Callable[[], Mapping[str, int]]
     identities: Callable[[], Mapping[str, int]]
+    identity_shares: Callable[[], Mapping[str, float]]
+    unrealized: Callable[[], Mapping[str, int]]
     services: Callable[[], int]
     ipcache_entries: Callable[[], int]
     policies: Callable[[], int]
@@ -147,6 +151,18 @@ class StateCollector:
             "Share of masquerading's ports that the destination with most flows uses, 0 to 1",
             "family",
             p.nat_saturation,
+        )
+        yield from self._by(
+            "ciliumd_identity_range_used",
+            "Share of a range of identities that is given out, 0 to 1",
+            "range",
+            p.identity_shares,
+        )
+        yield from self._by(
+            "ciliumd_endpoints_not_realized",
+            "Endpoints that are shut, or as closed as before, since their rules or their identity do not fit",
+            "reason",
+            p.unrealized,
         )
         yield from self._one("cilium_services", "Service frontends", p.services)
         yield from self._one("cilium_ipcache_entries", "Entries of the ipcache", p.ipcache_entries)

@@ -14,6 +14,7 @@ from ciliumd.bpf.carry import Carried
 from ciliumd.bpf.errors import BpfError
 from ciliumd.daemon import stages, status
 from ciliumd.daemon.attachments import Missing
+from ciliumd.daemon.limits import Limits
 from ciliumd.daemon.settings import Settings
 from ciliumd.health.model import Summary
 from ciliumd.ipam.hostscope import HostScope
@@ -25,6 +26,7 @@ from ciliumd.net.thread import NetlinkStatus
 from ciliumd.reconcile import nat_ports
 from ciliumd.reconcile.loop import ReconcilerStatus, Running
 from ciliumd.reconcile.progress import StageStatus
+from ciliumd.tables import Problem
 from unit.daemon import nodes
 from unit.daemon.kernel import Kernel
 
@@ -103,6 +105,7 @@ class Host:
         self.source = SimpleNamespace(status=lambda: self.scanned)
         self.observer = SimpleNamespace(drifted_rows=0)
         self.gc = SimpleNamespace(totals=SimpleNamespace(conntrack=0, nat=0), ports=nat_ports.NOTHING)
+        self.limits = Limits(self.tables, list)
         self.terminator = SimpleNamespace(totals=SimpleNamespace(sockets=0, flows=0, how="sock_diag"))
         self.kernel = SimpleNamespace(kernel="6.1")
 
@@ -209,6 +212,19 @@ def test_what_is_wrong_is_said(host, spoil, said):
     answer = ask(host)["cilium"]
     assert answer["state"] == "Failure"
     assert said in answer["msg"]
+
+
+def test_who_has_to_do_without_is_told_and_keeps_no_pod_from_the_node(host):
+    """The agent is as ready as before: others' pods would suffer for one that is shut."""
+    assert ask(host)["limits"] == {"state": "Ok", "msg": ""}
+    for number in range(5):
+        host.tables.problems.set(("Endpoint", "shop", f"web-{number}"), Problem("policy", "nothing passes"))
+    answer = ask(host)
+    assert answer["limits"]["state"] == "Warning"
+    assert answer["limits"]["msg"].startswith("Endpoint shop/web-0: nothing passes; ")
+    assert answer["limits"]["msg"].endswith("; 2 more")
+    assert answer["cilium"]["state"] == "Ok"
+    assert asyncio.run(status.unready(host)) == ""
 
 
 def test_a_stage_that_failed_and_recovered_is_no_problem(host):
