@@ -26,7 +26,7 @@ VALID: Final = "Valid"
 SUCCEEDED: Final = "Policy validation succeeded"
 REASON_VALID: Final = "PolicyValid"
 REASON_INVALID: Final = "PolicyInvalid"
-REASON_MISSING: Final = "NamedReferenceMissing"
+REASON_MISSING: Final = "ReferenceMissing"
 REFERRED: Final = (CILIUM_CIDR_GROUP, SERVICE)
 """Kinds of objects that policies name."""
 
