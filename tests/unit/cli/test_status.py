@@ -126,6 +126,17 @@ def test_full_status_reads_as_in_cilium():
     assert status.render(FULL, now=NOW) == TEXT
 
 
+def test_limits_are_a_line_where_something_is_near_or_beyond_one():
+    """What is nearly full is no trouble yet; who has to do without is."""
+    assert "Limits:" not in status.render({**FULL, "limits": {"state": "Ok", "msg": ""}}, now=NOW)
+    near = {**FULL, "limits": {"state": "Ok", "msg": "nearly full: cidr identities 60000/65536"}}
+    assert line(near, "Limits:") == "Ok   nearly full: cidr identities 60000/65536"
+    assert status.healthy(near)
+    beyond = {**FULL, "limits": {"state": "Warning", "msg": "Endpoint shop/web: nothing passes"}}
+    assert status.brief(beyond) == "error in limits: Endpoint shop/web: nothing passes"
+    assert not status.healthy(beyond)
+
+
 def test_nothing_known_is_all_disabled():
     """What is not built or not running says so; nothing is invented."""
     rows = [row.split(":", 1) for row in status.render({}, now=NOW).splitlines()]
