@@ -153,7 +153,7 @@ def test_revoked_block_stops_what_is_open(here: Node, server: Pod, pods: dict[st
 def numbers(node: Node) -> dict[str, tuple[int, int]]:
     """Identity, and what it is judged by, of every address."""
     rows = node.agent.get("map/cilium_ipcache_v1")
-    return {row["key"]["addr"]: (row["value"]["identity"], row["value"]["judged"]) for row in rows}
+    return {row["key"]["addr"]: (row["value"]["identity"], row["value"].get("judged", 0)) for row in rows}
 
 
 def test_a_restart_changes_nothing(here: Node, server: Pod, pods: dict[str, Pod]) -> None:

@@ -52,6 +52,8 @@ _FLAGS: Final[dict[tuple[str, str], type[IntEnum]]] = {
     ("CtEntry", "flags"): abi.CtFlags,
     ("LbService", "flags"): abi.LbServiceFlags,
 }
+# Said of few rows: 0 in all others, which are what they are without it.
+_EXCEPTIONS: Final = frozenset({"judged", "judged_ipv4", "judged_ipv6"})
 _PLAIN_KEYS: Final = {
     "cilium_ifindex_v1": "ifindex",
     "cilium_endpoints_v1": "slot",
@@ -163,8 +165,9 @@ def _struct(struct: type[abi.Row] | None, data: bytes, map_name: str) -> Json:
     row: Any = struct.unpack(data)
     out: Json = {}
     for field in fields(row):
-        if field.name != "check":
-            out[field.name] = _field(struct.__name__, field.name, getattr(row, field.name))
+        value = getattr(row, field.name)
+        if field.name != "check" and (value or field.name not in _EXCEPTIONS):
+            out[field.name] = _field(struct.__name__, field.name, value)
     if struct is abi.CtEntry and row.policy_version & abi.CtVersion.CT_VERSION_AUDITED:
         out["policy_version"] = row.policy_version & ~abi.CtVersion.CT_VERSION_AUDITED
         out["flags"].append("audited")

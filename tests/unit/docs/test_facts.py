@@ -204,7 +204,7 @@ def test_capabilities_are_those_of_the_chart():
 def test_metrics_exist():
     """Names that begin like a metric are one, a map or a device."""
     sources = [ROOT / "src/ciliumd/metrics/collectors.py", ROOT / "src/ciliumd/health/metrics.py"]
-    families = {name for file in sources for name in re.findall(r'"(cilium_\w+)"', file.read_text())}
+    families = {name for file in sources for name in re.findall(r'"(ciliumd?_\w+)"', file.read_text())}
     families |= set(re.findall(r"^# TYPE (\w+)", Metrics().exposition().decode(), re.MULTILINE))
     for tally in Tallies():
         families |= {family.name for family in tally.collect()}
@@ -212,7 +212,7 @@ def test_metrics_exist():
     others = set(abi.MAPS) | {"cilium_host", "cilium_net", "cilium_vxlan"}
     shown = {span for path in pages() for span in spans(path) if re.fullmatch(r"ciliumd?_[a-z_0-9]+", span)}
     text = page("docs/operations.md")
-    table = set(re.findall(r"^\| `(cilium_\w+)` \|", text[text.index("## Metrics") :], re.MULTILINE))
+    table = set(re.findall(r"^\| `(ciliumd?_\w+)` \|", text[text.index("## Metrics") :], re.MULTILINE))
 
     assert table
     assert table <= families

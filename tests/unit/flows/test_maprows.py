@@ -68,7 +68,6 @@ ROWS = [
             "mac": "02:00:00:00:00:01",
             "node_mac": "02:00:00:00:00:02",
             "judged_ipv4": 3 << 24,
-            "judged_ipv6": 0,
         },
     ),
     ("cilium_endpoint_state_v1", u32(3), u32(9, 5), {"slot": 3}, {"slot_gen": 5, "policy_version": 9}),
@@ -76,10 +75,10 @@ ROWS = [
         "cilium_ipcache_v1",
         abi.IpcacheKey(addr=PEER, cluster_id=0).pack(),
         abi.IpcacheEntry(
-            check=1, identity=257, tunnel_endpoint=NOWHERE, encrypt_key=0, flags=0, judged=0
+            check=1, identity=257, tunnel_endpoint=NOWHERE, encrypt_key=0, flags=0, judged=3 << 24
         ).pack(),
         {"addr": "10.0.0.2", "cluster_id": 0},
-        {"identity": 257, "tunnel_endpoint": "", "encrypt_key": 0, "flags": 0, "judged": 0},
+        {"identity": 257, "tunnel_endpoint": "", "encrypt_key": 0, "flags": 0, "judged": 3 << 24},
     ),
     (
         "cilium_ipcache_lpm_v1",
@@ -88,7 +87,7 @@ ROWS = [
             check=0, identity=1 << 24, tunnel_endpoint=PEER, encrypt_key=3, flags=0, judged=0
         ).pack(),
         {"prefix": "10.0.0.0/8", "cluster_id": 0},
-        {"identity": 1 << 24, "tunnel_endpoint": "10.0.0.2", "encrypt_key": 3, "flags": 0, "judged": 0},
+        {"identity": 1 << 24, "tunnel_endpoint": "10.0.0.2", "encrypt_key": 3, "flags": 0},
     ),
     (
         "cilium_policy_rules_v1",
