@@ -94,7 +94,7 @@ def measure(cluster: Cluster, api: Requests, *, agent: int, changes: int, crowd_
     section = Section("enforcement", f"P8  policy acknowledged to enforced, {crowd_size} on the node")
     chance = random.Random(SEED)
     added, removed = [], []
-    with Metronome(*_sides(cluster), LANES) as prober:
+    with Metronome(*_sides(cluster), LANES, first=True) as prober:
         record = prober.record
         _until(prober, record.count, allowed=False)
         # One watch tells of policies in their order: what is enforced now comes after all the others.

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from lab.child.metronome import Lane, Record
+from lab.child.metronome import FIRST, Lane, Record
 from lab.process import Process
 
 
@@ -24,13 +24,17 @@ class Metronome:
     """
     Datagrams from *sender* to *receiver* at *address* on all *lanes*, of which the last is the control.
 
-    A context manager; its *record* can be read while it runs, and as long as the context lasts.
+    With *first* before everybody else on the machine, who may get nothing done meanwhile.  A context manager;
+    its *record* can be read while it runs, and as long as the context lasts.
     """
 
-    def __init__(self, sender: Side, receiver: Side, address: str, lanes: Sequence[Lane]) -> None:
+    def __init__(
+        self, sender: Side, receiver: Side, address: str, lanes: Sequence[Lane], *, first: bool = False
+    ) -> None:
         self.lanes = tuple(lanes)
         self._sides = {"receive": receiver, "send": sender}
         self._address = address
+        self._words = [FIRST] if first else []
         self._stack = ExitStack()
         self._processes: list[Process] = []
         self.record: Record
@@ -50,7 +54,7 @@ class Metronome:
     def _start(self, role: str, side: Side, path: Path) -> Process:
         command = [sys.executable, "-S", "-m", "lab.child.metronome", role, path, self._address]
         return Process(
-            [*command, *map(str, self.lanes)],
+            [*command, *map(str, self.lanes), *self._words],
             netns=side.netns,
             cgroup=side.cgroup,
             output=subprocess.PIPE,

@@ -2,9 +2,9 @@
 """
 Datagrams every millisecond from one pod to another, and a record of which arrived: 1 kHz, to the packet.
 
-``python -S -m lab.child.metronome send|receive RECORD ADDRESS LANE...`` inside a pod, standard library only,
-until standard input closes.  Both sides share a file, :class:`Record`: nobody has to be asked, so asking
-costs nothing.
+``python -S -m lab.child.metronome send|receive RECORD ADDRESS LANE... [--first]`` inside a pod, standard
+library only, until standard input closes.  Both sides share a file, :class:`Record`: nobody has to be asked,
+so asking costs nothing.
 
 Every millisecond one datagram is sent on each lane, in their order.  A lane is a port of the receiver, with a
 ``+`` behind it if each datagram is to be a new connection: from a port that no earlier one of the last minute
@@ -32,7 +32,7 @@ CAPACITY = 900_000
 NUMBER = struct.Struct("!IB")
 # One a millisecond: a minute passes until one is used again, as long as a silent flow is remembered.
 SOURCE_PORTS = range(2048, 2048 + 61_000)
-PRIORITY = 1
+PRIORITY, FIRST = 1, "--first"
 
 
 class Lane(NamedTuple):
@@ -171,10 +171,11 @@ def _closed() -> bool:
 
 
 def main() -> None:
-    """Run one side, before everybody else where the machine allows."""
-    role, path, address, *lanes = sys.argv[1:]
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
+    """Run one side; told so, before everybody else where the machine allows."""
+    role, path, address, *lanes = (word for word in sys.argv[1:] if word != FIRST)
+    if FIRST in sys.argv:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     {"send": send, "receive": receive}[role](Record(Path(path)), address, [Lane.read(one) for one in lanes])
 
 
