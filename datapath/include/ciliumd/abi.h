@@ -88,9 +88,9 @@ struct endpoint {
 	__u32 identity;
 	__u16 id; /* endpoint id as users see it */
 	__u16 flags;
-	__u32 ifindex;	/* host side of the veth */
-	__u32 slot_gen; /* must equal the upper half of cilium_endpoint_state_v1[slot] */
-	__be32 ipv4;	/* 0: none */
+	__u32 ifindex;	      /* host side of the veth */
+	__u32 slot_gen;	      /* must equal the upper half of cilium_endpoint_state_v1[slot] */
+	__be32 ipv4;	      /* 0: none */
 	__u32 judged_ipv4;    /* what policies of this node judge that address by; 0: identity */
 	struct cil_addr ipv6; /* all zero: none */
 	__u8 mac[6];	      /* the pod's own */
