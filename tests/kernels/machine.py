@@ -21,9 +21,9 @@ from lab.process import placed
 QEMU: Final = "/usr/bin/qemu-system-x86_64"
 KVM: Final = Path("/dev/kvm")
 MEGABYTES: Final = 1536
-# Nobody attacks a guest: what guards it would only cost time.  Whether its timer ticks is asked in real time, in
-# which an emulated one may have had no processor: it panics then.  The rest of the line is for guest/run.py,
-# and for the environment of the first program: whoever waits there waits longer.
+# Nobody attacks a guest: what guards it would only cost time.  Whether its timer ticks is asked in real time,
+# in which an emulated one may have had no processor: it panics then.  The rest of the line is for
+# guest/run.py, and for the environment of the first program: whoever waits there waits longer.
 COMMAND_LINE: Final = (
     "console=ttyS0 panic=-1 quiet mitigations=off init_on_alloc=0 random.trust_cpu=on no_timer_check "
     "PYTHONPATH=src:tests PYTHONDONTWRITEBYTECODE=1 CILIUMD_PATIENCE=10 CILIUMD_NEXT_IS_BUILT=1"
