@@ -139,7 +139,7 @@ class Node:
             for address in addresses_of(document)
         }
         parts = Parts(Tables(), lambda _addr: ())
-        parts.look(blocks(self.policies), lambda: owners)
+        parts.look(blocks(self.policies), lambda: owners, of=case)
         parts.settle(_NoneBefore())
         return parts
 

@@ -7,7 +7,6 @@ when rows cannot be written, or the agent is killed after any row and another on
 mixtures allow always passes, unless a row could not be written or an agent was killed.
 """
 
-import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -19,17 +18,13 @@ from ciliumd import abi
 from ciliumd.daemon import stages as names
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.parts import Parts
-from ciliumd.daemon.plan import NodePlan
-from ciliumd.daemon.recovery import restore_numbers
-from ciliumd.daemon.stages import judged_as_written, prefixes_written, stages
 from ciliumd.desired.identities import labels_of_pod
 from ciliumd.model.objects import NodeRow, RemoteEndpointRow
 from ciliumd.model.policy import BlockReference, Direction, Peer, PeerCIDR, PeerEntity, PeerSelector, Policy
-from ciliumd.reconcile import restore
-from ciliumd.reconcile.loop import Reconciler
-from property.churn.agent import TARGETS, Inline, quiet_loop
-from property.churn.judge import Flow, Rows
-from property.test_prefix_order import JUDGING, PORTS, SUBJECTS, Killed, Outcome, Small
+from property import rowwise
+from property.churn.agent import quiet_loop
+from property.churn.judge import Flow
+from property.rowwise import PORTS, SUBJECTS, Outcome
 from unit.daemon import nodes
 
 pytestmark = pytest.mark.property
@@ -68,46 +63,16 @@ Pods = Mapping[str, tuple[str, int]]
 """By address: its app, and a number that the next pod of the address has not."""
 
 
-class Node:
-    """Maps, and the agents that write them one after the other."""
+class Node(rowwise.Node):
+    """A node of a cluster of two, with pods on both."""
 
     def __init__(self, loop: Any, wrote: Callable[[str, bytes, bytes | None], None]) -> None:
-        self.loop = loop
-        self.now = 1000.0
-        self.next_version = 1
-        self.maps = {name: Small(name, wrote) for name in TARGETS}
-        self.policies: dict[Any, Policy] = {}
         self.pods: Pods = {}
-        self.start()
+        facts = NodeFacts("node", "default", (ip_address("10.0.0.1"),), pod_cidrs=(HERE,))
+        super().__init__(loop, wrote, facts)
 
-    def start(self) -> None:
-        """An agent takes over what is in the maps."""
-        self.tables = nodes.filled(in_sync=False)
-        self.plan = NodePlan(
-            self.tables,
-            NodeFacts("node", "default", (ip_address("10.0.0.1"),), pod_cidrs=(HERE,)),
-            reserve_version=self._reserve,
-            next_version=self.next_version,
-            clock=lambda: self.now,
-        )
-        self.reconciler = Reconciler(
-            stages(self.plan, self.tables, self.maps, devices=dict, route_mtu=lambda: 1450),
-            executor=Inline(),
-            may_delete=lambda: self.tables.in_sync,
-            unfinished=self.plan.unfinished,
-            clock=lambda: self.now,
-        )
-        self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
-        self.plan.parts.judged_as = judged_as_written(self.reconciler)
-        tracker = self.reconciler.tracker
-        self.loop.run_until_complete(self.reconciler.load())
-        restore_numbers(self.tables, rows=lambda name: tracker(name).realized)
-        live = restore.endpoints(tracker(names.FACTS).realized, tracker(names.STATES).realized)
-        self.plan.restore_versions(
-            tracker(names.POLICY).realized, versions={one.id: one.policy_version for one in live.values()}
-        )
-        nodes.add_pod(self.tables, 1, {"app": "web"})
-        nodes.add_pod(self.tables, 2, {"app": "db"})
+    def fill(self) -> None:
+        """The other node, identities of its pods, and what was applied before."""
         self.tables.nodes.set(
             "other", NodeRow("other", "default", (("InternalIP", OTHER_NODE),), pod_cidrs=(THERE,))
         )
@@ -115,27 +80,19 @@ class Node:
             row = replace(nodes.pod("far", {"app": app}), service_account="far")
             labels = labels_of_pod(row, self.tables.namespaces.get("shop"))
             self.tables.cluster_identities.set(number, labels)
-        policies, pods = self.policies, self.pods
-        self.policies, self.pods = {}, {}
-        self.apply(policies, pods)
-        nodes.mark_in_sync(self.tables)
-
-    def _reserve(self, number: int) -> None:
-        self.next_version = number
+        pods, self.pods = self.pods, {}
+        self.apply(self.policies, pods)
 
     def apply(self, policies: Mapping[Any, Policy], pods: Pods) -> None:
         """These are all the policies and pods there are, but for the two that are judged."""
-        for key in self.policies.keys() - policies.keys():
-            self.tables.policies.delete(key)
-        for key, policy in policies.items():
-            self.tables.policies.set(key, policy)
+        self.set_policies(policies)
         for address, (_, number) in self.pods.items():
             if self.pods[address] != pods.get(address):
                 self._remove(address, number)
         for address, (app, number) in pods.items():
             if self.pods.get(address) != pods[address]:
                 self._add(address, app, number)
-        self.policies, self.pods = dict(policies), dict(pods)
+        self.pods = dict(pods)
 
     def _add(self, address: str, app: str, number: int) -> None:
         if address in LOCAL:
@@ -153,21 +110,6 @@ class Node:
         else:
             self.tables.remote_endpoints.delete(("shop", f"far-{number}"))
 
-    def settle(self) -> None:
-        """Rounds until nothing is left to do but to wait."""
-        self.reconciler.trigger()
-        for _ in range(12):
-            self.loop.run_until_complete(self.reconciler.round())
-            if not self.reconciler._dirty:
-                return
-        raise AssertionError("rounds without end")
-
-    def rest(self, seconds: float = 5.0, times: int = 6) -> None:
-        """Time passes: what is unused goes, what failed is tried again."""
-        for _ in range(times):
-            self.now += seconds
-            self.settle()
-
 
 # ---- what is meant ------------------------------------------------------------------------------
 
@@ -182,25 +124,7 @@ def allows(policies: Collection[Policy], flow: Flow, app: str) -> bool:
     """Whether *policies* allow *flow*, read off their rules, if its peer is a pod of *app*."""
     if app == NOBODY and flow.peer in LOCAL:
         return False
-    direction = Direction[flow.direction.upper()]
-    own = "web" if flow.subject == SUBJECTS[0] else "db"
-    closed, allowed = False, False
-    for policy in policies:
-        if policy.subject != nodes.subject(app=own):
-            continue
-        closed |= (
-            policy.default_deny_ingress if direction is Direction.INGRESS else policy.default_deny_egress
-        )
-        for rule in policy.rules:
-            if rule.direction is not direction:
-                continue
-            if rule.ports is not None and all(port.port != flow.port for port in rule.ports):
-                continue
-            if any(_holds(peer, flow.peer, app) for peer in rule.peers or ()):
-                if rule.deny:
-                    return False
-                allowed = True
-    return allowed or not closed
+    return rowwise.allows(policies, flow, lambda peer: _holds(peer, flow.peer, app))
 
 
 def _holds(peer: Peer, address: str, app: str) -> bool:
@@ -235,22 +159,15 @@ def _reaches_pods(block: PeerCIDR) -> bool:
 # ---- what happens -------------------------------------------------------------------------------
 
 
-class Run:
+class Run(rowwise.Run):
     """Policies and pods that change step by step, and every flow after every row."""
 
-    def __init__(self, loop: Any, seed: int, outcome: Outcome, *, harsh: bool) -> None:
-        self.chance = random.Random(seed)
-        self.seed = seed
-        self.outcome = outcome
-        self.harsh = harsh
-        self.rows = Rows()
-        self.kill_in = -1
-        self.gentle = True
-        self.flows = 30
-        self.meant: dict[Flow, tuple[bool, ...]] = {}
-        self._number = 10
-        self.node = Node(loop, self._wrote)
-        self.node.settle()
+    flows = 30
+    _number = 10
+
+    def made(self, loop: Any) -> Node:
+        """Such a node."""
+        return Node(loop, self.wrote)
 
     def run(self) -> None:
         """All the steps; in half of the runs no rule waits for what is outside the cluster."""
@@ -295,11 +212,10 @@ class Run:
         stuck.stuck = self.harsh and self.chance.random() < 0.3
         self.gentle = not stuck.stuck
         self.node.apply(policies, pods)
-        if self.harsh and self.chance.random() < 0.5:
-            self.kill_in, self.gentle = self.chance.randint(1, 30), False
-        self._survive(self.node.settle)
+        self.maybe_kill()
+        self.survive(self.node.settle)
         self.kill_in = -1
-        self._survive(self.node.rest if stuck.stuck else self.node.settle)
+        self.survive(self.node.rest if stuck.stuck else self.node.settle)
         stuck.stuck = False
         self.outcome.refused += stuck.refused
         stuck.refused = 0
@@ -309,12 +225,11 @@ class Run:
         self.meant = {
             flow: tuple(allows(after, flow, app) for app in apps(flow.peer, pods)) for flow in flows
         }
-        self._look("the last one")
-        self._survive(self.node.rest)
-        self._look("the last one, and a rest")
+        self.look("the last one")
+        self.survive(self.node.rest)
+        self.look("the last one, and a rest")
         self.outcome.steps += 1
-        if not self.node.reconciler.status().in_sync or self.node.plan.policy.waiting:
-            self.outcome.unfinished.append(f"seed {self.seed}: {self.node.reconciler.status()}")
+        self.unfinished(self.node.in_the_end())
         self._count(after, pods)
 
     def _apps(self, address: str, pods: Pods) -> set[str]:
@@ -338,46 +253,10 @@ class Run:
         rows = map(abi.IpcacheEntry.unpack, self.node.maps[names.IPCACHE].rows.values())
         found = sum(row.judged != 0 for row in rows)
         if wanted != found:
-            self.outcome.unfinished.append(
-                f"seed {self.seed}: {found} addresses in parts, {wanted} in blocks"
-            )
-
-    def _survive(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except Killed:
-            self.outcome.kills += 1
-            self.node.start()
-            work()
-
-    def _wrote(self, name: str, key: bytes, value: bytes | None) -> None:
-        self.rows.wrote(name, key, value)
-        self.outcome.rows += 1
-        if name in JUDGING:
-            self._look(name)
-        if self.kill_in > 0:
-            self.kill_in -= 1
-            if self.kill_in == 0:
-                self.kill_in = -1
-                raise Killed
-
-    def _look(self, row: str) -> None:
-        for flow, meant in self.meant.items():
-            passes = self.rows.allow(flow)
-            if passes and not any(meant):
-                self.outcome.opened.append(f"seed {self.seed}: {flow} after {row}")
-            if not passes and all(meant) and self.gentle:
-                self.outcome.lost.append(f"seed {self.seed}: {flow} after {row}")
+            self.unfinished(f"{found} addresses in parts, {wanted} in blocks")
 
     def _policy(self, name: str) -> Policy:
-        chance = self.chance
-        made = nodes.policy(
-            name,
-            *(self._rule() for _ in range(chance.randint(1, 3))),
-            subject=nodes.subject(app=chance.choice(("web", "web", "db"))),
-            ingress=chance.random() < 0.6,
-            egress=chance.random() < 0.6,
-        )
+        made = self.policy(name, *(self._rule() for _ in range(self.chance.randint(1, 3))))
         return replace(made, rules=tuple(map(_with_blocks, made.rules)))
 
     def _rule(self) -> Any:
@@ -407,11 +286,7 @@ def _with_blocks(rule: Any) -> Any:
 
 def runs(first: int, count: int, *, harsh: bool) -> Outcome:
     """Some runs, by their seeds."""
-    outcome = Outcome()
-    with quiet_loop() as loop:
-        for seed in range(first, first + count):
-            Run(loop, seed, outcome, harsh=harsh).run()
-    return outcome
+    return rowwise.runs(Run, first, count, harsh=harsh)
 
 
 def test_nothing_is_opened_or_lost_while_blocks_and_pods_come_and_go(
@@ -422,19 +297,13 @@ def test_nothing_is_opened_or_lost_while_blocks_and_pods_come_and_go(
     record_property(
         "figure", f"{outcome.steps} changes of blocks and pods, {outcome.rows} rows, none opened or lost"
     )
-    assert outcome.opened[:10] == []
-    assert outcome.lost[:10] == []
-    assert outcome.unfinished[:3] == []
+    outcome.assert_harmless(harsh=False)
 
 
 def test_rows_that_cannot_be_written_and_agents_that_die_open_nothing(is_long: bool) -> None:
     """Maps that take no row, agents killed after any row; in the end all is as written."""
     outcome = runs(0, LONG if is_long else DEFAULT, harsh=True)
-    assert outcome.opened[:10] == []
-    assert outcome.lost[:10] == []
-    assert outcome.unfinished[:3] == []
-    assert outcome.kills > 50
-    assert outcome.refused > 50
+    outcome.assert_harmless(harsh=True)
 
 
 def test_a_part_goes_though_a_rule_names_its_addresses_outside_the_cluster() -> None:
@@ -451,8 +320,8 @@ def test_a_part_goes_though_a_rule_names_its_addresses_outside_the_cluster() -> 
 def test_rules_that_do_not_wait_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """If rules and parts came in one round, exceptions would be let in until their rows are there."""
 
-    def look(self: Parts, *arguments: Any) -> None:
-        real(self, *arguments)
+    def look(self: Parts, *arguments: Any, of: object) -> None:
+        real(self, *arguments, of=of)
         self.awaited, self.stand_ins = frozenset(), {}
 
     real = Parts.look
@@ -487,8 +356,8 @@ def _stepwise(*steps: Collection[Policy]) -> Outcome:
 def test_rules_that_close_instead_of_waiting_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those around a part are shut until it is there: nothing is opened, but something lost."""
 
-    def look(self: Parts, *arguments: Any) -> None:
-        real(self, *arguments)
+    def look(self: Parts, *arguments: Any, of: object) -> None:
+        real(self, *arguments, of=of)
         self.awaited = frozenset()
 
     real = Parts.look

@@ -5,7 +5,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -35,8 +35,6 @@ from ciliumd.resources import parser
 Json = dict[str, Any]
 
 log = structlog.get_logger("agent")
-
-SILENT: Final = abi.NodeState.NODE_STATE_SILENT_EVENTS
 
 FLUSHABLE = frozenset({"cilium_ct_v1", "cilium_snat_v1"})
 
@@ -369,7 +367,7 @@ class Answers:
     def config(self) -> Json:
         """Settings in force."""
         return {
-            "spec": {"options": event_kinds.enabled(self._agent.datapath.word(SILENT))},
+            "spec": {"options": event_kinds.enabled(self._agent.datapath.word(event_kinds.WORD))},
             "status": {
                 "version": __version__,
                 "daemonConfigurationMap": {
@@ -382,7 +380,7 @@ class Answers:
     def configure(self, options: Mapping[str, bool]) -> None:
         """Set options of the node until the agent's next start; programs see them at once."""
         datapath = self._agent.datapath
-        datapath.set_word(SILENT, event_kinds.changed(datapath.word(SILENT), options))
+        datapath.set_word(event_kinds.WORD, event_kinds.changed(datapath.word(event_kinds.WORD), options))
         log.info("agent.options_changed", **options)
 
     async def health(self) -> Json:

@@ -119,7 +119,7 @@ def load(pins: Pins, settings: Settings, wiring: NodeWiring) -> Datapath:
     maps = generation.maps
     policies = PolicyMaps(maps["cilium_policy_classes_v1"], maps["cilium_policy_rules_v1"], directory)
     node_state = U64Array(maps["cilium_node_state_v1"])
-    node_state[abi.NodeState.NODE_STATE_SILENT_EVENTS] = event_kinds.configured(settings)
+    node_state[event_kinds.WORD] = event_kinds.configured(settings)
     endpoint_states = U64Array(maps[stages.STATES])
     hashes = (
         stages.IPCACHE,

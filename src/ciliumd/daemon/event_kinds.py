@@ -8,9 +8,10 @@ What is configured holds from the agent's start on; ``cilium config`` changes it
 from collections.abc import Mapping
 from typing import Final
 
-from ciliumd.abi import EventType
+from ciliumd.abi import EventType, NodeState
 from ciliumd.daemon.settings import Settings
 
+WORD: Final = NodeState.NODE_STATE_SILENT_EVENTS
 OPTIONS: Final = {
     "DropNotification": EventType.EVENT_DROP,
     "PolicyVerdictNotification": EventType.EVENT_POLICY_VERDICT,

@@ -60,7 +60,7 @@ def identities(tables: Tables) -> list[Use]:
 
 def policy_maps(plan: NodePlan) -> list[MapUsage]:
     """The maps of the policy version that has, or would need, most rows of each."""
-    return [MapUsage(name, min(rows, room(name)), room(name)) for name, rows in plan.policy.fullest.items()]
+    return [MapUsage(name, min(rows, room(name)), room(name)) for name, rows in plan.fullest().items()]
 
 
 def unrealized(problems: Mapping[ObjectKey, Problem]) -> dict[str, int]:

@@ -15,12 +15,11 @@ See docs/decisions/0005-ipblock-and-pods.md.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from ciliumd.daemon.prefixes import Rules
 from ciliumd.desired.allocation import allocate, free_numbers
 from ciliumd.desired.ipcache import Beyond
-from ciliumd.desired.policy import NamedPorts
+from ciliumd.desired.policy import NamedPorts, StandIns
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import (
     CLUSTER_MAX,
@@ -34,9 +33,6 @@ from ciliumd.model.identity import (
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, LongestPrefix, Prefix, prefix_order
 from ciliumd.tables.schema import ObjectKey, Problem, Tables
-
-if TYPE_CHECKING:
-    from ciliumd.desired.policy import StandIns
 
 Owners = Mapping[Addr, NumericIdentity]
 """The identity, in the cluster, of every pod's address."""
@@ -65,8 +61,13 @@ class Parts:
         self._tables = tables
         self._named: frozenset[Prefix] = frozenset()
         self._kept: frozenset[Prefix] = frozenset()
-        self._owners: Owners = {}
         self._asked: frozenset[Prefix] = frozenset()
+        # What is known of addresses, found anew only for other blocks or owners; how often that was so.
+        self._owners: Owners = {}
+        self._around: dict[Addr, tuple[Prefix, ...]] = {}
+        self._found_for: tuple[object, object] = (frozenset(), None)
+        self._findings = 0
+        self._judged_for: tuple[int, frozenset[Prefix]] = (0, frozenset())
         self._missing: dict[Addr, NumericIdentity] = {}
         self._told = False
         self._refused: tuple[PartOf, ...] = ()
@@ -77,58 +78,55 @@ class Parts:
         """The number of every part that has one."""
         return self._tables.parts.view()
 
-    def look(self, named: Collection[Prefix], owners: Callable[[], Owners]) -> None:
-        """A round begins; *named* are the blocks of policies; *owners* are asked for if there are some."""
+    def look(self, named: Collection[Prefix], owners: Callable[[], Owners], of: object) -> None:
+        """
+        A round begins; *named* are the blocks of policies.
+
+        *owners* are asked for if there are some, and again when what they are a function *of* is another.
+        """
         self._named, self._told = frozenset(named), False
         blocks = self._named | self._kept
-        self._owners = owners() if blocks else {}
-        around = self._around(blocks)
-        self._allocate(around)
-        wanted = self._numbers_of(around)
-        stand_ins: dict[NumericIdentity, set[NumericIdentity]] = {}
-        absent: dict[Addr, NumericIdentity] = {}
-        if blocks:
-            base = {number: part.identity for part, number in self.numbers.items()}
-            for addr, identity in self._owners.items():
-                number = wanted.get(addr, identity)
-                for current in self.judged_as(addr):
-                    # Who has other labels now is another one, whom policies knew before.
-                    if current != number and base.get(current, current) == identity:
-                        stand_ins.setdefault(current, set()).add(number)
-                        absent[addr] = number
-        asked = (block for addr in absent for block in around.get(addr, ()))
-        before, self._asked = self._asked, frozenset(asked)
-        self._missing = absent
+        are_others = self._found_for != (blocks, of) or bool(self._refused)
+        if are_others:
+            self._find(blocks, owners() if blocks else {})
+            self._found_for = blocks, of
+        before, stand_ins = self._asked, self.stand_ins
+        if are_others or self._missing:
+            self._missing, stand_ins = self._written_otherwise()
+            self._asked = frozenset(one for addr in self._missing for one in self._around.get(addr, ()))
         # Replaced only by others: who compares them is quick if they are the same.
         self.awaited = _unless_equal(self.awaited, self._asked - before)
-        found = {number: frozenset(others) for number, others in stand_ins.items()}
-        if found != self.stand_ins:
-            self.stand_ins = found
+        if stand_ins != self.stand_ins:
+            self.stand_ins = stand_ins
 
     def settle(self, rules: Rules) -> None:
         """The *rules* of the round are known: say which number every address is judged by."""
         former = self._kept - self._named
-        around = self._around(self._named | former)
         if former:
             in_force = rules.parts()
             former = frozenset(
-                block for block in former if block in in_force or self._tell_apart(block, around, rules)
+                block for block in former if block in in_force or self._tell_apart(block, rules)
             )
         self._kept = self._named | former
-        judged = self._numbers_of(self._around(self._kept))
+        if self._judged_for == (self._findings, self._kept):
+            return
+        self._judged_for = self._findings, self._kept
+        judged = self._numbers_within(self._kept)
         if judged != self.judged:
             self.judged = judged
 
     def known(self, identities: Mapping[NumericIdentity, Labels]) -> dict[NumericIdentity, Labels]:
         """The labels of every part's number, from those of *identities*."""
+        before, self._labels = self._labels, {}
         found: dict[NumericIdentity, Labels] = {}
         for part, number in self.numbers.items():
             labels = identities.get(part.identity)
             if labels is None or part.prefix is None:
                 continue
-            memo = self._labels.get(part)
+            memo = before.get(part)
             if memo is None or memo[0] is not labels:
-                memo = self._labels[part] = labels, part_labels(labels, part.prefix)
+                memo = labels, part_labels(labels, part.prefix)
+            self._labels[part] = memo
             found[number] = memo[1]
         return found
 
@@ -150,41 +148,58 @@ class Parts:
         )
         return self._told
 
-    def _around(self, blocks: Collection[Prefix]) -> dict[Addr, tuple[Prefix, ...]]:
-        """The *blocks* that hold an address of a pod, the narrowest first."""
-        if not blocks:
-            return {}
-        index = LongestPrefix(blocks)
-        found = ((addr, tuple(index.around(addr))) for addr in self._owners)
-        return {addr: around for addr, around in found if around}
+    def _find(self, blocks: Collection[Prefix], owners: Owners) -> None:
+        """
+        Learn which of the *blocks* hold each address, the narrowest first, and number the parts.
 
-    def _allocate(self, around: Mapping[Addr, tuple[Prefix, ...]]) -> None:
-        """A number for each block around an address: the narrowest may be gone before the others."""
+        Every block around an address gets a number: the narrowest may be gone before the others.
+        """
+        index = LongestPrefix(blocks)
+        around = ((addr, tuple(index.around(addr))) for addr in owners)
+        self._owners = owners
+        self._around = {addr: found for addr, found in around if found}
+        self._findings += 1
         self.wanted = frozenset(
-            PartOf(self._owners[addr], block) for addr, blocks in around.items() for block in blocks
+            PartOf(owners[addr], block) for addr, found in self._around.items() for block in found
         )
         table = self._tables.parts
-        if self.wanted <= table.view().keys():
-            self._refused = ()
-            return
-        allocation = allocate(
-            table.view(), self.wanted, free_numbers(table.view(), PART_MIN, PART_MAX), order=_part_order
-        )
+        free = free_numbers(table.view(), PART_MIN, PART_MAX)
+        allocation = allocate(table.view(), self.wanted, free, order=_part_order)
         for part, number in allocation.assigned.items():
             table.set(part, number)
         self._refused = allocation.refused
 
-    def _numbers_of(self, around: Mapping[Addr, tuple[Prefix, ...]]) -> dict[Addr, NumericIdentity]:
-        """The number of each address that has one; without one of its own it has none, and is in no block."""
-        numbers = self.numbers
-        parts = ((addr, PartOf(self._owners[addr], blocks[0])) for addr, blocks in around.items())
-        return {addr: numbers[part] for addr, part in parts if part in numbers}
+    def _written_otherwise(self) -> tuple[dict[Addr, NumericIdentity], StandIns]:
+        """Addresses that are judged by another number than they will be: which, and who stands in for it."""
+        wanted = self._numbers_within(self._named | self._kept)
+        base = {number: part.identity for part, number in self.numbers.items()}
+        found: dict[Addr, NumericIdentity] = {}
+        stand_ins: dict[NumericIdentity, set[NumericIdentity]] = {}
+        for addr, identity in self._owners.items():
+            number = wanted.get(addr, identity)
+            for current in self.judged_as(addr):
+                # Who has other labels now is another one, whom policies knew before.
+                if current != number and base.get(current, current) == identity:
+                    stand_ins.setdefault(current, set()).add(number)
+                    found[addr] = number
+        return found, {number: frozenset(others) for number, others in stand_ins.items()}
 
-    def _tell_apart(self, block: Prefix, around: Mapping[Addr, tuple[Prefix, ...]], rules: Rules) -> bool:
+    def _numbers_within(self, blocks: Collection[Prefix]) -> dict[Addr, NumericIdentity]:
+        """The number of each address in one of *blocks*; if its part has none, it is as in no block."""
+        numbers = self.numbers
+        found: dict[Addr, NumericIdentity] = {}
+        for addr, around in self._around.items():
+            narrowest = next((block for block in around if block in blocks), None)
+            number = None if narrowest is None else numbers.get(PartOf(self._owners[addr], narrowest))
+            if number is not None:
+                found[addr] = number
+        return found
+
+    def _tell_apart(self, block: Prefix, rules: Rules) -> bool:
         """Whether a version that packets may still meet judges pods in *block* otherwise than around it."""
         numbers = self.numbers
         pairs = set()
-        for addr, blocks in around.items():
+        for addr, blocks in self._around.items():
             if block in blocks:
                 identity, wider = self._owners[addr], blocks[blocks.index(block) + 1 :]
                 inner = numbers.get(PartOf(identity, block), identity)

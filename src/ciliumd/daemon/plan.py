@@ -17,6 +17,7 @@ from ciliumd.daemon.parts import Parts, pod_owners
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.policy_view import PolicyView
 from ciliumd.daemon.prefixes import Prefixes
+from ciliumd.daemon.problem_board import ProblemBoard
 from ciliumd.daemon.references import References
 from ciliumd.daemon.service_plan import ServicePlan, Surroundings, object_of, place_of
 from ciliumd.desired import cluster as cluster_stage
@@ -81,7 +82,7 @@ class NodePlan:
         self.policy_revision = 0
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
-        self.parts = Parts(tables, lambda addr: self.ipcache_rows.judged_as(addr))  # noqa: PLW0108  the same
+        self.parts = Parts(tables, lambda addr: self.ipcache_rows.judged_as(addr))  # noqa: PLW0108  the rows are replaced, too
         self.references = References(tables)
         self.nodes = NodeIdentities(tables, node.node_labels)
         self._tables = tables
@@ -99,8 +100,7 @@ class NodePlan:
         self._shut: frozenset[int] = frozenset()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
         self._seen: dict[str, tuple[object, ...]] = {}
-        self._found: dict[str, Mapping[ObjectKey, Problem]] = {}
-        self._reported: dict[ObjectKey, Problem] = {}
+        self._problems = ProblemBoard(tables.problems)
 
     def restore_versions(self, rows: Mapping[bytes, bytes], *, versions: Mapping[int, int]) -> None:
         """Start from the policy versions the kernel holds, as flat rows, and those by endpoint id."""
@@ -139,7 +139,8 @@ class NodePlan:
                 tables.cluster_identities.view(),
                 self.nodes.labels,
             )
-            self._known = (revisions, known | self.parts.known(known))
+            known.update(self.parts.known(known))
+            self._known = (revisions, known)
         return self._known[1]
 
     def refresh(self) -> None:
@@ -151,13 +152,12 @@ class NodePlan:
         """
         if not self._tables.in_sync:
             return
-        self.references.set_pods(self.pod_networks)
-        self.references.refresh()
         self._plan(
-            "references",
-            lambda: self._report("policy", self.references.problems()),
-            extra=(self.references.revision, self.references.missing),
+            "networks", lambda: self.references.set_pods(self.pod_networks), "nodes", extra=(self.node,)
         )
+        self.references.refresh()
+        news = self.references.revision, self.references.missing
+        self._plan("references", self._take_references, extra=news)
         self._plan(
             "identities",
             self._assign_identities,
@@ -179,7 +179,9 @@ class NodePlan:
         )
         self.prefixes.look(self._named, self._beyond.prefixes, self._unnumbered)
         self.parts.look(
-            self._blocks, lambda: pod_owners(self._beyond, self._tables.endpoints.values(), self.identities)
+            self._blocks,
+            lambda: pod_owners(self._beyond, self._tables.endpoints.values(), self.identities),
+            of=(self._beyond, self._tables.endpoints.revision, self.identities),
         )
         self._plan(
             "policy",
@@ -212,13 +214,14 @@ class NodePlan:
             "nodes",
             extra=(self.node, api_servers),
         )
+        here = place_of(self.node.name, self._tables.nodes.get(self.node.name))
         self._plan(
             "services",
-            self._plan_services,
+            lambda: self._plan_services(here),
             *("services", "slices", "pods", "endpoints", "service_ids", "backend_ids"),
-            extra=(self.node, self._guard, self._here()),
+            extra=(self.node, self._guard, here),
         )
-        self._tell_problems()
+        self._problems.tell()
 
     def unfinished(self) -> bool:
         """Whether another round now would do more than the last one."""
@@ -249,9 +252,17 @@ class NodePlan:
         """The peers of the rules that endpoints are under, and whom each selects."""
         return self._policies.selectors()
 
+    def fullest(self) -> dict[str, int]:
+        """Of each map of a policy version the most rows that any takes, or would take."""
+        return self._policies.fullest()
+
     def next_retirement(self) -> float | None:
         """When an unused policy version may go; None when there is none."""
         return self._policies.next_retirement()
+
+    def _take_references(self) -> None:
+        self._blocks = frozenset(blocks(self.references.policies.values()))
+        self._problems.found("policy", self.references.problems())
 
     # ---- identities ------------------------------------------------------------------------
 
@@ -276,7 +287,6 @@ class NodePlan:
         # Unless none is left: it would be let in for what it is no more.
         self._shut = frozenset(number for number in before if labels[number] in self._numberless)
         named = cidrs(self.references.policies.values())
-        self._blocks = frozenset(blocks(self.references.policies.values()))
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
         for prefix, number in prefixes.assigned.items():
             tables.prefixes.set(prefix, number)
@@ -284,7 +294,7 @@ class NodePlan:
         self._named = {prefix: numbers[prefix] for prefix in named if prefix in numbers}
         self._unnumbered = identity_stage.unnumbered_prefixes(self._unnumbered, prefixes.refused)
         self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
-        self._report(
+        self._problems.found(
             "CIDR",
             {
                 ("CIDR", "", str(prefix)): Problem("", "no identity is left: what is around it is as closed")
@@ -333,7 +343,7 @@ class NodePlan:
         tells_apart = self.node.node_labels is not None
         holders = self._neighbours().holders(api_servers) if tells_apart else {}
         self.nodes.assign(holders, this=self.node.name)
-        self._report("CiliumNode", self.nodes.problems())
+        self._problems.found("CiliumNode", self.nodes.problems())
 
     def _neighbours(self) -> cluster_stage.Neighbours:
         return cluster_stage.Neighbours(
@@ -375,12 +385,11 @@ class NodePlan:
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states
         self.policy.waiting = self._policies.waiting
-        self.policy.fullest = self._policies.fullest()
         self.policy.cookies = cookies(tables.policies.values())
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._tell_unrealized(dict(self._endpoint_problems()))
-        self._report("ipcache", self.parts.problems() | self.prefixes.problems())
+        self._problems.found("ipcache", self.parts.problems() | self.prefixes.problems())
 
     def _endpoint_problems(self) -> Iterator[tuple[ObjectKey, Problem]]:
         """Endpoints that are not under the policies as written."""
@@ -392,7 +401,7 @@ class NodePlan:
                 yield key, Problem("policy", self._policies.problems[number])
 
     def _tell_unrealized(self, found: Mapping[ObjectKey, Problem]) -> None:
-        self._report("Endpoint", found)
+        self._problems.found("Endpoint", found)
         if found != self.unrealized:
             self.unrealized = found
             self.on_unrealized()
@@ -445,50 +454,27 @@ class NodePlan:
             allowed=node.allowed,
         )
 
-    def _here(self) -> Place:
-        """Where this node is, by the labels that it shares with its Node."""
-        return place_of(self.node.name, self._tables.nodes.get(self.node.name))
-
-    def _plan_services(self) -> None:
+    def _plan_services(self, here: Place) -> None:
         node = self.node
         self.services.refresh(
             Surroundings(
                 node.node_port_addresses,
                 node.serves,
                 node.serves6,
-                here=self._here(),
+                here=here,
                 guard=self._guard,
                 proxy=node.proxy,
             )
         )
         problems = self.services.problems()
-        self._report("Service", {object_of(service): Problem(*found) for service, found in problems.items()})
+        self._problems.found(
+            "Service", {object_of(service): Problem(*found) for service, found in problems.items()}
+        )
 
     def report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
         """Problems that others found, between two plans, instead of those of this *part* before."""
-        self._report(part, problems)
-        self._tell_problems()
-
-    def _report(self, part: str, problems: Mapping[ObjectKey, Problem]) -> None:
-        """Problems found here, instead of those found by this *part* before."""
-        self._found[part] = problems
-
-    def _tell_problems(self) -> None:
-        """
-        Show what was found as rows beside those of the sources; they vanish when it is solved.
-
-        A source that refused the object has said more about it: its row is left alone.
-        """
-        table = self._tables.problems
-        found = {key: problem for problems in self._found.values() for key, problem in problems.items()}
-        own = {key for key, problem in self._reported.items() if table.get(key) == problem}
-        for key in own - found.keys():
-            table.delete(key)
-        self._reported = {}
-        for key, problem in found.items():
-            if key in own or table.get(key) is None:
-                table.set(key, problem)
-                self._reported[key] = problem
+        self._problems.found(part, problems)
+        self._problems.tell()
 
     # ---- what changed ----------------------------------------------------------------------
 

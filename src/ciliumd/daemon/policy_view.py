@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node's plan came to for policies, as the CLI and events show it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ciliumd.daemon.policy_versions import World
@@ -13,8 +12,7 @@ class PolicyView:
     """
     Who is under which policy, for the CLI and for events.
 
-    *waiting* endpoints have another one coming; *world* is what the versions were computed for.  *fullest*
-    are the most rows that one of them takes, or would take, by map.
+    *waiting* endpoints have another one coming; *world* is what the versions were computed for.
     """
 
     rules: dict[int, EndpointRules] = field(default_factory=dict)
@@ -23,4 +21,3 @@ class PolicyView:
     cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
     world: World = field(default_factory=World)
     waiting: frozenset[int] = frozenset()
-    fullest: Mapping[str, int] = field(default_factory=dict)

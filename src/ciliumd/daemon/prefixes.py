@@ -85,7 +85,9 @@ class Prefixes:
         self._told = frozenset()
         lost = {prefix: one for prefix, one in unnumbered.items() if not self._is_somebodys(prefix)}
         if not absent and not lost:
-            self.stand_ins, self._leaned_on, self._weighed = self.stand_ins and {}, set(), ()
+            self._leaned_on, self._weighed = set(), ()
+            if self.stand_ins:
+                self.stand_ins = {}
             return
         # Thousands may be absent for hours: only what changed is worth another look.
         weighed = (absent, self.awaited, self._there, lost, named, beyond, self.carried)

@@ -297,7 +297,7 @@ def _hops(traffic: Traffic, recorded: Recorded, node: Node) -> Iterator[Judged]:
         if subject is None:
             raise _Unknown
         peer = _peer(traffic.side(other), recorded.peers.get(direction), node)
-        at = None if peer is traffic.side(other) else traffic.side(other)
+        at = traffic.side(other) if isinstance(peer, int) else None
         yield Judged(subject, direction, peer, traffic.protocol, traffic.port, at)
 
 

@@ -25,14 +25,12 @@ NODE_MAX = NODE_MIN + 0xFFFF
 API_SERVER_NODE_MIN = NODE_MAX + 1
 API_SERVER_NODE_MAX = API_SERVER_NODE_MIN + 0xFFFF
 """The same of other nodes under addresses of the API server."""
-UNNUMBERED_MIN = 4 << 24
-UNNUMBERED_MAX = UNNUMBERED_MIN + 0xFFFFFF
-"""First and last of prefixes that no number was left for: rules are weighed for them, no packet has one."""
-
-
 PART_MIN = 3 << 24
 PART_MAX = PART_MIN + 0xFFFF
 """First and last of pods of one identity in one block of addresses; no packet carries one at all."""
+UNNUMBERED_MIN = 4 << 24
+UNNUMBERED_MAX = UNNUMBERED_MIN + 0xFFFFFF
+"""First and last of prefixes that no number was left for: rules are weighed for them, no packet has one."""
 
 
 class Reserved(IntEnum):

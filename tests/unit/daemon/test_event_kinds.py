@@ -5,7 +5,7 @@ import pytest
 
 from ciliumd.abi import EventType
 from ciliumd.daemon import event_kinds
-from ciliumd.daemon.answers import SILENT, Answers
+from ciliumd.daemon.answers import Answers
 from ciliumd.daemon.settings import read_settings
 
 REQUIRED = ["--manifests", "/m", "--node-name", "n", "--pod-cidr", "10.0.0.0/24"]
@@ -41,5 +41,5 @@ def test_a_running_agent_changes_what_is_named(agent):
     answers.configure({"DropNotification": False})
     answers.configure({"TraceNotification": True})
 
-    assert agent.datapath.word(SILENT) == 1 << EventType.EVENT_DROP
+    assert agent.datapath.word(event_kinds.WORD) == 1 << EventType.EVENT_DROP
     assert answers.config()["spec"]["options"] == EVERY | {"DropNotification": False}

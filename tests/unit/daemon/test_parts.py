@@ -185,6 +185,23 @@ def test_a_pod_that_comes_is_in_its_part_at_once():
     assert not kernel.reconciler._dirty
 
 
+def test_a_round_without_news_asks_for_no_pod():
+    """There may be a hundred thousand of them, and rounds for every change of a service."""
+    kernel = with_pods()
+    put(kernel, "block", (BLOCK,))
+    kernel.round(3)
+    asked = []
+    kernel.node.plan.parts.judged_as = lambda addr: asked.append(addr) or ()
+    before = kernel.node.plan.parts.judged
+    kernel.round(2)
+    assert asked == []
+    assert kernel.node.plan.parts.judged is before
+
+    nodes.add_pod(kernel.tables, 4, {"app": "web"}, address=ip_address("10.0.0.78"))
+    kernel.round()
+    assert set(asked) == {SERVER, LOW, HIGH, ip_address("10.0.0.78")}
+
+
 def test_what_holds_no_pod_costs_nothing():
     """The usual exception of everything private, and the rules of Cilium's kinds."""
     kernel = with_pods()
