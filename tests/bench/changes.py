@@ -12,6 +12,7 @@ Beside them, the processor time of plan and reconciler, and what it is with a fi
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from bench.policynode import CLASSES_MAP, RULES_MAP, Cost, PolicyNode, labelled, lets_in
@@ -82,7 +83,7 @@ def about_identities(node: PolicyNode) -> Iterator[Step]:
         yield Step("", node.forget_identities)
 
     def namespace(name: str, concerned: Collection[int], **labels: str) -> Iterator[Step]:
-        act = lambda: node.label_namespace(NAMESPACE, **labels)  # noqa: E731
+        act = partial(node.label_namespace, NAMESPACE, **labels)
         yield Step(f"labels of a namespace of {len(ten)} pods: {name}", act, concerned)
         yield Step("", lambda: node.label_namespace(NAMESPACE))
         yield Step("", node.forget_identities)

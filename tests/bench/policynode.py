@@ -41,7 +41,7 @@ MOST_ROUNDS: Final = 5
 NAMESPACE_LABEL: Final = "io.cilium.k8s.namespace.labels."
 CLASSES_MAP, RULES_MAP = "policy classes", "policy rules"
 # Rows of no endpoint: what an identity or a prefix is.
-NOBODYS: Final = frozenset({stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.IPCACHE_LPM})
+NOBODYS: Final = frozenset({stages.IDENTITY_FILE, stages.PREFIX_FILE, stages.PART_FILE, stages.IPCACHE_LPM})
 
 
 @dataclass(slots=True)

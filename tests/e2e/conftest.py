@@ -33,7 +33,6 @@ ORDER = [
     "test_restart",
     "test_upstream",
     "test_upstream_groups",
-    "test_upstream_policies",
     "test_uninstall",
     "test_beside_kube_proxy",
     "test_dual_stack",
@@ -41,7 +40,7 @@ ORDER = [
     "test_dual_upstream",
     "test_ipv6_only",
 ]
-ONLY_LONG = ("test_upstream_groups", "test_upstream_policies", "test_dual_upstream", "test_ipv6_only")
+ONLY_LONG = ("test_upstream_groups", "test_dual_upstream", "test_ipv6_only")
 BUILD_SECONDS = 2400
 
 

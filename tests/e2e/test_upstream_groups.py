@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-Whole groups of Kubernetes' own specs about services, for ``--long``.
+Whole groups of Kubernetes' own specs, about services and about policies, for ``--long``.
 
-specs_services.txt has the groups, specs_excluded.toml those that this machine cannot run, and why.
+A list beside this file has each group, specs_excluded.toml those that this machine cannot run, and why.
 """
 
 import xml.etree.ElementTree as ET
@@ -14,24 +14,34 @@ import pytest
 from lab.k8s import upstream
 from lab.k8s.cluster import Cluster
 
-SPECS = upstream.runnable("single", "specs_services.txt")
+LISTS = {"services": upstream.GROUPS, "policies": upstream.POLICIES}
+SPECS = {name: upstream.runnable("single", f"specs_{name}.txt") for name in LISTS}
 SECONDS = 5400
 
 
 @pytest.fixture(scope="module")
-def ran(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ET.Element]:
-    """All of them."""
-    return upstream.run_specs(cluster, SPECS, tmp_path_factory.mktemp("groups"), seconds=SECONDS)
+def ran(
+    cluster: Cluster, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, ET.Element]:
+    """All of one group."""
+    return upstream.run_specs(
+        cluster, SPECS[request.param], tmp_path_factory.mktemp(request.param), seconds=SECONDS
+    )
 
 
-def test_the_list_is_complete(cluster: Cluster, tmp_path: Path) -> None:
-    """specs_services.txt has every spec of the groups in this version of Kubernetes."""
-    specs = upstream.existing(cluster, upstream.GROUPS, tmp_path)
+@pytest.mark.parametrize("name", LISTS)
+def test_the_list_is_complete(cluster: Cluster, tmp_path: Path, name: str) -> None:
+    """It has every spec of the group in this version of Kubernetes."""
+    specs = upstream.existing(cluster, LISTS[name], tmp_path)
 
-    assert specs == set(upstream.listed(upstream.LISTS / "specs_services.txt"))
+    assert specs == set(upstream.listed(upstream.LISTS / f"specs_{name}.txt"))
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(
+    ("ran", "spec"),
+    [pytest.param(name, spec, id=f"{name}: {spec}") for name, specs in SPECS.items() for spec in specs],
+    indirect=["ran"],
+)
 def test_spec(ran: dict[str, ET.Element], spec: str, record_property: Callable[[str, object], None]) -> None:
     """The spec passed."""
     upstream.judge(ran[spec], "single", record_property)

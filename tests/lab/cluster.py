@@ -7,7 +7,8 @@ nodes reach each other through the world's router, which knows no route to pods.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Network
 from typing import Any, Self
 
@@ -17,6 +18,8 @@ from lab.pod import Pod
 from lab.world import World
 
 _FIRST_IDENTITY = 1000
+TUNNEL = {"routing-mode": "tunnel"}
+ROUTED = {"routing-mode": "native", "ipv4-native-routing-cidr": "10.11.0.0/16"}
 
 
 class Cluster:
@@ -176,3 +179,18 @@ class Cluster:
             for node in self.nodes:
                 print(f"--- {node.name}\n{node.agent.log_tail()}", file=sys.stderr)
         self.remove()
+
+
+@contextmanager
+def joined(way: str, *, options: Mapping[str, str] | None = None) -> Iterator[Cluster]:
+    """
+    Two nodes whose pods reach each other, agents running: by ``tunnel``, in both families, or ``routed``.
+
+    Routed, the network between the nodes knows the way to pods, which have IPv4 alone.
+    """
+    tunnel = way == "tunnel"
+    with Cluster(ipv6=tunnel, options=(TUNNEL if tunnel else ROUTED) | dict(options or {})) as cluster:
+        if not tunnel:
+            for node in cluster.nodes:
+                cluster.world.netns.ip("route", "add", node.pod_cidr, "via", node.address)
+        yield cluster.start()

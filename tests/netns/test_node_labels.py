@@ -10,7 +10,7 @@ from typing import Any, Final
 import pytest
 
 from lab import manifests
-from lab.cluster import Cluster
+from lab.cluster import Cluster, joined
 from lab.node import Node
 from lab.pod import Pod
 from lab.waiting import eventually
@@ -18,8 +18,6 @@ from lab.waiting import eventually
 pytestmark = pytest.mark.netns
 
 OPTION: Final = {"enable-node-selector-labels": "true"}
-TUNNEL: Final = {"routing-mode": "tunnel"}
-ROUTED: Final = {"routing-mode": "native", "ipv4-native-routing-cidr": "10.11.0.0/16"}
 EDGE, CORE = {"role": "edge"}, {"role": "core"}
 PORT = 7000
 
@@ -27,12 +25,8 @@ PORT = 7000
 @pytest.fixture(scope="module", params=["tunnel", "routed"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
     """Two nodes, agents running; routed, the network between them knows the way to pods."""
-    tunnel = request.param == "tunnel"
-    with Cluster(ipv6=tunnel, options=OPTION | (TUNNEL if tunnel else ROUTED)) as cluster:
-        if not tunnel:
-            for node in cluster.nodes:
-                cluster.world.netns.ip("route", "add", node.pod_cidr, "via", node.address)
-        yield cluster.start()
+    with joined(request.param, options=OPTION) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="module")

@@ -160,6 +160,7 @@ def receive(record: Record, address: str, lanes: Sequence[Lane]) -> None:
 
 def _waiting(one: socket.socket) -> Iterator[tuple[int, int]]:
     """Number and lane of all datagrams that have come."""
+    # Until there is no more.
     with contextlib.suppress(BlockingIOError):
         while True:
             yield NUMBER.unpack(one.recv(NUMBER.size))
@@ -174,6 +175,7 @@ def main() -> None:
     """Run one side; told so, before everybody else where the machine allows."""
     role, path, address, *lanes = (word for word in sys.argv[1:] if word != FIRST)
     if FIRST in sys.argv:
+        # Without the right to it, it is one among others.
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(PRIORITY))
     {"send": send, "receive": receive}[role](Record(Path(path)), address, [Lane.read(one) for one in lanes])
