@@ -7,13 +7,14 @@ Everything else is a function of the tables as they are now.  Each part is compu
 a table it reads has changed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
 from ciliumd.daemon.parts import Parts, pod_owners
+from ciliumd.daemon.planned import Planned
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.policy_view import PolicyView
 from ciliumd.daemon.prefixes import Prefixes
@@ -32,7 +33,6 @@ from ciliumd.desired.policy import (
     Selected,
     blocks,
     cidrs,
-    cookies,
 )
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import Labels
@@ -45,10 +45,6 @@ from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
 if TYPE_CHECKING:
     from ciliumd.model.identity import NumericIdentity
-
-
-class NotPlanned(RuntimeError):
-    """A part of the plan was never computed; why is in the log."""
 
 
 class NodePlan:
@@ -91,6 +87,7 @@ class NodePlan:
             reserve_version=reserve_version, next_version=next_version, enforcement=node.enforcement
         )
         self._policy_rounds = 0
+        self._names_read = 0
         self._beyond = Beyond()
         self._guard = NO_GUARD
         self._named: dict[Prefix, NumericIdentity] = {}
@@ -99,7 +96,8 @@ class NodePlan:
         self._numberless: frozenset[Labels] = frozenset()
         self._shut: frozenset[int] = frozenset()
         self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
-        self._seen: dict[str, tuple[object, ...]] = {}
+        self._planned = Planned(tables)
+        self._plan = self._planned.plan
         self._problems = ProblemBoard(tables.problems)
 
     def restore_versions(self, rows: Mapping[bytes, bytes], *, versions: Mapping[int, int]) -> None:
@@ -161,9 +159,10 @@ class NodePlan:
         self._plan(
             "identities",
             self._assign_identities,
-            *("endpoints", "pods", "namespaces", "identities", "prefixes", "cluster_identities"),
-            extra=(self.references.revision, self.condemned(), self.refused()),
+            *("endpoints", "pods", "namespaces", "identities", "cluster_identities"),
+            extra=(self.condemned(), self.refused()),
         )
+        self._plan("CIDRs", self._assign_prefixes, "prefixes", extra=(self.references.revision,))
         api_servers = cluster_stage.api_server_addresses(self._tables.slices_behind(API_SERVER))
         self._plan(
             "nodes",
@@ -202,12 +201,20 @@ class NodePlan:
         self._policies.retire(self._clock())
         self.prefixes.settle(self._tables.prefixes.view(), self._policies)
         self.parts.settle(self._policies)
+        complete = self.identities.keys() & self.policy.versions.keys()
         self._plan(
             "rows",
-            self._plan_endpoints,
-            *("endpoints", "identities", "prefixes"),
-            extra=(self.node, self._policy_rounds, self._beyond, self.prefixes.carried, self.parts.judged),
+            lambda: self._plan_endpoints(complete),
+            "endpoints",
+            extra=(self.node, self.identities, complete, self.parts.judged),
         )
+        self._plan(
+            "ipcache",
+            self._plan_ipcache,
+            "endpoints",
+            extra=(self.node, self.identities, self._beyond, self.prefixes.carried, self.parts.judged),
+        )
+        self._plan("words", lambda: self._plan_words(complete), "endpoints", extra=(self._policy_rounds,))
         self._plan(
             "guard",
             lambda: self._plan_guard(api_servers),
@@ -229,14 +236,8 @@ class NodePlan:
         return self.prefixes.unfinished() | self.parts.unfinished()
 
     def require(self, part: str) -> None:
-        """
-        Raises NotPlanned while nothing is known of *part* although every source has told all it has.
-
-        Its rows are empty then because they could not be computed: who takes that for a wish sweeps what
-        an earlier agent left.  A part that was planned once stays as it was when it cannot be planned again.
-        """
-        if part not in self._seen and self._tables.in_sync:
-            raise NotPlanned(f"{part} could not be planned yet")
+        """Raises NotPlanned while rows of *part* are empty because they could not be computed."""
+        self._planned.require(part)
 
     def named_ports_of(self, endpoint: EndpointSpec) -> NamedPorts:
         """Named ports of the pod of *endpoint*."""
@@ -286,6 +287,10 @@ class NodePlan:
         self.labels = {number: self._shown(new, before.get(number)) for number, new in labels.items()}
         # Unless none is left: it would be let in for what it is no more.
         self._shut = frozenset(number for number in before if labels[number] in self._numberless)
+        self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
+
+    def _assign_prefixes(self) -> None:
+        tables = self._tables
         named = cidrs(self.references.policies.values())
         prefixes = identity_stage.allocate_prefixes(tables.prefixes.view(), named)
         for prefix, number in prefixes.assigned.items():
@@ -293,7 +298,6 @@ class NodePlan:
         numbers = tables.prefixes.view()
         self._named = {prefix: numbers[prefix] for prefix in named if prefix in numbers}
         self._unnumbered = identity_stage.unnumbered_prefixes(self._unnumbered, prefixes.refused)
-        self.identities = identity_stage.endpoint_identities(self.labels, tables.identities.view())
         self._problems.found(
             "CIDR",
             {
@@ -385,7 +389,9 @@ class NodePlan:
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states
         self.policy.waiting = self._policies.waiting
-        self.policy.cookies = cookies(tables.policies.values())
+        changed, self._names_read = tables.policies.changes_since(self._names_read)
+        for key in changed:
+            self.policy.names.put(key, tables.policies.get(key))
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._tell_unrealized(dict(self._endpoint_problems()))
@@ -420,11 +426,9 @@ class NodePlan:
         self.node_rows = cluster_stage.node_rows(tables.nodes.values(), underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 
-    def _plan_endpoints(self) -> None:
-        tables = self._tables
-        endpoints = tables.endpoints.values()
+    def _plan_endpoints(self, complete: Collection[int]) -> None:
         self.endpoint_rows = endpoint_stage.endpoint_rows(
-            endpoints,
+            self._complete(complete),
             self.identities,
             self.policy.versions,
             host_addresses=self.node.addresses,
@@ -432,8 +436,17 @@ class NodePlan:
             answers_denied=self.node.answers_denied,
             judged=self.parts.judged,
         )
+
+    def _plan_words(self, complete: Collection[int]) -> None:
+        states = endpoint_stage.state_rows(self._complete(complete), self.policy.versions)
+        self.endpoint_rows = replace(self.endpoint_rows, states=states)
+
+    def _complete(self, complete: Collection[int]) -> list[EndpointSpec]:
+        return [one for number, one in self._tables.endpoints.items() if number in complete]
+
+    def _plan_ipcache(self) -> None:
         self.ipcache_rows = ipcache_stage.ipcache_rows(
-            endpoints,
+            self._tables.endpoints.values(),
             self.identities,
             host_addresses=self.node.addresses,
             prefixes=self.prefixes.carried,
@@ -475,20 +488,6 @@ class NodePlan:
         """Problems that others found, between two plans, instead of those of this *part* before."""
         self._problems.found(part, problems)
         self._problems.tell()
-
-    # ---- what changed ----------------------------------------------------------------------
-
-    def _plan(
-        self, part: str, work: Callable[[], None], *tables: str, extra: tuple[object, ...] = ()
-    ) -> None:
-        """Do *work* if a table it reads has changed since it was last done; its own writes do not count."""
-
-        def now() -> tuple[object, ...]:
-            return (*(self._tables.named(table).revision for table in tables), *extra)
-
-        if self._seen.get(part) != now():
-            work()
-            self._seen[part] = now()
 
 
 def _nobody_asks() -> None:

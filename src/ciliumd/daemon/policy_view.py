@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the node's plan came to for policies, as the CLI and events show it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ciliumd.daemon.policy_versions import World
-from ciliumd.desired.policy import EndpointRules, MapState
+from ciliumd.desired.policy import EndpointRules, MapState, RuleNames
 
 
 @dataclass(slots=True)
@@ -18,6 +19,11 @@ class PolicyView:
     rules: dict[int, EndpointRules] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
     states: dict[int, MapState] = field(default_factory=dict)
-    cookies: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    names: RuleNames = field(default_factory=RuleNames)
     world: World = field(default_factory=World)
     waiting: frozenset[int] = frozenset()
+
+    @property
+    def cookies(self) -> Mapping[int, tuple[str, ...]]:
+        """The origins that the cookies of rows stand for."""
+        return self.names.origins

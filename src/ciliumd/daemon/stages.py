@@ -9,8 +9,9 @@ behind an address, before every endpoint is under a policy that knows it.  Delet
 round.  Rules that name a prefix come a round after its row (``daemon.prefixes``).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from struct import Struct
+from typing import TypeVar
 
 from ciliumd import abi
 from ciliumd.bpf.policy_maps import PolicyMaps
@@ -23,8 +24,12 @@ from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Addr, Prefix, addr16
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.loop import Reconciler
-from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Stage, Target, Whole
+from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Rows, Stage, Target, Whole
 from ciliumd.tables.schema import Tables
+from ciliumd.tables.table import Table
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 ENDPOINT_FILE, IDENTITY_FILE, PREFIX_FILE = "endpoints.json", "identities.json", "prefixes.json"
 PART_FILE = "parts.json"
@@ -56,13 +61,8 @@ def stages(
     *route_mtu* is what the node's own packets to other nodes' pods may measure.
     """
 
-    def whole(rows: Callable[[], Mapping[bytes, bytes]], *, part: str = "") -> Compute:
-        def compute() -> Whole:
-            if part:
-                plan.require(part)
-            return Whole(dict(rows()))
-
-        return compute
+    def whole(rows: Callable[[], Rows], part: str) -> Compute:
+        return whole_rows(rows, lambda: plan.require(part))
 
     def services(part: str) -> Compute:
         def compute() -> Changes:
@@ -75,58 +75,62 @@ def stages(
         plan.require("policy")
         return plan.policy_changes()
 
-    def first() -> Whole:
+    identities = of_table(tables.identities, identity_row)
+
+    def first() -> Whole | Changes:
         # The first stage of a round brings the plan up to date for all of them.
         plan.refresh()
-        return Whole(dict(identity_row(labels, number) for labels, number in tables.identities.items()))
+        return identities()
 
     return [
         Stage(name=IDENTITY_FILE, target=targets[IDENTITY_FILE], compute=first, before_sync=BeforeSync.WRITE),
         Stage(
             name=PREFIX_FILE,
             target=targets[PREFIX_FILE],
-            compute=whole(lambda: dict(prefix_row(p, n) for p, n in tables.prefixes.items())),
+            compute=of_table(tables.prefixes, prefix_row),
             before_sync=BeforeSync.WRITE,
         ),
         Stage(
             name=PART_FILE,
             target=targets[PART_FILE],
-            compute=whole(lambda: dict(part_row(p, n) for p, n in tables.parts.items())),
+            compute=of_table(tables.parts, part_row),
             before_sync=BeforeSync.WRITE,
         ),
         Stage(
             name=ENDPOINT_FILE,
             target=targets[ENDPOINT_FILE],
-            compute=whole(lambda: dict(endpoint_row(one) for one in tables.endpoints.values())),
+            compute=of_table(tables.endpoints, lambda _, endpoint: endpoint_row(endpoint)),
             before_sync=BeforeSync.WRITE,
         ),
-        Stage(name=DEVICES, target=targets[DEVICES], compute=whole(devices), before_sync=BeforeSync.WRITE),
+        Stage(
+            name=DEVICES, target=targets[DEVICES], compute=whole_rows(devices), before_sync=BeforeSync.WRITE
+        ),
         # Who a packet comes from is judged by what is behind its sender: nodes before their pods.
-        Stage(name=NODES, target=targets[NODES], compute=whole(lambda: plan.node_rows, part="beyond")),
+        Stage(name=NODES, target=targets[NODES], compute=whole(lambda: plan.node_rows, "beyond")),
         Stage(name=POLICY, target=targets[POLICY], compute=policy),
         Stage(
             name=STATES,
             target=targets[STATES],
-            compute=whole(lambda: plan.endpoint_rows.states, part="rows"),
+            compute=whole(lambda: plan.endpoint_rows.states, "words"),
             needs=(POLICY,),
         ),
         Stage(
             name=FACTS,
             target=targets[FACTS],
-            compute=whole(lambda: plan.endpoint_rows.facts, part="rows"),
+            compute=whole(lambda: plan.endpoint_rows.facts, "rows"),
             needs=(STATES,),
         ),
         Stage(
             name=IPCACHE,
             target=targets[IPCACHE],
-            compute=whole(lambda: plan.ipcache_rows.addresses, part="rows"),
+            compute=whole(lambda: plan.ipcache_rows.addresses, "ipcache"),
             needs=(NODES, STATES),
             outlives=(STATES,),
         ),
         Stage(
             name=IPCACHE_LPM,
             target=targets[IPCACHE_LPM],
-            compute=whole(lambda: plan.ipcache_rows.prefixes, part="rows"),
+            compute=whole(lambda: plan.ipcache_rows.prefixes, "ipcache"),
             needs=(NODES, STATES),
             # A word that still names rules with an exception goes on needing the exception.
             outlives=(STATES,),
@@ -139,25 +143,25 @@ def stages(
         Stage(
             name=ROUTES,
             target=targets[ROUTES],
-            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu()), part="beyond"),
+            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu()), "beyond"),
             needs=(IPCACHE_LPM,),
         ),
         Stage(
             name=LXC,
             target=targets[LXC],
-            compute=whole(lambda: plan.endpoint_rows.addresses, part="rows"),
+            compute=whole(lambda: plan.endpoint_rows.addresses, "rows"),
             needs=(FACTS,),
         ),
         Stage(
             name=IFINDEX,
             target=targets[IFINDEX],
-            compute=whole(lambda: plan.endpoint_rows.devices, part="rows"),
+            compute=whole(lambda: plan.endpoint_rows.devices, "rows"),
             needs=(FACTS,),
         ),
         Stage(
             name=NETNS,
             target=targets[NETNS],
-            compute=whole(lambda: plan.endpoint_rows.namespaces, part="rows"),
+            compute=whole(lambda: plan.endpoint_rows.namespaces, "rows"),
             needs=(FACTS,),
         ),
         Stage(
@@ -197,6 +201,40 @@ def stages(
             reads=frontend_reads,
         ),
     ]
+
+
+def whole_rows(rows: Callable[[], Rows], require: Callable[[], None] = lambda: None) -> Compute:
+    """
+    All of *rows* where they are others than last time.
+
+    What is planned is never changed, only made anew: the same object says the same.  *require* raises while
+    nothing is planned.
+    """
+    answered: Rows | None = None
+
+    def compute() -> Whole | Changes:
+        nonlocal answered
+        require()
+        wanted = rows()
+        if wanted is answered:
+            return Changes()
+        answered = wanted
+        return Whole(wanted)
+
+    return compute
+
+
+def of_table(table: Table[K, V], row: Callable[[K, V], tuple[bytes, bytes]]) -> Compute:
+    """One row for each of a table, made anew when the table has changed."""
+    made: tuple[int, Rows] | None = None
+
+    def rows() -> Rows:
+        nonlocal made
+        if made is None or made[0] != table.revision:
+            made = table.revision, dict(row(key, value) for key, value in table.items())
+        return made[1]
+
+    return whole_rows(rows)
 
 
 def slots_made(reconciler: Reconciler) -> Callable[[bytes], bytes | None]:

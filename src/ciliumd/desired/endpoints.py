@@ -59,15 +59,13 @@ def endpoint_rows(
     of endpoints whose policy drops are only reported.  With *answers_denied* senders are told of theirs.
     *judged* is what endpoints are judged by at addresses where that is not their identity.
     """
-    rows = EndpointRows()
+    complete = [one for one in endpoints if one.id in identities and one.id in versions]
+    rows = EndpointRows(states=state_rows(complete, versions))
     shared = _Flags.ENDPOINT_F_DENY_RESPONSE if answers_denied else 0
-    for endpoint in endpoints:
-        if endpoint.id not in identities or endpoint.id not in versions:
-            continue
+    for endpoint in complete:
         slot = _U32.pack(endpoint.slot)
         flags = shared | (_Flags.ENDPOINT_F_AUDIT if endpoint.id in audited else 0)
         rows.facts[slot] = endpoint_fact(endpoint, identities[endpoint.id], flags=flags, judged=judged).pack()
-        rows.states[slot] = _U64.pack(state_word(endpoint.slot_gen, versions[endpoint.id]))
         rows.devices[_U32.pack(endpoint.ifindex)] = slot
         if endpoint.netns_cookie:
             rows.namespaces[_U64.pack(endpoint.netns_cookie)] = slot
@@ -75,6 +73,11 @@ def endpoint_rows(
     # Last, so that an address of the node stays the node's whatever a pod claims.
     rows.addresses.update(address_row(addr, int(abi.Slot.SLOT_HOST)) for addr in host_addresses)
     return rows
+
+
+def state_rows(complete: Iterable[EndpointSpec], versions: Mapping[int, int]) -> dict[bytes, bytes]:
+    """Which policy version each endpoint is under, by slot: all that a change of policies changes."""
+    return {_U32.pack(one.slot): _U64.pack(state_word(one.slot_gen, versions[one.id])) for one in complete}
 
 
 def endpoint_fact(

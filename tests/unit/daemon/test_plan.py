@@ -10,6 +10,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.daemon.service_plan import ZONE_LABEL
+from ciliumd.desired.endpoints import endpoint_rows
 from ciliumd.model.labels import Label
 from ciliumd.model.objects import INTERNAL_IP, HostPort, NodeRow
 from ciliumd.model.service import EVERY_KIND, Backend, Frontend, Hints, Service, ServiceKind, ServicePort
@@ -125,6 +126,28 @@ def test_a_shared_version_is_left_by_those_who_want_more():
     assert after.states[shared[2]] == before
     assert says(node, 1, node.plan.identities[3]) == "ALLOW"
     assert says(node, 2, node.plan.identities[3]) == "DEFAULT_DENY"
+
+
+def test_a_policy_changes_the_words_of_endpoints_and_nothing_else():
+    """Facts and addresses are the very same objects: of tens of thousands of rows none is made anew."""
+    node = two_pods()
+    before, ipcache = node.plan.endpoint_rows, node.plan.ipcache_rows
+    version = node.plan.policy.versions[1]
+
+    nodes.add_policy(node.tables, nodes.policy("deny", subject=nodes.subject(app="web")))
+    node.refresh()
+    after = node.plan.endpoint_rows
+    assert node.plan.policy.versions[1] > version
+    assert after.states != before.states
+    assert (
+        after.states
+        == endpoint_rows(
+            node.tables.endpoints.values(), node.plan.identities, node.plan.policy.versions
+        ).states
+    )
+    for part in ("facts", "addresses", "devices", "namespaces"):
+        assert getattr(after, part) is getattr(before, part)
+    assert node.plan.ipcache_rows is ipcache
 
 
 def test_an_unused_version_stays_for_a_while():

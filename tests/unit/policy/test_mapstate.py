@@ -14,6 +14,7 @@ from ciliumd.desired.policy import (
     CorruptRowsError,
     EndpointRules,
     MapState,
+    RuleNames,
     SelectorCache,
     classify,
     cookie,
@@ -467,6 +468,26 @@ def test_origins_with_one_cookie_are_all_named() -> None:
 
     assert cookie(first) == cookie(second)
     assert table[cookie(first)] == (second, first)
+
+
+def test_names_follow_policies_one_by_one() -> None:
+    """Whatever came, changed and went: the names are those of what is there, of a shared cookie too."""
+    first, second = "plumless", "buckeroo"
+    names = RuleNames()
+    names.put("a", policy(rule(app("db"), origin="a/ingress/0"), origin=first))
+    names.put("b", policy(rule(app("db"), origin="b/ingress/0"), origin=second))
+    assert names.origins[cookie(first)] == (second, first)
+
+    names.put("a", policy(rule(app("db"), origin="a/ingress/1"), origin="a"))
+    changed = [
+        policy(rule(app("db"), origin="a/ingress/1"), origin="a"),
+        policy(rule(app("db"), origin="b/ingress/0"), origin=second),
+    ]
+    assert names.origins == cookies(changed)
+
+    names.put("b", None)
+    names.put("never there", None)
+    assert names.origins == cookies(changed[:1])
 
 
 def test_each_rule_says_yes_to_itself_under_many_rules() -> None:

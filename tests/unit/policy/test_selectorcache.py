@@ -59,10 +59,10 @@ PEERS: list[Peer] = [
 ADD = st.tuples(st.just("add"), st.integers(1, 6), st.sampled_from(LABELS))
 REMOVE = st.tuples(st.just("remove"), st.integers(1, 6), st.none())
 ASK = st.tuples(st.just("ask"), st.sampled_from(PEERS), st.none())
-KEEP = st.tuples(st.just("keep"), st.lists(st.sampled_from(PEERS), max_size=4), st.none())
+FORGET = st.tuples(st.just("forget"), st.lists(st.sampled_from(PEERS), max_size=4), st.none())
 
 
-@given(st.lists(st.one_of(ADD, ADD, REMOVE, ASK, ASK, KEEP), max_size=30))
+@given(st.lists(st.one_of(ADD, ADD, REMOVE, ASK, ASK, FORGET), max_size=30))
 def test_cache_answers_like_evaluating_anew(steps: list[tuple[str, object, object]]) -> None:
     """Whatever comes and goes, every answer, kept views included, is that of asking each identity."""
     cache, known = SelectorCache(), dict[int, Labels]()
@@ -77,15 +77,15 @@ def test_cache_answers_like_evaluating_anew(steps: list[tuple[str, object, objec
                 known.pop(identity, None)
             case "ask", (PeerSelector() | PeerCIDR() | PeerEntity() | PeerNodes()) as peer, None:
                 views[peer] = cache.matching(peer)
-            case "keep", list(peers), None:
-                cache.keep_only(peers)
-                views = {peer: view for peer, view in views.items() if peer in peers}
+            case "forget", list(peers), None:
+                cache.forget(peers)
+                views = {peer: view for peer, view in views.items() if peer not in peers}
         for peer, view in views.items():
             assert view == {identity for identity, labels in known.items() if peer_matches(peer, labels)}
     for peer in PEERS:
         expected = {identity for identity, labels in known.items() if peer_matches(peer, labels)}
         assert cache.matching(peer) == expected
-    cache.keep_only([])
+    cache.forget(PEERS)
     for identity in list(known):
         cache.remove(identity)
     assert not any((cache._labels, cache._holders, cache._places, cache._matching, cache._interested))

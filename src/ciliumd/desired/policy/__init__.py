@@ -17,6 +17,7 @@ from ciliumd.desired.policy.cookies import (
     ALWAYS_ORIGIN,
     INIT_ORIGIN,
     NO_COOKIE,
+    RuleNames,
     cookie,
     cookies,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "Outside",
     "Party",
     "Round",
+    "RuleNames",
     "Said",
     "Selected",
     "SelectorCache",

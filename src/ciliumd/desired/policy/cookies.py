@@ -6,7 +6,7 @@ A cookie is a hash of the rule's origin, so the same policies give the same rows
 Two origins may share a cookie; the way back therefore yields every candidate.
 """
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from zlib import crc32
 
 from ciliumd.model.policy import Policy
@@ -29,14 +29,41 @@ def cookie(origin: str) -> int:
     return crc32(origin.encode()) or 1
 
 
+class RuleNames:
+    """
+    Every cookie that rows made from some policies may carry, with the *origins* it stands for.
+
+    Kept up to date policy by policy: of thousands one changes.
+    """
+
+    def __init__(self) -> None:
+        self.origins: dict[int, tuple[str, ...]] = {}
+        self._by_policy: dict[Hashable, set[str]] = {}
+        for origin in (ALLOW_LOCALHOST, INIT_ORIGIN, ALWAYS_ORIGIN):
+            self._add(origin)
+
+    def put(self, key: Hashable, policy: Policy | None) -> None:
+        """There is this *policy* under *key*, or None any more."""
+        for origin in self._by_policy.pop(key, ()):
+            number = cookie(origin)
+            left = tuple(other for other in self.origins[number] if other != origin)
+            if left:
+                self.origins[number] = left
+            else:
+                del self.origins[number]
+        if policy is not None:
+            self._by_policy[key] = {policy.origin, *(rule.origin for rule in policy.rules)}
+            for origin in self._by_policy[key]:
+                self._add(origin)
+
+    def _add(self, origin: str) -> None:
+        number = cookie(origin)
+        self.origins[number] = tuple(sorted({*self.origins.get(number, ()), origin}))
+
+
 def cookies(policies: Iterable[Policy]) -> dict[int, tuple[str, ...]]:
     """Return every cookie that rows made from *policies* may carry, with the origins it stands for."""
-    origins = {ALLOW_LOCALHOST, INIT_ORIGIN, ALWAYS_ORIGIN}
-    for policy in policies:
-        origins.add(policy.origin)
-        origins.update(rule.origin for rule in policy.rules)
-    found: dict[int, tuple[str, ...]] = {}
-    for origin in sorted(origins):
-        number = cookie(origin)
-        found[number] = (*found.get(number, ()), origin)
-    return found
+    names = RuleNames()
+    for number, policy in enumerate(policies):
+        names.put(number, policy)
+    return names.origins

@@ -17,7 +17,7 @@ from ciliumd.desired.policy.selectorcache import SelectorCache
 from ciliumd.desired.policy.world import Subject, World
 from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Prefix
-from ciliumd.model.policy import Direction, Policy
+from ciliumd.model.policy import Direction, Peer, Policy
 from ciliumd.tables.schema import ObjectKey
 
 if TYPE_CHECKING:
@@ -31,15 +31,23 @@ Place = tuple[NumericIdentity, Direction]
 class RuleSet:
     """Rules some endpoints are under, and their version; compared by identity: hashing rules is dear."""
 
-    __slots__ = ("_parts", "_prefixes", "_ruling", "overflow", "rules", "version")
+    __slots__ = ("_parts", "_peers", "_prefixes", "_ruling", "overflow", "rules", "version")
 
     def __init__(self, rules: EndpointRules) -> None:
         self.rules = rules
         self.version: int | None = None
         self.overflow: Overflow | None = None
         self._ruling: Ruling | None = None
+        self._peers: frozenset[Peer] | None = None
         self._parts: frozenset[Prefix] | None = None
         self._prefixes: frozenset[Prefix] | None = None
+
+    @property
+    def peers(self) -> frozenset[Peer]:
+        """Whom the rules name."""
+        if self._peers is None:
+            self._peers = frozenset(peer for rule in self.rules.rules for peer in rule.peers or ())
+        return self._peers
 
     @property
     def parts(self) -> frozenset[Prefix]:

@@ -7,7 +7,7 @@ A memo, not state: what it answers depends only on the identities it holds, and 
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -92,10 +92,11 @@ class SelectorCache:
                 self._interested.setdefault(clue, set()).add(peer)
         return found
 
-    def keep_only(self, peers: Collection[Peer]) -> None:
-        """Drop what is remembered about peers other than *peers*."""
-        for peer in self._matching.keys() - set(peers):
-            del self._matching[peer]
+    def forget(self, peers: Iterable[Peer]) -> None:
+        """Drop what is remembered about *peers*; never having been asked about one is not an error."""
+        for peer in peers:
+            if self._matching.pop(peer, None) is None:
+                continue
             for clue in _clues(peer):
                 interested = self._interested[clue]
                 interested.discard(peer)

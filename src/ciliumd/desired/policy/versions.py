@@ -276,9 +276,8 @@ class Versions:
         gone = [one for one in self._sets.values() if one not in living]
         for one in gone:
             del self._sets[one.rules]
-        if gone:
-            rules = (rule for one in living for rule in one.rules.rules)
-            self._cache.keep_only({peer for rule in rules for peer in rule.peers or ()})
+        peers = frozenset[Peer]().union(*(one.peers for one in gone))
+        self._cache.forget(peers.difference(*(one.peers for one in living)))
 
     def _kept(self, number: int) -> int | None:
         """The version an endpoint has, if it is still there."""
