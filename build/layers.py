@@ -83,7 +83,7 @@ class ClusterTools:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How layers are run: the longer form, of the kernels this one only, and of its tests this part."""
+    """How layers are run: the longer form, of the kernels this one only, and of the tests this part."""
 
     is_long: bool
     kernel: str | None = None
@@ -98,16 +98,16 @@ class Form:
             words.append("--long")
         if self.kernel and layer == "kernels":
             words += ["--kernel", self.kernel]
-        if self.part and layer == "kernels":
+        if self.part and layer in HAVE_LONG:
             words += ["--part", self.part]
         return words
 
     def evidence(self, layer: str) -> tuple[str, str]:
         """Name of the file that keeps what was measured, and the command that measures it again."""
+        part = f"--part {self.part} " if self.part else ""
         if self.kernel and layer == "kernels":
-            part = f"--part {self.part} " if self.part else ""
             return f"{layer}-{self.kernel}", f"build/dev test --long --kernel {self.kernel} {part}{layer}"
-        return layer, f"build/dev test --long {layer}"
+        return layer, f"build/dev test --long {part}{layer}"
 
 
 class LayerRun:
@@ -195,11 +195,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").strip().splitlines()[0])
     parser.add_argument("--long", action="store_true", help="the longer form of those layers that have one")
     parser.add_argument("--kernel", choices=list(SUITES), help="of the layer kernels, this one only")
-    parser.add_argument("--part", metavar="N/M", help="of one kernel's long form, the N-th of M parts only")
+    parser.add_argument("--part", metavar="N/M", help="of the longer form, the N-th of M parts only")
     parser.add_argument("layers", nargs="*", choices=[*DEFAULT, []], metavar="layer")
     arguments = parser.parse_args()
-    if arguments.part and not (arguments.long and arguments.kernel):
-        parser.error("--part is of --long and --kernel")
+    if arguments.part and not (arguments.long and len(arguments.layers) == 1):
+        parser.error("--part is of --long and of one layer")
+    if arguments.part and arguments.layers == ["kernels"] and not arguments.kernel:
+        parser.error("--part of the kernels is of one --kernel")
     form = Form(arguments.long, arguments.kernel, arguments.part)
     LOGS.mkdir(parents=True, exist_ok=True)
     total = Result()
@@ -218,7 +220,7 @@ def main() -> int:
                 failed=result.failed,
                 skipped=result.skipped,
                 tests=result.measured,
-                part=form.part if layer == "kernels" else None,
+                part=form.part,
             )
             result.notes.append(f"  kept in {path.relative_to(ROOT)}")
         sys.stdout.writelines(f"{note}\n" for note in result.notes)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kernels.machine import Told, boot
-from kernels.selection import ALL, CASES, Part, cases
+from kernels.selection import ALL, CASES, cases
 from lab import nextversion
 from lab.process import REPOSITORY
 
@@ -28,7 +28,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     with contextlib.suppress(ValueError):
         parser.addoption("--long", action="store_true", help="all tests of the datapath and the network")
     parser.addoption("--kernel", choices=KERNELS, help="this kernel only")
-    parser.addoption("--part", type=Part.read, metavar="N/M", help="of --long, the N-th of M parts only")
 
 
 def chosen(config: pytest.Config) -> tuple[str, ...]:

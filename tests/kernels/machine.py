@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
 
-from kernels.selection import Part
+from lab.parts import Part
 from lab.process import placed
 
 QEMU: Final = "/usr/bin/qemu-system-x86_64"

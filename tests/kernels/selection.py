@@ -4,45 +4,18 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, Self
-from zlib import crc32
 
+from lab.parts import Part
 from lab.process import REPOSITORY
 
 CASES = Path(__file__).with_name("cases.txt")
 ALL = ("tests/datapath", "tests/netns")
 
 
-class Part(NamedTuple):
-    """
-    The *number*-th of *parts* of all tests: emulated they take hours, which need not be one after the other.
-
-    A file is in the part that its name says, so that none is in another one when files are added.
-    """
-
-    number: int
-    parts: int
-
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """Read ``N/M``.  Raises ValueError."""
-        number, parts = map(int, text.split("/"))
-        if not 1 <= number <= parts:
-            raise ValueError(f"{text} is not a part: the first of two is 1/2")
-        return cls(number, parts)
-
-    def has(self, file: str) -> bool:
-        """Whether the tests of a *file*, by its path in the repository, are in it."""
-        return crc32(file.encode()) % self.parts == self.number - 1
-
-    def files(self) -> list[str]:
-        """Its files, by their paths."""
-        paths = [path for layer in ALL for path in sorted((REPOSITORY / layer).rglob("test_*.py"))]
-        return [file for path in paths if self.has(file := str(path.relative_to(REPOSITORY)))]
-
-    def __str__(self) -> str:
-        """As it is read."""
-        return f"{self.number}/{self.parts}"
+def files(part: Part) -> list[str]:
+    """The files of a *part*, by their paths in the repository: what a file sets up is set up once."""
+    paths = [path for layer in ALL for path in sorted((REPOSITORY / layer).rglob("test_*.py"))]
+    return [file for path in paths if part.has(file := str(path.relative_to(REPOSITORY)))]
 
 
 def cases(*, is_long: bool, part: Part | None = None) -> list[str]:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from kernels.machine import Told, boot
-from kernels.selection import Part
+from kernels.selection import files
+from lab.parts import Part
 
 pytestmark = pytest.mark.kernels
 
@@ -54,10 +55,10 @@ def test_what_a_guest_told_is_counted_and_a_cut_line_is_a_problem(tmp_path: Path
 def test_every_file_is_in_one_part() -> None:
     """Whatever is added to them."""
     parts = [Part(number, 5) for number in range(1, 6)]
-    files = [file for part in parts for file in part.files()]
+    found = [file for part in parts for file in files(part)]
 
     assert Part.read("5/5") == parts[-1]
-    assert all(part.files() for part in parts)
-    assert sorted(files) == Part(1, 1).files()
+    assert all(files(part) for part in parts)
+    assert sorted(found) == files(Part(1, 1))
     with pytest.raises(ValueError, match="6/5 is not a part"):
         Part.read("6/5")

@@ -29,6 +29,24 @@ settings.register_profile("long", max_examples=10_000, **_COMMON)
 settings.load_profile(os.environ.get("CILIUMD_PROPERTY_PROFILE", "default"))
 
 
+# What a release asks of the judges is 100,000 sets of policies: shares of them, for as many processes.
+SHARES = 10
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a ``share`` takes its number of cases once, and so many times in the longer form."""
+    if "share" in metafunc.fixturenames:
+        metafunc.parametrize(
+            "share", range(SHARES if metafunc.config.getoption("--long") else 1), indirect=True
+        )
+
+
+@pytest.fixture
+def share(request: pytest.FixtureRequest) -> int:
+    """Which of the shares this is: cases of the longer form are random, so none is another one's."""
+    return int(request.param)
+
+
 @pytest.fixture(scope="session")
 def is_long(request: pytest.FixtureRequest) -> bool:
     """Whether the figures of a release are asked for, and not a sample."""

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counts what the generated policies used and what became of the packets, to be printed and asserted."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
@@ -76,7 +77,7 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self.cases = 0
+        self.cases = self.policies = 0
         self.fields: Counter[str] = Counter()
         self.operators: Counter[str] = Counter()
         self.verdicts: Counter[str] = Counter()
@@ -86,6 +87,7 @@ class Tally:
     def add_case(self, case: Case) -> None:
         """Count each field once per policy that uses it, and what blocks do once per case."""
         self.cases += 1
+        self.policies += len(case.policies)
         pods = [peer for peer in case.peers() if isinstance(peer, Pod)]
         self.blocks.update({word for block in _blocks(case) for word in _done(block, pods)})
         for policy in case.policies:
@@ -158,6 +160,21 @@ class Tally:
             f"  pods of one label set judged apart by their addresses: {self.judged_apart}",
         ]
         return "\n".join(lines)
+
+    def data(self, judges: Iterable[str]) -> str:
+        """The same, for evidence: of verdicts on which the *judges* agreed."""
+        return json.dumps(
+            {
+                "case": "A2",
+                "policy_sets": self.cases,
+                "policies": self.policies,
+                "verdicts": self.packets,
+                "allowed": self.verdicts[ALLOW],
+                "judges": ", ".join(judges),
+                "fields_used": f"{len(ENFORCED_FIELDS & self.fields.keys())} of {len(ENFORCED_FIELDS)}",
+                "uses_of_the_rarest_field": min(self.fields.get(name, 0) for name in ENFORCED_FIELDS),
+            }
+        )
 
 
 def _blocks(case: Case) -> Iterator[Document]:

@@ -22,7 +22,8 @@ sys.path.append("build")
 import results
 from ciliumd.bpf.object import embedded
 from kernels.guest.facts import FEATURES
-from kernels.selection import Part
+from kernels.selection import files
+from lab.parts import Part
 
 ROOT = Path(__file__).resolve().parents[3]
 CHANNEL = Path("/dev/ttyS1")
@@ -85,7 +86,7 @@ def selected() -> list[str]:
     """What the command line asks for."""
     words = Path("/proc/cmdline").read_text().split()
     for part in [word.removeprefix(PART) for word in words if word.startswith(PART)]:
-        return Part.read(part).files()
+        return files(Part.read(part))
     (named,) = [word.removeprefix(TESTS).split(",") for word in words if word.startswith(TESTS)]
     return [
         line

@@ -67,7 +67,7 @@ def help_of(*words):
 
 def build(words):
     """What build/dev does not know: a command, a layer, an option."""
-    command, *rest = words
+    command, *rest = (re.sub(r"^\d+/\d+$", "N/M", word) for word in words)
     if not re.search(rf"^\t([\w-]+ \| )*{command}( \| [\w-]+)*\)", BUILD, re.MULTILINE):
         return f"build/dev has no command {command}"
     usage = BUILD.split("set -euo pipefail")[0]

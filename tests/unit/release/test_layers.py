@@ -2,6 +2,8 @@
 """The order in which layers are run, what runs beside others, and what is kept of a long run."""
 
 import json
+import subprocess
+import sys
 from typing import ClassVar
 
 import pytest
@@ -112,3 +114,30 @@ def test_a_run_that_fails_is_told_with_its_output(tmp_path, monkeypatch):
     assert (result.passed, result.failed) == (1, 1)
     assert result.seconds > 0
     assert any("assert 1 == 2" in note for note in result.notes)
+
+
+def test_a_part_of_a_layer_is_kept_as_that():
+    """The command is the one that measures this part again, and the other layers have no parts."""
+    form = layers.Form(is_long=True, part="2/4")
+    assert form.evidence("property") == ("property", "build/dev test --long --part 2/4 property")
+    assert form.words("property")[-2:] == ["--part", "2/4"]
+    assert "--part" not in form.words("chart")
+
+
+def test_parts_are_all_tests_and_none_twice():
+    """A test that no part has would never be run; files of other layers are whole, for what they set up."""
+
+    def tests(directory, *words):
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "--long", *words, directory]
+        listed = subprocess.run(command, cwd=layers.ROOT, capture_output=True, text=True, check=True).stdout
+        return [line for line in listed.splitlines() if "::" in line]
+
+    parts = [tests("tests/property", "--part", part) for part in ("1/2", "2/2")]
+    assert all(parts)
+    assert sorted([*parts[0], *parts[1]]) == sorted(tests("tests/property"))
+
+    files = [
+        {name.partition("::")[0] for name in tests("tests/netns", "--part", part)} for part in ("1/2", "2/2")
+    ]
+    assert all(files)
+    assert not files[0] & files[1]
