@@ -13,6 +13,10 @@ _SELECTOR = {
         {"key": "tier", "operator": "DoesNotExist"},
     ],
 }
+_NODES = {
+    "matchLabels": {"role": "edge"},
+    "matchExpressions": [{"key": "node:zone", "operator": "In", "values": ["a"]}],
+}
 _PORTS = [
     {
         "ports": [
@@ -36,14 +40,16 @@ _RULES = {
     "ingress": [
         {"fromEndpoints": [_SELECTOR, {}], "toPorts": _PORTS},
         {"fromCIDR": ["192.0.2.0/24", "2001:db8::1"], "fromCIDRSet": _CIDR_SET},
+        {"fromRequires": [{"matchLabels": {"team": "a"}}]},
         {"fromEntities": ["world", "remote-node"], "icmps": [{"fields": [{"type": "EchoRequest"}]}]},
     ],
-    "ingressDeny": [{"fromEntities": ["world-ipv6"], "toPorts": _PORTS}],
+    "ingressDeny": [{"fromEntities": ["world-ipv6"], "toPorts": _PORTS}, {"fromNodes": [_NODES]}],
     "egress": [
         {"toEndpoints": [_SELECTOR], "toPorts": _PORTS},
         {"toCIDRSet": _CIDR_SET, "icmps": [{"fields": [{"family": "IPv6", "type": 128}]}]},
         {"toEntities": ["kube-apiserver"]},
         {"toServices": _SERVICES},
+        {"toNodes": [_NODES], "toRequires": [_SELECTOR]},
     ],
     "egressDeny": [{"toCIDR": ["203.0.113.7"]}],
     "enableDefaultDeny": {"ingress": True, "egress": False},

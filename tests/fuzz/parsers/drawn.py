@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Structures out of bytes: a fuzzer that changes a byte changes one choice."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from property.documents import ENTITIES, EXCEPTS, PORTS, PREFIXES, RANGES
-from property.worlds import NAMESPACES, PORT_NAMES, Case, Document, namespace, pod
+from property.documents import BLOCKS, ENTITIES, EXCEPTS, PORTS, PREFIXES, RANGES
+from property.worlds import (
+    HOSTS,
+    MACHINES,
+    NAMESPACES,
+    PORT_NAMES,
+    Case,
+    Document,
+    namespace,
+    pod,
+    pod_address,
+)
 
 T = TypeVar("T")
 
@@ -43,14 +53,23 @@ class Bytes:
 
 def drawn_case(drawn: Bytes) -> Case:
     """A small world, up to three policies and some traffic."""
+    here, remote = 2 + drawn.below(2), drawn.below(2)
+    # Addresses of their own: one in seven cases has pods of IPv6 alone.
+    families = (4, 6) if drawn.below(7) else (6,)
     return Case(
         namespaces=tuple(
             namespace(name, drawn.one_of(({}, {"team": "a"}, {"team": "b"}))) for name in NAMESPACES
         ),
-        pods=tuple(pod(number, _pod(drawn)) for number in range(2 + drawn.below(2))),
+        pods=tuple(
+            pod(number, _pod(drawn), [pod_address(where, family, HOSTS[number]) for family in families])
+            for number, where in enumerate([*["here"] * here, *["there"] * remote])
+        ),
         policies=tuple(_policy(drawn, number) for number in range(1 + drawn.below(3))),
         traffic=(("TCP", drawn.one_of(PORTS)), drawn.one_of((("UDP", 53), ("TCP", 81), ("ICMP", 8)))),
-        remote=drawn.below(2),
+        remote=remote,
+        machines={name: {"role": drawn.one_of(("edge", "core"))} for _, name in MACHINES}
+        if drawn.below(2)
+        else {},
     )
 
 
@@ -59,7 +78,7 @@ def _pod(drawn: Bytes) -> Document:
         "namespace": drawn.one_of(NAMESPACES[:2]),
         "labels": {
             "app": drawn.one_of(("web", "db")),
-            **drawn.one_of(({}, {"tier": "front"}, {"tier": ""})),
+            **drawn.one_of(({}, {"tier": "front"}, {"tier": ""}, {"role": "edge"})),
         },
         "serviceAccountName": drawn.one_of(("default", "robot")),
         "ports": [
@@ -69,8 +88,18 @@ def _pod(drawn: Bytes) -> Document:
 
 
 def _policy(drawn: Bytes, number: int) -> Document:
-    kind = drawn.one_of(("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy"))
-    spec: dict[str, Any] = {"endpointSelector": drawn.one_of(({}, {"matchLabels": {"app": "web"}}))}
+    kind = drawn.one_of(("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy", "NetworkPolicy"))
+    metadata = {"name": f"policy-{number}"}
+    if kind != "CiliumClusterwideNetworkPolicy":
+        metadata["namespace"] = drawn.one_of(NAMESPACES[:2])
+    selected = drawn.one_of(({}, {"matchLabels": {"app": "web"}}))
+    if kind == "NetworkPolicy":
+        spec: dict[str, Any] = {"podSelector": selected, "policyTypes": ["Ingress", "Egress"]}
+        for section, side in (("ingress", "from"), ("egress", "to")):
+            if drawn.below(2):
+                spec[section] = drawn.some(lambda side=side: _kubernetes_rule(drawn, side), 0, 2)
+        return {"apiVersion": "networking.k8s.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
+    spec = {"endpointSelector": selected}
     for section, side in (
         ("ingress", "from"),
         ("ingressDeny", "from"),
@@ -79,25 +108,43 @@ def _policy(drawn: Bytes, number: int) -> Document:
     ):
         if drawn.below(2):
             spec[section] = drawn.some(lambda side=side: _rule(drawn, side), 0, 2)
-    metadata = {"name": f"policy-{number}"}
-    if kind == "CiliumNetworkPolicy":
-        metadata["namespace"] = drawn.one_of(NAMESPACES[:2])
+            if not section.endswith("Deny") and not drawn.below(5):
+                spec[section].append({f"{side}Requires": [_selector(drawn)]})
     return {"apiVersion": "cilium.io/v2", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _kubernetes_rule(drawn: Bytes, side: str) -> Document:
+    rule: dict[str, Any] = {}
+    match drawn.below(4):
+        case 0:
+            rule[side] = [{"podSelector": {"matchLabels": {"app": drawn.one_of(("web", "db"))}}}]
+        case 1:
+            rule[side] = [{"namespaceSelector": drawn.one_of(({}, {"matchLabels": {"team": "a"}}))}]
+        case 2:
+            rule[side] = [{"ipBlock": _block(drawn, BLOCKS)}]
+    if drawn.below(2):
+        rule["ports"] = [{"port": drawn.one_of(PORTS), "protocol": drawn.one_of(("TCP", "UDP"))}]
+    return rule
+
+
+def _block(drawn: Bytes, known: Mapping[str, Sequence[str]]) -> Document:
+    prefix = drawn.one_of(sorted(known))
+    return {"cidr": prefix, "except": drawn.some(lambda: drawn.one_of(known[prefix]), 1, 2)}
 
 
 def _rule(drawn: Bytes, side: str) -> Document:
     rule: dict[str, Any] = {}
-    match drawn.below(5):
+    match drawn.below(6):
         case 0:
             rule[f"{side}Endpoints"] = drawn.some(lambda: _selector(drawn), 0, 2)
         case 1:
             rule[f"{side}CIDR"] = drawn.some(lambda: drawn.one_of(PREFIXES), 0, 2)
         case 2:
-            prefix = drawn.one_of(sorted(EXCEPTS))
-            excepts = drawn.some(lambda: drawn.one_of(EXCEPTS[prefix]), 1, 2)
-            rule[f"{side}CIDRSet"] = [{"cidr": prefix, "except": excepts}]
+            rule[f"{side}CIDRSet"] = [_block(drawn, EXCEPTS)]
         case 3:
             rule[f"{side}Entities"] = drawn.some(lambda: drawn.one_of(ENTITIES), 0, 2)
+        case 4:
+            rule[f"{side}Nodes"] = [drawn.one_of(({}, {"matchLabels": {"role": "edge"}}))]
     match drawn.below(4):
         case 0:
             rule["toPorts"] = [{"ports": drawn.some(lambda: _port(drawn), 1, 2)}]
