@@ -11,21 +11,18 @@ from __future__ import annotations
 
 import itertools
 import random
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import pytest
 
-from ciliumd.abi import CtEntry, CtKey, CtKind, NatDir, NatEntry, NatKey
-from ciliumd.reconcile import gc
+from ciliumd.abi import CtKey, CtKind, NatDir, NatEntry, NatKey
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.node import NAT_PORTS
 from datapath.openworld6 import SIX_ONE, SIX_TWO
 from datapath.rows import ONLY_OUT, a16
+from datapath.talks import FAMILIES, Family, MapTalk, Step, cached, compare
 from datapath.tally import Tally
 from datapath.wire import GATEWAY
 from fixtures import packets, packets6
@@ -43,26 +40,8 @@ FLOWS = (Flow("one", 40001), Flow("two", 40001), Flow("one", 7), Flow("two", 400
 PODS = {"one": SIX_ONE, "two": SIX_TWO}
 NUMBERS = {("tcp", "IPv4"): 6, ("tcp", "IPv6"): 6, ("udp", "IPv4"): 17, ("udp", "IPv6"): 17}
 NUMBERS |= {("icmp", "IPv4"): 1, ("icmp", "IPv6"): 58}
-# Of the header behind the IP header, where its checksum is.
-SUM_AT = {"tcp": 16, "udp": 6, "icmp": 2}
-Step = tuple[str, Flow, str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
-    """How one family spells places and frames."""
-
-    name: str
-    module: Any
-    wire: Callable[..., bytes]
-    hops: str
-    header: int
-
-
-FAMILIES = {
-    "IPv4": Family("IPv4", packets, packets.on_wire, "ttl", 20),
-    "IPv6": Family("IPv6", packets6, packets6.frame, "hlim", 40),
-}
 ROUTER = {"IPv4": GATEWAY.ip, "IPv6": "2001:db8:77::1"}
 STRANGER = {"IPv4": packets.world_two.ip, "IPv6": "2001:db8:77::9"}
 
@@ -114,12 +93,10 @@ class Frames:
         layer = self._layer(SERVER, flow.port, kind, asks=False)
         return bytes(own.to_pod(getattr(own, f"pod_{flow.pod}"), own.world_one.ip, layer))
 
-    def _with_sum_of(self, frame: bytes, other: bytes) -> bytes:
+    def _mended(self, frame: bytes, other: bytes) -> bytes:
         """What errors quote keeps the sum that the router, or the pod, saw; an echo's of IPv4 is mended."""
-        if (self.protocol, self.family.name) == ("icmp", "IPv4"):
-            return frame
-        at = 14 + self.family.header + SUM_AT[self.protocol]
-        return frame[:at] + other[at : at + 2] + frame[at + 2 :]
+        as_it_is = (self.protocol, self.family.name) == ("icmp", "IPv4")
+        return frame if as_it_is else self.family.with_sum_of(self.protocol, frame, other)
 
     def error(self, port: int) -> bytes:
         """A router's, about what left with this port."""
@@ -134,7 +111,7 @@ class Frames:
         """The same, as the pod must see it."""
         own = self.family.module
         sent = self.sent(flow, "A", **{self.family.hops: 63})
-        quoted = self._with_sum_of(sent, self.wired(flow, "A", port))
+        quoted = self._mended(sent, self.wired(flow, "A", port))
         pod = getattr(own, f"pod_{flow.pod}")
         return bytes(own.to_pod(pod, ROUTER[self.family.name], own.unreachable(quoted)))
 
@@ -149,7 +126,7 @@ class Frames:
         own = self.family.module
         pod = getattr(own, f"pod_{flow.pod}")
         answer = self.answer(port, "A", **{self.family.hops: 63})
-        quoted = self._with_sum_of(answer, self.received(flow, "A"))
+        quoted = self._mended(answer, self.received(flow, "A"))
         return self.family.wire(
             *(pod.mac, pod.node_mac, own.node_one.ip, own.world_one.ip),
             own.unreachable(quoted),
@@ -157,11 +134,12 @@ class Frames:
         )
 
 
-class Talk:
-    """The programs and the reference, side by side."""
+class Talk(MapTalk):
+    """Pods that ask a server, and the reference, side by side."""
 
     def __init__(self, datapath: Datapath, family: Family, protocol: str) -> None:
-        self._frames = _cached(Frames(family, protocol))
+        super().__init__(datapath, Masquerade(NAT_PORTS))
+        self._frames = cached(Frames(family, protocol))
         self._kinds = protocol == "tcp"
         entries = datapath.generation.entries
         net0 = datapath.native_device("net0", packets.node_one.ip, ip6=packets6.node_one.ip)
@@ -171,29 +149,12 @@ class Talk:
         }
         self._out = partial(entries["entry_to_netdev"].test_run, ifindex=net0)
         self._in = partial(entries["entry_from_netdev"].test_run, ifindex=net0)
-        self._ct, self._snat = datapath.map("ct"), datapath.map("snat")
         own = family.module
         self._node, self._world = a16(own.node_one.ip), a16(own.world_one.ip)
         self._addresses = {"one": a16(own.pod_one.ip), "two": a16(own.pod_two.ip)}
         self._number = NUMBERS[protocol, family.name]
         self._remote = 0 if protocol == "icmp" else SERVER
         self.stranger = STRANGER[family.name]
-        self.forget()
-
-    def forget(self) -> None:
-        """Nothing has happened yet."""
-        for rows in (self._ct, self._snat):
-            rows.delete_batch(list(rows.keys()))
-        self.expected = Masquerade(NAT_PORTS)
-        # Which port a flow had last: its peer does not know what the node has forgotten.
-        self._last: dict[Flow, int] = {}
-
-    # -- steps: each says what is wrong, "" if nothing is ------------------------------------------
-
-    def step(self, step: Step) -> str:
-        """One."""
-        what, flow, kind = step
-        return str(getattr(self, f"_{what}")(flow, kind if self._kinds else None))
 
     def _sends(self, flow: Flow, kind: str | None) -> str:
         may_get = self.expected.may_get(flow)
@@ -203,7 +164,7 @@ class Talk:
         wired = self._out(passed.data)
         if wired.retval != PASS:
             return "it does not leave the node"
-        row = self._snat.lookup(self._out_key(flow))
+        row = self._snat.lookup(self.out_key(flow))
         if row is None:
             return "it has no row"
         port = NatEntry.unpack(row).port
@@ -251,89 +212,25 @@ class Talk:
         right = wired.data == self._frames("complaint_wired", flow, port)
         return "" if right else "the pod's error leaves otherwise"
 
-    # -- what maps and time do ---------------------------------------------------------------------
+    def flow_of(self, address: bytes, port: int) -> Flow:
+        """Whose address and port these are."""
+        return next(flow for flow in FLOWS if (self._addresses[flow.pod], flow.port) == (address, port))
 
-    def _loses_out(self, flow: Flow, kind: str | None) -> str:
-        del kind
-        self._snat.delete(self._out_key(flow))
-        self.expected.out.pop(flow, None)
-        return ""
-
-    def _loses_in(self, flow: Flow, kind: str | None) -> str:
-        del kind
-        for port, owner in self.expected.into.items():
-            if owner == flow:
-                self._snat.delete(self._in_key(port))
-        self.expected.forget_in(flow)
-        return ""
-
-    def _loses_track(self, flow: Flow, kind: str | None) -> str:
-        del kind
-        self._ct.delete(self._ct_key(flow))
-        self.expected.tracked.pop(flow, None)
-        return ""
-
-    def _expires(self, flow: Flow, kind: str | None) -> str:
-        del kind
-        row = self._ct.lookup(self._ct_key(flow))
-        if row is None:
-            if self.expected.is_live(flow):
-                return "a live flow is not tracked"
-        else:
-            at = CtEntry.unpack(row)
-            fields = {name: getattr(at, name) for name in CtEntry.__match_args__} | {"expires": 1}
-            self._ct.update(self._ct_key(flow), CtEntry(**fields).pack())
-        self.expected.tracked.pop(flow, None)
-        return ""
-
-    def _collected(self, flow: Flow, kind: str | None) -> str:
-        """The agent's own, when all rows are old enough."""
-        del flow, kind
-        now = int(time.monotonic())
-
-        def is_live(key: bytes) -> bool:
-            row = self._ct.lookup(key)
-            return row is not None and gc.is_live_ct(row, now)
-
-        for keys in gc.expired_nat(list(self._snat.items()), now + gc.NAT_MIN_AGE + 1, is_live_flow=is_live):
-            self._snat.delete_batch(keys)
-        self.expected.collect()
-        return ""
-
-    def wrong(self) -> str:
-        """What is wrong about the rows, after all steps."""
-        out, into = {}, {}
-        flows = {(self._addresses[flow.pod], flow.port): flow for flow in FLOWS}
-        for raw, value in self._snat.items():
-            key, row = NatKey.unpack(raw), NatEntry.unpack(value)
-            if key.dir == NatDir.NAT_OUT:
-                out[flows[key.src, key.sport]] = row.port
-            else:
-                into[key.dport] = flows[row.addr, row.port]
-        if (out, into) != (self.expected.out, self.expected.into):
-            return f"rows are {out} {into}, not {self.expected.out} {self.expected.into}"
-        return ""
-
-    def _out_key(self, flow: Flow) -> bytes:
+    def out_key(self, flow: Flow) -> bytes:
+        """Of the row its packets go by."""
         address = self._addresses[flow.pod]
         return NatKey(address, self._world, flow.port, self._remote, self._number, NatDir.NAT_OUT, 0).pack()
 
-    def _in_key(self, port: int) -> bytes:
+    def in_key(self, port: int) -> bytes:
+        """Of the row answers to a port go by."""
         return NatKey(self._world, self._node, self._remote, port, self._number, NatDir.NAT_IN, 0).pack()
 
-    def _ct_key(self, flow: Flow) -> bytes:
+    def ct_key(self, flow: Flow) -> bytes:
+        """Of its row in conntrack."""
         address = self._addresses[flow.pod]
         return CtKey(
             address, self._world, flow.port, self._remote, self._number, CtKind.CT_KIND_FLOW, 0
         ).pack()
-
-
-def _cached(frames: Frames) -> Callable[..., bytes]:
-    @cache
-    def frame(what: str, *about: object, **more: object) -> bytes:
-        return bytes(getattr(frames, what)(*about, **more))
-
-    return frame
 
 
 WITH_KIND = ("sends", "answered", "strange")
@@ -362,32 +259,13 @@ def talk(both_families: Datapath, request: pytest.FixtureRequest) -> tuple[Talk,
     return Talk(both_families, FAMILIES[name], protocol), protocol, name
 
 
-def _compare(talk: Talk, sequences: Iterator[tuple[Step, ...]]) -> tuple[Counter[str], list[str]]:
-    counted: Counter[str] = Counter()
-    wrong: list[str] = []
-    for steps in sequences:
-        talk.forget()
-        counted["sequences"] += 1
-        for number, step in enumerate(steps):
-            counted["steps"] += 1
-            if problem := talk.step(step):
-                wrong.append(f"{problem}: step {number} of {steps[: number + 1]}")
-                break
-        else:
-            if problem := talk.wrong():
-                wrong.append(f"{problem}: after {steps}")
-    return counted, wrong
-
-
 def test_every_sequence_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
     """Of two flows that want one port; each begins with a packet of the first one."""
     talking, protocol, name = talk
     alphabet = _alphabet(protocol, FLOWS[:2], ("S", "SA", "A", "FA", "R"))
     begin: Step = ("sends", FLOWS[0], "S")
     length = LENGTH_LONG if is_long else LENGTH
-    counted, wrong = _compare(
-        talking, ((begin, *rest) for rest in itertools.product(alphabet, repeat=length))
-    )
+    counted, wrong = compare(talking, ((begin, *rest) for rest in itertools.product(alphabet, repeat=length)))
 
     tally(
         f"K12 NAT states, {name}, {protocol}",
@@ -405,7 +283,7 @@ def test_random_sequences_of_steps(talk: tuple[Talk, str, str], tally: Tally, is
     chance = random.Random(f"{SEED} {name} {protocol}")
     alphabet = _alphabet(protocol, FLOWS, tuple(FLAGS))
     weights = [8 if what in {"sends", "answered"} else 2 for what, _, _ in alphabet]
-    counted, wrong = _compare(
+    counted, wrong = compare(
         talking,
         (
             tuple(chance.choices(alphabet, weights, k=STEPS))

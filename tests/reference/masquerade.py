@@ -33,6 +33,11 @@ class Masquerade:
     into: dict[int, Flow] = field(default_factory=dict)
     tracked: dict[Flow, Tcp] = field(default_factory=dict)
 
+    def forget(self) -> None:
+        """Nothing has happened yet."""
+        for known in (self.out, self.into, self.tracked):
+            known.clear()
+
     def is_live(self, flow: Flow) -> bool:
         """Whether it is remembered."""
         return flow in self.tracked
