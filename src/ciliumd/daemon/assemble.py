@@ -155,7 +155,11 @@ async def build(
             plan,
             tables,
             datapath.targets,
-            devices=lambda: loader.device_rows(agent.native),
+            devices=lambda: loader.device_rows(
+                agent.native,
+                plan.internal_addresses,
+                agent.reconciler.tracker(stages.DEVICES).held,
+            ),
             route_mtu=lambda: network.route_mtu,
         ),
         executor=writer,

@@ -5,9 +5,9 @@ From settings and the node's devices to a loaded datapath: options, map sizes, g
 Blocking; called once at start, in the writer thread.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import structlog
@@ -23,7 +23,7 @@ from ciliumd.daemon.settings import Settings
 from ciliumd.daemon.state import StateFile
 from ciliumd.daemon.wiring import NodeWiring
 from ciliumd.desired.lbrows import is_slot
-from ciliumd.model.net import mac_bytes
+from ciliumd.model.net import Addr, mac_bytes
 from ciliumd.net.devices import NativeDevice
 from ciliumd.net.namespace import own_cookie
 from ciliumd.net.overlay import RemoteRoutes
@@ -221,18 +221,38 @@ def halves6(name: str, address: IPv6Address) -> dict[str, int]:
     }
 
 
-def device_rows(devices: tuple[NativeDevice, ...]) -> Mapping[bytes, bytes]:
-    """Rows of ``cilium_devices_v1``: what pods are masqueraded as, by device."""
-    return {
-        device.ifindex.to_bytes(4, "little"): abi.NativeDevice(
-            ipv4=int(device.ipv4[0]) if device.ipv4 else 0,
+def device_rows(
+    devices: tuple[NativeDevice, ...],
+    internal: Collection[Addr] = (),
+    held: Callable[[bytes], bytes | None] = lambda _: None,
+) -> Mapping[bytes, bytes]:
+    """
+    Rows of ``cilium_devices_v1``: what pods are masqueraded as, by device.
+
+    Of several addresses one that is *internal*: the cluster knows the node by it.  Where none is, or the node
+    is not known yet, the one that the row *held* has, for flows that use it; else the kernel's first.
+    """
+    rows: dict[bytes, bytes] = {}
+    for device in devices:
+        key = device.ifindex.to_bytes(4, "little")
+        row = held(key)
+        before = () if row is None else _masquerades_as(abi.NativeDevice.unpack(row))
+        ipv4, ipv6 = (
+            next((addr for addr in (*internal, *before, *own) if addr in own), None)
+            for own in (device.ipv4, device.ipv6)
+        )
+        rows[key] = abi.NativeDevice(
+            ipv4=int(ipv4) if ipv4 else 0,
             check=device.ifindex,
-            ipv6=device.ipv6[0].packed if device.ipv6 else bytes(16),
+            ipv6=ipv6.packed if ipv6 else bytes(16),
             mac=mac_bytes(device.mac),
             flags=0,
         ).pack()
-        for device in devices
-    }
+    return rows
+
+
+def _masquerades_as(row: abi.NativeDevice) -> tuple[Addr, Addr]:
+    return IPv4Address(row.ipv4), IPv6Address(row.ipv6)
 
 
 def ipv6_problem(wanted: bool, procfs: Path) -> str:

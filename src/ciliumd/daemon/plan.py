@@ -37,7 +37,7 @@ from ciliumd.desired.policy import (
 from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import Labels
 from ciliumd.model.net import Addr, Prefix
-from ciliumd.model.objects import API_SERVER
+from ciliumd.model.objects import API_SERVER, INTERNAL_IP
 from ciliumd.model.policy import Peer
 from ciliumd.model.service import Place
 from ciliumd.reconcile.target import Changes
@@ -117,6 +117,12 @@ class NodePlan:
     def policy_changes(self) -> Changes:
         """How :attr:`policy_rows` changed since this was last asked."""
         return self._policies.take_changes()
+
+    @property
+    def internal_addresses(self) -> tuple[Addr, ...]:
+        """Those by which the cluster knows this node."""
+        here = self._tables.nodes.get(self.node.name)
+        return here.addresses_of(INTERNAL_IP) if here else ()
 
     @property
     def pod_networks(self) -> frozenset[Prefix]:
