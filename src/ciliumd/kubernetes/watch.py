@@ -25,6 +25,7 @@ import aiohttp
 import kopf
 import structlog
 import uvloop
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # of kopf.operator(memories=...)
 from lightkube.config.kubeconfig import SingleConfig
 
 from ciliumd.kubernetes.client import Observe
@@ -46,6 +47,18 @@ _CLOSE_SECONDS = 0.1
 _TIMEOUT = aiohttp.ClientTimeout(total=10.0)
 
 log = structlog.get_logger("k8s-watch")
+
+
+class NoMemories(ResourceMemories):
+    """
+    Nothing of an object is kept between its events: it is a kibibyte each, of tens of thousands.
+
+    What it is for (retries, daemons, what was handled once) is not asked for here.
+    """
+
+    async def recall(self, raw_body: kopf.RawBody, **how: Any) -> ResourceMemory:
+        """One for this event alone."""
+        return await super().recall(raw_body, **{**how, "ephemeral": True})
 
 
 class NoDiff(kopf.DiffBaseStorage):
@@ -181,6 +194,7 @@ class Watch:
             await kopf.operator(
                 registry=self._registry(run),
                 settings=self._settings(),
+                memories=NoMemories(),
                 clusterwide=True,
                 standalone=True,
                 identity=cast("Any", "ciliumd-agent"),  # else it is made of the user's name
