@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from bench.policynode import CLASSES_MAP, RULES_MAP, Cost, PolicyNode, labelled, lets_in
+from bench.policynode import CLASSES_MAP, OTHERS_PODS, RULES_MAP, Cost, PolicyNode, labelled, lets_in
 from bench.result import Figure, Goal, Section, Table
 from bench.samples import percentile, spread
 from ciliumd.daemon import stages
@@ -92,6 +92,8 @@ def about_identities(node: PolicyNode) -> Iterator[Step]:
         yield Step(f"new identity: {name}", lambda: node.add_identity(NEWCOMER, labels), concerned)
         yield Step(f"identity gone: {name}", lambda: node.delete_identity(NEWCOMER), concerned)
 
+    yield Step("pod of another node: comes", lambda: node.publish(OTHERS_PODS))
+    yield Step("pod of another node: goes", lambda: node.withdraw(OTHERS_PODS))
     nobody, everybody = "nobody selects by them", "policies of all pods select by them"
     yield from pod(nobody, POD, [POD], color="red")
     yield from pod("one more policy is about it", AWAITED, [AWAITED], 1, tier="extra")

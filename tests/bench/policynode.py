@@ -21,6 +21,7 @@ from ciliumd.bpf.policy_maps import RULES, split_key
 from ciliumd.daemon import stages
 from ciliumd.desired.ipcache import address_key
 from ciliumd.model.labels import K8S, Labels, pod_labels
+from ciliumd.model.objects import RemoteEndpointRow
 from ciliumd.model.policy import PeerSelector, Selector
 from ciliumd.tables import NamespaceRow
 from unit.daemon import nodes
@@ -34,6 +35,10 @@ NAMESPACE_WIDE: Final = 9
 STRANGERS: Final = 1000
 FIRST_STRANGER: Final = 30_000
 FIRST_PORT: Final = 8000
+# Pods of other nodes, ten of each of those identities, and where their addresses begin.
+OTHERS_PODS: Final = 10 * STRANGERS
+FIRST_REMOTE: Final = IPv4Address("10.64.0.0")
+ELSEWHERE: Final = IPv4Address("192.0.2.7")
 # Between two rounds, and until versions nobody uses are taken down.
 ROUND_SECONDS: Final = 0.02
 RETIRED_SECONDS: Final = 3.0
@@ -88,6 +93,8 @@ class PolicyNode:
             self.label_pod(number)
         for number in range(STRANGERS):
             self.add_identity(FIRST_STRANGER + number, {"app": f"peer{number}"})
+        for number in range(OTHERS_PODS):
+            self.publish(number)
         for one in crowd(endpoints, policies):
             self.add_policy(one)
         self.start = self.settle(self.endpoints)
@@ -127,6 +134,16 @@ class PolicyNode:
     def add_identity(self, number: int, labels: Mapping[str, str]) -> None:
         """Pods of other nodes have these labels."""
         self.tables.cluster_identities.set(number, stranger(labels))
+
+    def publish(self, number: int) -> None:
+        """Another node has this pod."""
+        identity, address = FIRST_STRANGER + number % STRANGERS, FIRST_REMOTE + number
+        row = RemoteEndpointRow("far", f"p{number}", identity, (address,), ELSEWHERE, {})
+        self.tables.remote_endpoints.set(row.key, row)
+
+    def withdraw(self, number: int) -> None:
+        """It is gone."""
+        self.tables.remote_endpoints.delete(("far", f"p{number}"))
 
     def delete_identity(self, number: int) -> None:
         """They are gone."""
@@ -195,7 +212,7 @@ class PolicyNode:
         if target in (stages.STATES, stages.FACTS):
             return {int.from_bytes(key, "little") + 1}
         if target == stages.IPCACHE:
-            return {self._addresses[key]} if key in self._addresses else set()
+            return {self._addresses[key]} if key in self._addresses else None
         return None if target in NOBODYS else set()
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from ciliumd import abi
 from ciliumd.daemon.parts import Parts
 from ciliumd.daemon.references import References
+from ciliumd.daemon.remote_pods import RemotePods
 from ciliumd.desired.cluster import labels_of_node, labels_of_this_node
 from ciliumd.desired.identities import (
     adopt_identities,
@@ -20,7 +21,6 @@ from ciliumd.desired.identities import (
     allocate_prefixes,
     known_identities,
     labels_of_pod,
-    named_ports_by_identity,
     named_ports_of_pod,
 )
 from ciliumd.desired.policy import (
@@ -39,10 +39,11 @@ from ciliumd.model.identity import NamedNode, NumericIdentity, Reserved
 from ciliumd.model.label_filter import EVERY_LABEL
 from ciliumd.model.labels import Labels, labels_text
 from ciliumd.model.net import Prefix
-from ciliumd.model.objects import NodeRow, PodRow, RemoteEndpointRow
+from ciliumd.model.objects import NamespacedName, NodeRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import Direction, Enforcement, Policy
 from ciliumd.resources import parser
 from ciliumd.tables import Tables
+from ciliumd.tables.table import Table
 from property.reference import oracle
 from property.worlds import MACHINES, POD_NETWORKS, Case, Document, addresses_of
 
@@ -122,13 +123,21 @@ class Node:
         known = known_identities(self._numbers, self._prefixes, cluster, self._labels_of(case))
         self._parts = self._parts_of(case)
         self.identities = known | self._parts.known(known)
-        self.named_ports = named_ports_by_identity(
-            (), {}, {}, (self._published(row) for row in there.values())
-        )
+        self.named_ports = self._remote_ports(there.values())
         for key in here:
             number = self._numbers[self._pod_labels[key]]
             self.named_ports[number] = self.named_ports.get(number, frozenset()) | self._pod_ports[key]
         self.named_ports |= self._parts.named_ports(self.named_ports)
+
+    def _remote_ports(self, pods: Iterable[PodRow]) -> dict[NumericIdentity, NamedPorts]:
+        """As they are told by the objects that other nodes publish."""
+        table: Table[NamespacedName, RemoteEndpointRow] = Table("remote_endpoints")
+        for pod in pods:
+            row = self._published(pod)
+            table.set(row.key, row)
+        remote = RemotePods(table)
+        remote.refresh()
+        return dict(remote.named_ports)
 
     def _parts_of(self, case: Case) -> Parts:
         """Which number every pod is judged by at its addresses."""

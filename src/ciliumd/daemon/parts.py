@@ -14,13 +14,11 @@ force names it and no version that packets may still meet tells it apart.
 See docs/decisions/0005-ipblock-and-pods.md.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from ciliumd.daemon.prefixes import Rules
 from ciliumd.desired.allocation import allocate, free_numbers
-from ciliumd.desired.ipcache import Beyond
 from ciliumd.desired.policy import NamedPorts, StandIns
-from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.identity import (
     CLUSTER_MAX,
     CLUSTER_MIN,
@@ -215,15 +213,3 @@ def _part_order(part: PartOf) -> tuple[int, tuple[int, int, int]]:
 
 def _unless_equal(before: frozenset[Prefix], after: frozenset[Prefix]) -> frozenset[Prefix]:
     return before if before == after else after
-
-
-def pod_owners(
-    beyond: Beyond, endpoints: Iterable[EndpointSpec], identities: Mapping[int, NumericIdentity]
-) -> dict[Addr, NumericIdentity]:
-    """The identity of every pod by its addresses, those of other nodes and the *endpoints* here."""
-    owners = {addr: one.identity for addr, one in beyond.addresses.items() if is_pod(one.identity)}
-    for endpoint in endpoints:
-        identity = identities.get(endpoint.id)
-        if identity is not None and is_pod(identity):
-            owners.update(dict.fromkeys(endpoint.addresses, identity))
-    return owners

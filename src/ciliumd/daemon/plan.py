@@ -11,9 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ciliumd.daemon.addresses import Addresses
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.node_identities import NodeIdentities
-from ciliumd.daemon.parts import Parts, pod_owners
+from ciliumd.daemon.parts import Parts
 from ciliumd.daemon.planned import Planned
 from ciliumd.daemon.policy_versions import PolicyVersions, Subject, World
 from ciliumd.daemon.policy_view import PolicyView
@@ -24,10 +25,9 @@ from ciliumd.daemon.service_plan import ServicePlan, Surroundings, object_of, pl
 from ciliumd.desired import cluster as cluster_stage
 from ciliumd.desired import endpoints as endpoint_stage
 from ciliumd.desired import identities as identity_stage
-from ciliumd.desired import ipcache as ipcache_stage
 from ciliumd.desired.endpoints import EndpointRows
 from ciliumd.desired.guard import NO_GUARD, guard
-from ciliumd.desired.ipcache import Beyond, IpcacheRows
+from ciliumd.desired.ipcache import IpcacheRows
 from ciliumd.desired.policy import (
     NamedPorts,
     Selected,
@@ -60,12 +60,13 @@ class NodePlan:
         clock: Callable[[], float],
     ) -> None:
         self.node = node
-        self.policy = PolicyView()
+        self.references = References(tables)
+        self.policy = PolicyView(self.references.names)
         self.labels: dict[int, Labels] = {}
         self.identities: dict[int, int] = {}
         self.services = ServicePlan(tables, external_cluster_ip=node.external_cluster_ip)
         self.endpoint_rows = EndpointRows()
-        self.ipcache_rows = IpcacheRows({}, {})
+        self.addresses = Addresses(tables)
         self.node_rows: Mapping[bytes, bytes] = {}
         self.remote_routes: tuple[Prefix, ...] = ()
         self.unallocated: Mapping[Labels, int | None] = {}
@@ -79,7 +80,6 @@ class NodePlan:
         # As if everything planned were written, for whoever has no maps.
         self.prefixes = Prefixes(lambda prefix: self.ipcache_rows.identity_of(prefix))  # noqa: PLW0108  they are replaced
         self.parts = Parts(tables, lambda addr: self.ipcache_rows.judged_as(addr))  # noqa: PLW0108  the rows are replaced, too
-        self.references = References(tables)
         self.nodes = NodeIdentities(tables, node.node_labels)
         self._tables = tables
         self._clock = clock
@@ -87,8 +87,6 @@ class NodePlan:
             reserve_version=reserve_version, next_version=next_version, enforcement=node.enforcement
         )
         self._policy_rounds = 0
-        self._names_read = 0
-        self._beyond = Beyond()
         self._guard = NO_GUARD
         self._named: dict[Prefix, NumericIdentity] = {}
         self._blocks: frozenset[Prefix] = frozenset()
@@ -117,6 +115,11 @@ class NodePlan:
     def policy_changes(self) -> Changes:
         """How :attr:`policy_rows` changed since this was last asked."""
         return self._policies.take_changes()
+
+    @property
+    def ipcache_rows(self) -> IpcacheRows:
+        """The rows of addresses and prefixes."""
+        return self.addresses.rows
 
     @property
     def internal_addresses(self) -> tuple[Addr, ...]:
@@ -179,22 +182,24 @@ class NodePlan:
         self._plan(
             "beyond",
             lambda: self._plan_beyond(api_servers),
-            *("nodes", "remote_endpoints", "node_identities"),
+            *("nodes", "node_identities"),
             extra=(self.node, api_servers),
         )
-        self.prefixes.look(self._named, self._beyond.prefixes, self._unnumbered)
+        self.addresses.pods.refresh()
+        self.prefixes.look(self._named, self.addresses.beyond.prefixes, self._unnumbered)
         self.parts.look(
             self._blocks,
-            lambda: pod_owners(self._beyond, self._tables.endpoints.values(), self.identities),
-            of=(self._beyond, self._tables.endpoints.revision, self.identities),
+            lambda: self.addresses.of_pods(self._tables.endpoints.values(), self.identities),
+            of=(*self.addresses.remote, self._tables.endpoints.revision, self.identities),
         )
         self._plan(
             "policy",
             self._plan_policies,
             *("endpoints", "pods", "namespaces", "identities", "prefixes"),
-            *("cluster_identities", "remote_endpoints", "parts"),
+            *("cluster_identities", "parts"),
             extra=(
                 self.references.revision,
+                self.addresses.pods.ports_revision,
                 self.nodes.revision,
                 self.prefixes.awaited,
                 self.prefixes.stand_ins,
@@ -215,10 +220,20 @@ class NodePlan:
             extra=(self.node, self.identities, complete, self.parts.judged),
         )
         self._plan(
-            "ipcache",
-            self._plan_ipcache,
+            "owners",
+            lambda: self.addresses.gather(
+                self._tables.endpoints.values(),
+                self.identities,
+                host_addresses=self.node.addresses,
+                prefixes=self.prefixes.carried,
+            ),
             "endpoints",
-            extra=(self.node, self.identities, self._beyond, self.prefixes.carried, self.parts.judged),
+            extra=(self.node, self.identities, self.addresses.beyond, self.prefixes.carried),
+        )
+        self._plan(
+            "ipcache",
+            lambda: self.addresses.write(self.parts.judged),
+            extra=(self.addresses.owners, self.addresses.pods.revision, self.parts.judged),
         )
         self._plan("words", lambda: self._plan_words(complete), "endpoints", extra=(self._policy_rounds,))
         self._plan(
@@ -378,7 +393,7 @@ class NodePlan:
             if number in self.identities
         }
         named_ports = identity_stage.named_ports_by_identity(
-            tables.endpoints.values(), pods, self.identities, tables.remote_endpoints.values()
+            tables.endpoints.values(), pods, self.identities, self.addresses.pods.named_ports
         )
         known = self.known_identities
         if self._unnumbered:
@@ -395,9 +410,6 @@ class NodePlan:
         self.policy.versions = self._policies.versions
         self.policy.states = self._policies.states
         self.policy.waiting = self._policies.waiting
-        changed, self._names_read = tables.policies.changes_since(self._names_read)
-        for key in changed:
-            self.policy.names.put(key, tables.policies.get(key))
         self.policy_revision = tables.policies.revision + 1
         self._policy_rounds += 1
         self._tell_unrealized(dict(self._endpoint_problems()))
@@ -423,12 +435,7 @@ class NodePlan:
     def _plan_beyond(self, api_servers: frozenset[Addr]) -> None:
         tables = self._tables
         neighbours = self._neighbours()
-        self._beyond = cluster_stage.beyond(
-            neighbours,
-            tables.remote_endpoints.values(),
-            api_servers=api_servers,
-            nodes=self.nodes.numbers,
-        )
+        self.addresses.look_beyond(neighbours, api_servers=api_servers, nodes=self.nodes.numbers)
         self.node_rows = cluster_stage.node_rows(tables.nodes.values(), underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 
@@ -449,16 +456,6 @@ class NodePlan:
 
     def _complete(self, complete: Collection[int]) -> list[EndpointSpec]:
         return [one for number, one in self._tables.endpoints.items() if number in complete]
-
-    def _plan_ipcache(self) -> None:
-        self.ipcache_rows = ipcache_stage.ipcache_rows(
-            self._tables.endpoints.values(),
-            self.identities,
-            host_addresses=self.node.addresses,
-            prefixes=self.prefixes.carried,
-            beyond=self._beyond,
-            judged=self.parts.judged,
-        )
 
     def _plan_guard(self, api_servers: frozenset[Addr]) -> None:
         node = self.node

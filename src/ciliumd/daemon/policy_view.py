@@ -16,10 +16,10 @@ class PolicyView:
     *waiting* endpoints have another one coming; *world* is what the versions were computed for.
     """
 
+    names: RuleNames = field(default_factory=RuleNames)
     rules: dict[int, EndpointRules] = field(default_factory=dict)
     versions: dict[int, int] = field(default_factory=dict)
     states: dict[int, MapState] = field(default_factory=dict)
-    names: RuleNames = field(default_factory=RuleNames)
     world: World = field(default_factory=World)
     waiting: frozenset[int] = frozenset()
 

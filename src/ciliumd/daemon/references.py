@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from ciliumd.desired.policy import RuleNames
 from ciliumd.desired.policy.references import (
     filled,
     means_group,
@@ -37,12 +38,17 @@ Asked = TypeVar("Asked", bound=Reference)
 
 
 class References:
-    """*policies* are those in force; *revision* grows whenever they change; *missing* does not exist."""
+    """
+    *policies* are those in force; *revision* grows whenever they change; *missing* does not exist.
+
+    *names* are what cookies of their rules stand for.
+    """
 
     def __init__(self, tables: Tables) -> None:
         self.policies: Mapping[ObjectKey, Policy] = tables.policies.view()
         self.revision = 0
         self.missing: frozenset[Reference] = frozenset()
+        self.names = RuleNames()
         self._tables = tables
         self._groups: Meant[GroupReference, str, CIDRGroupRow] = Meant(tables.cidr_groups, means_group)
         self._services: Meant[ServiceReference, NamespacedName, Service] = Meant(
@@ -75,6 +81,7 @@ class References:
         self._changed |= changed
         for key in changed:
             self._connect(key)
+            self.names.put(key, self._tables.policies.get(key))
         self._stale |= self._groups.refresh(one for one in self._users if isinstance(one, GroupReference))
         self._stale |= self._services.refresh(one for one in self._users if isinstance(one, ServiceReference))
         self._look_at_slices()

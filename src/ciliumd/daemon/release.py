@@ -83,6 +83,7 @@ class Release:
             "services": lambda: min(plan.services.read("services"), plan.references.read("services")),
             "slices": lambda: min(plan.services.read("slices"), plan.references.read("slices")),
             "policies": lambda: plan.references.read("policies"),
+            "remote_endpoints": lambda: plan.addresses.pods.read,
             "cidr_groups": lambda: plan.references.read("cidr_groups"),
             **readers,
         }

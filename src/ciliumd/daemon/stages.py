@@ -75,6 +75,10 @@ def stages(
         plan.require("policy")
         return plan.policy_changes()
 
+    def addresses() -> Changes:
+        plan.require("ipcache")
+        return plan.addresses.take_changes()
+
     identities = of_table(tables.identities, identity_row)
 
     def first() -> Whole | Changes:
@@ -123,14 +127,14 @@ def stages(
         Stage(
             name=IPCACHE,
             target=targets[IPCACHE],
-            compute=whole(lambda: plan.ipcache_rows.addresses, "ipcache"),
+            compute=addresses,
             needs=(NODES, STATES),
             outlives=(STATES,),
         ),
         Stage(
             name=IPCACHE_LPM,
             target=targets[IPCACHE_LPM],
-            compute=whole(lambda: plan.ipcache_rows.prefixes, "ipcache"),
+            compute=whole(lambda: plan.ipcache_rows.prefixes, "owners"),
             needs=(NODES, STATES),
             # A word that still names rules with an exception goes on needing the exception.
             outlives=(STATES,),

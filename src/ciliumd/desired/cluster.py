@@ -4,7 +4,8 @@ Other nodes: whose their addresses are, how their pods are reached, and by which
 
 A node's InternalIP and ExternalIP are reached directly; its router, its health endpoint and its pods
 lie behind its tunnel, if there is one.  An address that two objects claim is that of the younger one, for
-the older is on its way out: which it is must not depend on who was heard of first.
+the older is on its way out: which it is must not depend on who was heard of first.  Pods are followed one by
+one (``remotepods``).
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -23,7 +24,6 @@ from ciliumd.model.objects import (
     INTERNAL_IP,
     EndpointSliceRow,
     NodeRow,
-    RemoteEndpointRow,
 )
 
 _NODES = frozenset({int(Reserved.REMOTE_NODE), int(Reserved.KUBE_APISERVER)})
@@ -98,28 +98,18 @@ class Neighbours:
 
 def beyond(
     neighbours: Neighbours,
-    endpoints: Iterable[RemoteEndpointRow],
     *,
     api_servers: Iterable[Addr] = (),
     nodes: Mapping[NamedNode, NumericIdentity] = MappingProxyType({}),
 ) -> Beyond:
     """
-    Every address beyond this node whose owner is known.
+    Every address beyond this node whose owner is known, but for pods'.
 
     *api_servers* that are nodes keep being reached directly; they are judged as kube-apiserver.  *nodes* are
     the identities of those that have one of their own, by their labels.
     """
     api_servers = tuple(api_servers)
-    holders: dict[Addr, RemoteEndpointRow] = {}
-    for endpoint in endpoints:
-        for addr in endpoint.addresses:
-            holder = holders.setdefault(addr, endpoint)
-            if (holder.created, holder.key) < (endpoint.created, endpoint.key):
-                holders[addr] = endpoint
-    owners = {
-        addr: Owner(holder.identity, neighbours.tunnel_of(holder.node)) for addr, holder in holders.items()
-    }
-    owners.update(neighbours.addresses())
+    owners = neighbours.addresses()
     owners.update(dict.fromkeys(api_servers, Owner(int(Reserved.KUBE_APISERVER))))
     for addr, node in neighbours.holders(api_servers).items() if nodes else ():
         if node in nodes and owners[addr].identity in _NODES:

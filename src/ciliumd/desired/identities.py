@@ -202,23 +202,27 @@ def named_ports_by_identity(
     endpoints: Iterable[EndpointSpec],
     pods: Mapping[NamespacedName, PodRow],
     identities: Mapping[int, NumericIdentity],
-    remote: Iterable[RemoteEndpointRow] = (),
+    remote: Mapping[NumericIdentity, frozenset[NamedPort]] = MappingProxyType({}),
 ) -> dict[NumericIdentity, frozenset[NamedPort]]:
     """
-    The named ports of the pods of each identity, *remote* ones too; identities without any are left out.
+    The named ports of the pods of each identity; identities without any are left out.
+
+    *remote* are those of pods of other nodes.
 
     Where pods of one identity use a name for different numbers, it stands for all of them.
     """
-    ports: dict[NumericIdentity, frozenset[NamedPort]] = {}
+    ports = dict(remote)
     for endpoint in endpoints:
         named = named_ports_of_pod(pods.get(endpoint.pod_key))
         if named and endpoint.id in identities:
             identity = identities[endpoint.id]
             ports[identity] = ports.get(identity, frozenset()) | named
-    for row in remote:
-        if row.named_ports:
-            ports[row.identity] = ports.get(row.identity, frozenset()) | _named(row.named_ports)
     return ports
+
+
+def named_ports_of_row(row: RemoteEndpointRow) -> frozenset[NamedPort]:
+    """Named ports of a pod of another node."""
+    return _named(row.named_ports)
 
 
 def known_identities(

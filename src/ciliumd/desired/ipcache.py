@@ -10,7 +10,6 @@ say where a pod is that nobody has published yet.
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network
-from types import MappingProxyType
 from typing import NamedTuple
 
 from ciliumd import abi
@@ -35,6 +34,9 @@ class Owner(NamedTuple):
     judged: NumericIdentity = 0
 
 
+Within = Mapping[bytes, Collection[tuple[bool, bytes]]]
+
+
 # Longest match is over mapped addresses: ::/0 covers IPv4 as well, so IPv4 needs a row of its own.
 WORLD_PREFIXES: dict[Prefix, Owner] = {
     IPv4Network("0.0.0.0/0"): Owner(int(Reserved.WORLD)),
@@ -53,7 +55,7 @@ class IpcacheRows:
 
     addresses: dict[bytes, bytes]
     prefixes: dict[bytes, bytes]
-    within: Mapping[bytes, Collection[tuple[bool, bytes]]] = field(default_factory=dict)
+    within: Within = field(default_factory=dict)
     """By key of a prefix: whether it is a single address, and its key."""
 
     def judged_as(self, addr: Addr) -> tuple[NumericIdentity, ...]:
@@ -69,9 +71,9 @@ class IpcacheRows:
 @dataclass(frozen=True, slots=True, eq=False)
 class Beyond:
     """
-    What is known of addresses beyond this node (see ``desired.cluster``).
+    What is known of addresses beyond this node that are no pods' (see ``desired.cluster``).
 
-    There may be a hundred thousand: two of them are equal when they are the same.
+    There may be thousands: two of them are equal when they are the same.
     """
 
     addresses: Mapping[Addr, Owner] = field(default_factory=dict)
@@ -87,42 +89,61 @@ class Beyond:
         return None
 
 
-def ipcache_rows(
+@dataclass(frozen=True, slots=True, eq=False)
+class Owners:
+    """
+    Whose single addresses are, other nodes' pods aside: *first* win over these, and *last* lose to them.
+
+    *fixed* are judged as what they are, whatever is said.  Two are equal when they are the same.
+    """
+
+    first: Mapping[Addr, Owner] = field(default_factory=dict)
+    last: Mapping[Addr, Owner] = field(default_factory=dict)
+    fixed: frozenset[Addr] = frozenset()
+
+
+def single_owners(
     endpoints: Iterable[EndpointSpec],
     identities: Mapping[int, NumericIdentity],
     *,
     host_addresses: Iterable[Addr],
     prefixes: Mapping[Prefix, NumericIdentity],
     beyond: Beyond = Beyond(),
-    judged: Mapping[Addr, NumericIdentity] = MappingProxyType({}),
-) -> IpcacheRows:
+) -> Owners:
     """
-    Every address whose identity this node knows.
+    Whose the single addresses are that are no other node's pods'.
 
     *identities* gives the identity by endpoint id; an endpoint without one has no row and counts as
-    world until it gets one.  *judged* is what pods are judged by at addresses where that is not their
-    identity.  The node's own addresses win over its endpoints, these over what is beyond,
+    world until it gets one.  The node's own addresses win over its endpoints, these over what is beyond,
     and all of them over the *prefixes* of policies.
     """
-    named = {prefix: Owner(number, beyond.tunnel_to(prefix)) for prefix, number in prefixes.items()}
-    owners = {prefix.network_address: owner for prefix, owner in named.items() if is_single(prefix)}
-    owners.update(beyond.addresses)
+    first = dict(beyond.addresses)
     for endpoint in endpoints:
         if endpoint.id in identities:
-            owners.update(dict.fromkeys(endpoint.addresses, Owner(identities[endpoint.id])))
-    for addr, number in judged.items():
-        if addr in owners:
-            owners[addr] = owners[addr]._replace(judged=number)
-    owners.update(dict.fromkeys(host_addresses, Owner(int(Reserved.HOST))))
+            first.update(dict.fromkeys(endpoint.addresses, Owner(identities[endpoint.id])))
+    hosts = dict.fromkeys(host_addresses, Owner(int(Reserved.HOST)))
+    first.update(hosts)
+    last = {
+        prefix.network_address: Owner(number, beyond.tunnel_to(prefix))
+        for prefix, number in prefixes.items()
+        if is_single(prefix)
+    }
+    return Owners(first, last, frozenset(hosts))
 
+
+def prefix_rows(
+    prefixes: Mapping[Prefix, NumericIdentity], beyond: Beyond = Beyond()
+) -> tuple[dict[bytes, bytes], Within]:
+    """The rows of all *prefixes* that are no single address, and of what is beyond; what is within each."""
     wide = dict(WORLD_PREFIXES)
     wide.update(beyond.prefixes)
-    wide.update((prefix, owner) for prefix, owner in named.items() if not is_single(prefix))
-    return IpcacheRows(
-        addresses=dict(address_row(addr, *owner) for addr, owner in owners.items()),
-        prefixes=dict(prefix_row(prefix, one.identity, one.tunnel) for prefix, one in wide.items()),
-        within=_within({*named, *beyond.prefixes} - WORLD_PREFIXES.keys()),
+    wide.update(
+        (prefix, Owner(number, beyond.tunnel_to(prefix)))
+        for prefix, number in prefixes.items()
+        if not is_single(prefix)
     )
+    rows = dict(prefix_row(prefix, one.identity, one.tunnel) for prefix, one in wide.items())
+    return rows, _within({*prefixes, *beyond.prefixes} - WORLD_PREFIXES.keys())
 
 
 def _within(prefixes: Collection[Prefix]) -> dict[bytes, list[tuple[bool, bytes]]]:

@@ -11,6 +11,7 @@ from ciliumd.model.endpoint import EndpointSpec
 from ciliumd.model.labels import K8S, POD_NAMESPACE
 from ciliumd.model.policy import (
     Direction,
+    NamedPort,
     PeerCIDR,
     PeerEntity,
     PeerSelector,
@@ -237,3 +238,12 @@ def allow(name, *peers, app="web"):
     """What the pods of an app may reach."""
     rules = [rule(peer, direction=EGRESS) for peer in peers]
     return policy(name, *rules, subject=subject(app=app), ingress=False, egress=True)
+
+
+def remote_ports(rows):
+    """The named ports that rows of other nodes' pods give to identities, one by one."""
+    ports = {}
+    for row in rows:
+        for name, (protocol, number) in row.named_ports.items():
+            ports[row.identity] = ports.get(row.identity, frozenset()) | {NamedPort(name, protocol, number)}
+    return ports

@@ -259,7 +259,10 @@ class Machine(RuleBasedStateMachine):
         plan, tables = self.node.plan, self.tables
         pods, policies = tables.pods.view(), tables.policies.values()
         named = named_ports_by_identity(
-            tables.endpoints.values(), pods, plan.identities, tables.remote_endpoints.values()
+            tables.endpoints.values(),
+            pods,
+            plan.identities,
+            nodes.remote_ports(tables.remote_endpoints.values()),
         )
         assert plan.policy.versions.keys() == dict(tables.endpoints.items()).keys()
         for number, version in plan.policy.versions.items():

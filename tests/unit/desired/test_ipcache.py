@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd import abi
-from ciliumd.desired.ipcache import IpcacheRows, address_key, ipcache_rows, prefix_key
+from ciliumd.desired.ipcache import IpcacheRows, address_key, prefix_key
 from ciliumd.model.net import Addr, addr16, fold32
-from unit.desired.worlds import endpoint
+from unit.desired.worlds import endpoint, ipcache_rows
 
 pytestmark = pytest.mark.unit
 

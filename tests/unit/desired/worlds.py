@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small worlds for tests of desired state: endpoints, pods, services with everything else default."""
 
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import MappingProxyType
 
 from hypothesis import strategies as st
 
+from ciliumd.desired.ipcache import Beyond, IpcacheRows, Owner, prefix_rows, single_owners
+from ciliumd.desired.ipcachebook import IpcacheBook
 from ciliumd.model.endpoint import EndpointSpec
+from ciliumd.model.net import Addr, Prefix
 from ciliumd.model.service import (
     Backend,
     BackendState,
@@ -121,3 +126,23 @@ SLICES = st.dictionaries(
     st.tuples(st.sampled_from(["api", "db", "web"]), st.sampled_from(["a", "b"])),
     st.lists(BACKENDS, max_size=4),
 ).map(lambda made: [endpoint_slice(name, *found, name=part) for (name, part), found in made.items()])
+
+
+def ipcache_rows(
+    endpoints: Iterable[EndpointSpec],
+    identities: Mapping[int, int],
+    *,
+    host_addresses: Iterable[Addr],
+    prefixes: Mapping[Prefix, int],
+    beyond: Beyond | None = None,
+    pods: Mapping[Addr, Owner] = MappingProxyType({}),
+    judged: Mapping[Addr, int] = MappingProxyType({}),
+) -> IpcacheRows:
+    """All rows of the ipcache, computed at once."""
+    beyond = beyond or Beyond()
+    owners = single_owners(
+        endpoints, identities, host_addresses=host_addresses, prefixes=prefixes, beyond=beyond
+    )
+    book = IpcacheBook()
+    book.update(owners, pods, moved=pods, judged=judged)
+    return IpcacheRows(book.rows, *prefix_rows(prefixes, beyond))
