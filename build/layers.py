@@ -102,6 +102,10 @@ class Form:
             words += ["--part", self.part]
         return words
 
+    def keeps(self, layer: str, result: Result) -> bool:
+        """Whether it is kept what tests measured; of a part, too, that they measured nothing."""
+        return self.is_long and layer in HAVE_LONG and bool(result.measured or self.part)
+
     def evidence(self, layer: str) -> tuple[str, str]:
         """Name of the file that keeps what was measured, and the command that measures it again."""
         part = f"--part {self.part} " if self.part else ""
@@ -209,7 +213,7 @@ def main() -> int:
         started, checkout = time.monotonic(), evidence.checkout()
         result = work()
         seconds = time.monotonic() - started
-        if arguments.long and result.measured:
+        if form.keeps(layer, result):
             name, command = form.evidence(layer)
             path = evidence.write(
                 name,

@@ -123,6 +123,14 @@ def test_a_part_of_a_layer_is_kept_as_that():
     assert form.words("property")[-2:] == ["--part", "2/4"]
     assert "--part" not in form.words("chart")
 
+    # Else its table would say for ever that it was not run.
+    nothing, something = layers.Result(passed=1), layers.Result(passed=1, measured={"test": {}})
+    assert form.keeps("e2e", nothing)
+    whole = layers.Form(is_long=True)
+    assert [whole.keeps("e2e", one) for one in (nothing, something)] == [False, True]
+    assert not SHORT.keeps("e2e", something)
+    assert not form.keeps("chart", something)
+
 
 def test_parts_are_all_tests_and_none_twice():
     """A test that no part has would never be run; files of other layers are whole, for what they set up."""
