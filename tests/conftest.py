@@ -15,6 +15,8 @@ LAYERS = frozenset(
         *("chart", "api", "kernels", "e2e", "demo"),
     }
 )
+# What a file leaves behind is where another one begins.
+BEHIND = {"tests/e2e/test_beside_kube_proxy.py": "tests/e2e/test_uninstall.py"}
 SINGLE = frozenset({"unit", "property", "mutants"})
 HERE = Path(__file__).parent
 
@@ -44,5 +46,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _unit(layer: str, item: pytest.Item) -> str:
     """What is run as a whole: files, which set something up for all of their tests, or single tests."""
-    name: str = item.nodeid if layer in SINGLE else item.nodeid.partition("::")[0]
-    return name
+    name: str = item.nodeid
+    file = name.partition("::")[0]
+    return name if layer in SINGLE else BEHIND.get(file, file)
