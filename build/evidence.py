@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from toolchain import ROOT, tool
 
 DIRECTORY = ROOT / "docs" / "evidence"
+# Of a file's name, while not all of its parts are there.
+SOME = "-parts"
 # Samples are for who measures; figures are evidence.
 SAMPLES = "data"
 
@@ -75,7 +77,8 @@ def write(
     Write the file called *name* of what *command* measured on the checkout *of*; its path.
 
     *tests* has what a test recorded by its name: ``figure``, lines of text, ``data``, decoded JSON, and
-    ``failed`` where it did not pass.  Of a *part* the others stay as they are, if there are as many of them.
+    ``failed`` where it did not pass.  Of a *part* the others stay as they are, if there are as many of them;
+    until all are there they are beside what was measured before, then in its place.
     """
     document = {
         "command": command,
@@ -88,12 +91,17 @@ def write(
         "skipped": skipped,
         "tests": tests,
     }
-    if part is None:
-        return _keep(name, document)
-    path = DIRECTORY / f"{name}.json"
-    kept: dict[str, Any] = json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
-    same = {one: measured for one, measured in kept.items() if parts_of(one) == parts_of(part)}
-    return _keep(name, {"parts": dict(sorted({**same, part: document}.items()))})
+    some = DIRECTORY / f"{name}{SOME}.json"
+    if part is not None:
+        kept: dict[str, Any] = {}
+        for path in (DIRECTORY / f"{name}.json", some):
+            kept |= json.loads(path.read_text()).get("parts", {}) if path.exists() else {}
+        same = {one: measured for one, measured in kept.items() if parts_of(one) == parts_of(part)}
+        document = {"parts": dict(sorted({**same, part: document}.items()))}
+        if len(document["parts"]) < parts_of(part):
+            return _keep(some.stem, document)
+    some.unlink(missing_ok=True)
+    return _keep(name, document)
 
 
 def parts_of(part: str) -> int:

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evidence import DIRECTORY, parts_of
+from evidence import DIRECTORY, SOME, parts_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 CASES = Path(__file__).with_name("evidence_cases.toml")
 ABSENT = "absent"
@@ -139,47 +139,68 @@ def read(directory: Path = DIRECTORY) -> tuple[dict[str, list[Row]], list[str]]:
     """Rows by case id, and what is wrong with the files."""
     rows: dict[str, list[Row]] = {}
     problems: list[str] = []
-    for path in sorted(directory.glob("*.json")):
-        document = json.loads(path.read_text())
-        layer = path.stem.partition("-")[0]  # of kernels-5.10
-        if "tests" in document:
-            problems += read_layer(layer, document, rows)
-        elif "parts" in document:
-            problems += read_parts(layer, document["parts"], rows)
+    told: dict[str, frozenset[str]] = {}
+    documents = [(path.stem, json.loads(path.read_text())) for path in sorted(directory.glob("*.json"))]
+    # The first parts before what was measured before them: that is asked only for cases they do not tell.
+    for stem, document in sorted(documents, key=lambda one: not one[0].endswith(SOME)):
+        name = stem.removesuffix(SOME)
+        layer = name.partition("-")[0]  # of kernels-5.10
+        parts = document.get("parts", {})
+        if parts or "tests" in document:
+            but = told.get(name, frozenset())
+            add = read_parts(layer, parts, rows, but) if parts else read_layer(layer, document, rows, but=but)
+            problems += add
         else:
             problems += read_bench(document, rows)
+        if stem != name:
+            both = (pair for part in parts.values() for pair in recorded(part))
+            told[name] = frozenset(case_of(one, layer, test) for test, one in both)
     return rows, problems
 
 
-def read_layer(
-    layer: str, document: Mapping[str, Any], rows: dict[str, list[Row]], lacks: Iterable[str] = ()
-) -> Iterator[str]:
-    """Add the rows of a layer's file, of which something *lacks*; what cannot be added."""
+def recorded(document: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What tests recorded as data, each with its test."""
     for test, measured in document["tests"].items():
         data = measured.get("data", [])
-        for recorded in data if isinstance(data, list) else [data]:
-            case = case_of(recorded, layer, test)
-            if not case:
-                yield f"{layer}: {test} recorded data of no case"
-                continue
-            row = rows.setdefault(case, [Row(case)])[0]
-            row.add(recorded)
-            row.of(document)
-            row.tests.add(test)
-            row.broken.update(lacks)
-            if document["failed"]:
-                row.broken.add(f"{document['failed']} tests of {layer} failed")
-            if measured.get("failed") and test not in row.failed:
-                row.failed.append(test)
+        yield from ((test, one) for one in (data if isinstance(data, list) else [data]))
 
 
-def read_parts(layer: str, parts: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:
-    """Add the rows of a layer's parts; what cannot be added."""
+def read_layer(
+    layer: str,
+    document: Mapping[str, Any],
+    rows: dict[str, list[Row]],
+    *,
+    lacks: Iterable[str] = (),
+    but: Collection[str] = (),
+) -> Iterator[str]:
+    """Add the rows of a layer's file, of which something *lacks*, *but* those cases; what cannot be added."""
+    for test, data in recorded(document):
+        case = case_of(data, layer, test)
+        if not case:
+            yield f"{layer}: {test} recorded data of no case"
+            continue
+        if case in but:
+            continue
+        row = rows.setdefault(case, [Row(case)])[0]
+        row.add(data)
+        row.of(document)
+        row.tests.add(test)
+        row.broken.update(lacks)
+        if document["failed"]:
+            row.broken.add(f"{document['failed']} tests of {layer} failed")
+        if document["tests"][test].get("failed") and test not in row.failed:
+            row.failed.append(test)
+
+
+def read_parts(
+    layer: str, parts: Mapping[str, Any], rows: dict[str, list[Row]], but: Collection[str]
+) -> Iterator[str]:
+    """Add the rows of a layer's parts, *but* those cases; what cannot be added."""
     count = parts_of(next(iter(parts)))
     missing = [part for number in range(1, count + 1) if (part := f"{number}/{count}") not in parts]
     for part, document in parts.items():
         lacks = [f"{document['command'].replace(part, one)} was not run" for one in missing]
-        yield from read_layer(layer, document, rows, lacks)
+        yield from read_layer(layer, document, rows, lacks=lacks, but=but)
 
 
 def read_bench(document: Mapping[str, Any], rows: dict[str, list[Row]]) -> Iterator[str]:

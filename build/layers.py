@@ -103,7 +103,7 @@ class Form:
         return words
 
     def keeps(self, layer: str, result: Result) -> bool:
-        """Whether it is kept what tests measured; of a part, too, that they measured nothing."""
+        """Whether what tests measured is kept; of a part also where they measured nothing."""
         return self.is_long and layer in HAVE_LONG and bool(result.measured or self.part)
 
     def evidence(self, layer: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ import pytest
 import evidence
 import evidence_tables
 import results
-from evidence_tables import CASES, main
+from evidence_tables import CASES, main, read
 
 COMMIT = "0123456789abcdef"
 ABOUT = {"commit": COMMIT, "uncommitted_changes": False, "date": "2026-11-28T18:20:43Z"}
@@ -135,6 +135,39 @@ def test_parts_are_kept_by_part_and_all_are_asked_for(tmp_path, monkeypatch, cap
     assert [re.split(r"  +", row)[2:5:2] for row in told()] == [
         [f"{'b' * 9} {'c' * 9}", "kernel 5.10.0, passed 6"]
     ]
+    assert [path.name for path in tmp_path.iterdir()] == ["kernels-5.10.json"]
+    run("2/2", "d" * 40)
+    assert [re.split(r"  +", row)[2] for row in told()] == [f"{'c' * 9} {'d' * 9}"]
+
+
+def test_parts_are_beside_the_run_before_until_all_are_there(tmp_path, monkeypatch):
+    """A case that they tell is not counted twice; of others what was measured before still holds."""
+    monkeypatch.setattr(evidence, "DIRECTORY", tmp_path)
+    counts = {"seconds": 1.0, "passed": 3, "failed": 0, "skipped": 0}
+
+    def run(commit, part, **tests):
+        told = {f"a::{case}": {"data": {"case": case, "tests": tests[case]}} for case in tests}
+        word = f" --part {part}" if part else ""
+        command = f"build/dev test --long{word} e2e"
+        of = evidence.Checkout(commit * 40, False)
+        evidence.write("e2e", of, command=command, tests=told, part=part, **counts)
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    def told():
+        rows, problems = read(tmp_path)
+        assert problems == []
+        return {case: (row.figures["tests"], row.commits, row.broken) for case, (row,) in rows.items()}
+
+    assert run("a", None, S1=4, S2=5) == ["e2e.json"]
+    assert run("b", "1/2", S1=7) == ["e2e-parts.json", "e2e.json"]
+    lacks = {"build/dev test --long --part 2/2 e2e was not run"}
+    assert told() == {"S1": (7, {"b" * 9}, lacks), "S2": (5, {"a" * 9}, set())}
+    assert run("c", "2/2", S2=9) == ["e2e.json"]
+    assert told() == {"S1": (7, {"b" * 9}, set()), "S2": (9, {"c" * 9}, set())}
+    assert run("d", "1/3", S1=1) == ["e2e-parts.json", "e2e.json"]
+    assert {case: figures for case, (figures, *_) in told().items()} == {"S1": 1, "S2": 9}
+    assert run("e", None, S1=2) == ["e2e.json"]
+    assert told() == {"S1": (2, {"e" * 9}, set())}
 
 
 def section(**more):
