@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 from ciliumd.abi import CtEntry, NatDir, NatEntry, NatKey
 from ciliumd.reconcile import gc
 from datapath.harness import Datapath
+from datapath.tally import Tally
 from fixtures import packets, packets6
 from reference.masquerade import Flow, Masquerade
 
 # Of the header behind the IP header, where its checksum is.
 SUM_AT = {"tcp": 16, "udp": 6, "icmp": 2}
+WITH_KIND = ("sends", "answered", "strange")
+RANDOM, RANDOM_LONG, STEPS = 40, 600, 40
+LENGTH, LENGTH_LONG = 2, 3
 Step = tuple[str, Flow, str | None]
 """What, whose, and of which kind; the kind is one of TCP's."""
 
@@ -176,3 +182,44 @@ def compare(talk: MapTalk, sequences: Iterable[Sequence[Step]]) -> tuple[Counter
             if problem := talk.wrong():
                 wrong.append(f"{problem}: after {steps}")
     return counted, wrong
+
+
+def kinds(protocol: str, *named: str) -> Sequence[str | None]:
+    """Those of TCP's packets, which others have none of."""
+    return named if protocol == "tcp" else (None,)
+
+
+def alphabet(flows: Sequence[Flow], kinds: Sequence[str | None], *without_kind: str) -> list[Step]:
+    """Every step of *flows*: packets of all *kinds*, what is *without_kind*, and the garbage collection."""
+    return [
+        *((what, flow, kind) for what in WITH_KIND for flow in flows for kind in kinds),
+        *((what, flow, None) for what in without_kind for flow in flows),
+        ("collected", flows[0], None),
+    ]
+
+
+def every_sequence(steps: Sequence[Step], first: Flow, *, is_long: bool) -> Iterator[Sequence[Step]]:
+    """Of a few steps behind the *first* flow's first packet."""
+    rest = itertools.product(steps, repeat=LENGTH_LONG if is_long else LENGTH)
+    return ((("sends", first, "S"), *chosen) for chosen in rest)
+
+
+def random_sequences(steps: Sequence[Step], seed: str, *, is_long: bool) -> Iterator[Sequence[Step]]:
+    """Of many; packets more often than losses."""
+    chance = random.Random(seed)
+    weights = [8 if what in {"sends", "answered"} else 2 for what, _, _ in steps]
+    for _ in range(RANDOM_LONG if is_long else RANDOM):
+        yield tuple(chance.choices(steps, weights, k=STEPS))
+
+
+def assert_right(talk: MapTalk, sequences: Iterable[Sequence[Step]], tally: Tally, what: str) -> None:
+    """Nothing is wrong; how much there was is told."""
+    counted, wrong = compare(talk, sequences)
+    tally(
+        what,
+        injected=counted["steps"],
+        delivered=counted["steps"] - len(wrong),
+        wrong=len(wrong),
+        sequences=counted["sequences"],
+    )
+    assert wrong == []

@@ -10,8 +10,6 @@ many, of clients that want one port.
 
 from __future__ import annotations
 
-import itertools
-import random
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +21,17 @@ from ciliumd.abi import CtEntry, CtKey, CtKind, Mark, NatDir, NatEntry, NatKey
 from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.node import NAT_PORTS
 from datapath.rows import a16
-from datapath.talks import FAMILIES, Family, MapTalk, Step, cached, compare
+from datapath.talks import (
+    FAMILIES,
+    Family,
+    MapTalk,
+    alphabet,
+    assert_right,
+    cached,
+    every_sequence,
+    kinds,
+    random_sequences,
+)
 from datapath.tally import Tally
 from datapath.wire import AWAY, AWAY_DNS, GATEWAY
 from fixtures import packets, packets6
@@ -35,8 +43,6 @@ from reference.masquerade import DENIED, NO_MAPPING, STACK, Flow
 pytestmark = pytest.mark.datapath
 
 SEED = 23
-RANDOM, RANDOM_LONG, STEPS = 40, 600, 40
-LENGTH, LENGTH_LONG = 2, 3
 # Two want one port, one cannot keep its own, one is in nobody's way.
 FLOWS = (Flow("one", 40001), Flow("two", 40001), Flow("one", 7), Flow("two", 40002))
 CLIENTS = {
@@ -251,17 +257,7 @@ class Talk(MapTalk):
         return CtKey(self._clients[flow.pod], remote, flow.port, port, self._number, kind, 0).pack()
 
 
-WITH_KIND = ("sends", "answered", "strange")
 WITHOUT_KIND = ("told", "complains", "loses_out", "loses_in", "loses_track", "loses_choice", "expires")
-
-
-def _alphabet(protocol: str, flows: tuple[Flow, ...], kinds: tuple[str, ...]) -> list[Step]:
-    named = kinds if protocol == "tcp" else (None,)
-    return [
-        *((what, flow, kind) for what in WITH_KIND for flow in flows for kind in named),
-        *((what, flow, None) for what in WITHOUT_KIND for flow in flows),
-        ("collected", flows[0], None),
-    ]
 
 
 @pytest.fixture(params=[(protocol, name) for protocol in NUMBERS for name in FAMILIES], ids="-".join)
@@ -275,40 +271,14 @@ def talk(request: pytest.FixtureRequest) -> tuple[Talk, str, str]:
 def test_every_sequence_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
     """Of two clients that want one port; each begins with a packet of the first one."""
     talking, protocol, name = talk
-    alphabet = _alphabet(protocol, FLOWS[:2], ("S", "SA", "A", "FA", "R"))
-    begin: Step = ("sends", FLOWS[0], "S")
-    length = LENGTH_LONG if is_long else LENGTH
-    counted, wrong = compare(talking, ((begin, *rest) for rest in itertools.product(alphabet, repeat=length)))
-
-    tally(
-        f"K12 node port states, {name}, {protocol}",
-        injected=counted["steps"],
-        delivered=counted["steps"] - len(wrong),
-        wrong=len(wrong),
-        sequences=counted["sequences"],
-    )
-    assert wrong == []
+    steps = alphabet(FLOWS[:2], kinds(protocol, "S", "SA", "A", "FA", "R"), *WITHOUT_KIND)
+    sequences = every_sequence(steps, FLOWS[0], is_long=is_long)
+    assert_right(talking, sequences, tally, f"K12 node port states, {name}, {protocol}")
 
 
 def test_random_sequences_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
     """Of four flows; packets more often than losses."""
     talking, protocol, name = talk
-    chance = random.Random(f"{SEED} {name} {protocol}")
-    alphabet = _alphabet(protocol, FLOWS, tuple(FLAGS))
-    weights = [8 if what in {"sends", "answered"} else 2 for what, _, _ in alphabet]
-    counted, wrong = compare(
-        talking,
-        (
-            tuple(chance.choices(alphabet, weights, k=STEPS))
-            for _ in range(RANDOM_LONG if is_long else RANDOM)
-        ),
-    )
-
-    tally(
-        f"K12 node port random, {name}, {protocol}",
-        injected=counted["steps"],
-        delivered=counted["steps"] - len(wrong),
-        wrong=len(wrong),
-        sequences=counted["sequences"],
-    )
-    assert wrong == []
+    steps = alphabet(FLOWS, kinds(protocol, *FLAGS), *WITHOUT_KIND)
+    sequences = random_sequences(steps, f"{SEED} {name} {protocol}", is_long=is_long)
+    assert_right(talking, sequences, tally, f"K12 node port random, {name}, {protocol}")

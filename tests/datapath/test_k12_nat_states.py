@@ -9,8 +9,6 @@ steps is tried, and random ones of many, of flows that want one port.
 
 from __future__ import annotations
 
-import itertools
-import random
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +20,17 @@ from datapath.harness import DROP, PASS, REDIRECT, Datapath
 from datapath.node import NAT_PORTS
 from datapath.openworld6 import SIX_ONE, SIX_TWO
 from datapath.rows import ONLY_OUT, a16
-from datapath.talks import FAMILIES, Family, MapTalk, Step, cached, compare
+from datapath.talks import (
+    FAMILIES,
+    Family,
+    MapTalk,
+    alphabet,
+    assert_right,
+    cached,
+    every_sequence,
+    kinds,
+    random_sequences,
+)
 from datapath.tally import Tally
 from datapath.wire import GATEWAY
 from fixtures import packets, packets6
@@ -33,8 +41,6 @@ from reference.masquerade import DENIED, NO_MAPPING, STACK, Flow, Masquerade
 pytestmark = pytest.mark.datapath
 
 SERVER, SEED = 53, 22
-RANDOM, RANDOM_LONG, STEPS = 40, 600, 40
-LENGTH, LENGTH_LONG = 2, 3
 # Two want one port, one cannot keep its own, one is in nobody's way.
 FLOWS = (Flow("one", 40001), Flow("two", 40001), Flow("one", 7), Flow("two", 40002))
 PODS = {"one": SIX_ONE, "two": SIX_TWO}
@@ -233,18 +239,7 @@ class Talk(MapTalk):
         ).pack()
 
 
-WITH_KIND = ("sends", "answered", "strange")
 WITHOUT_KIND = ("told", "complains", "loses_out", "loses_in", "loses_track", "expires")
-
-
-def _alphabet(protocol: str, flows: tuple[Flow, ...], kinds: tuple[str, ...]) -> list[Step]:
-    named = kinds if protocol == "tcp" else (None,)
-    steps: list[Step] = [
-        *((what, flow, kind) for what in WITH_KIND for flow in flows for kind in named),
-        *((what, flow, None) for what in WITHOUT_KIND for flow in flows),
-        ("collected", flows[0], None),
-    ]
-    return steps
 
 
 @pytest.fixture(params=sorted(NUMBERS), ids="-".join)
@@ -262,40 +257,14 @@ def talk(both_families: Datapath, request: pytest.FixtureRequest) -> tuple[Talk,
 def test_every_sequence_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
     """Of two flows that want one port; each begins with a packet of the first one."""
     talking, protocol, name = talk
-    alphabet = _alphabet(protocol, FLOWS[:2], ("S", "SA", "A", "FA", "R"))
-    begin: Step = ("sends", FLOWS[0], "S")
-    length = LENGTH_LONG if is_long else LENGTH
-    counted, wrong = compare(talking, ((begin, *rest) for rest in itertools.product(alphabet, repeat=length)))
-
-    tally(
-        f"K12 NAT states, {name}, {protocol}",
-        injected=counted["steps"],
-        delivered=counted["steps"] - len(wrong),
-        wrong=len(wrong),
-        sequences=counted["sequences"],
-    )
-    assert wrong == []
+    steps = alphabet(FLOWS[:2], kinds(protocol, "S", "SA", "A", "FA", "R"), *WITHOUT_KIND)
+    sequences = every_sequence(steps, FLOWS[0], is_long=is_long)
+    assert_right(talking, sequences, tally, f"K12 NAT states, {name}, {protocol}")
 
 
 def test_random_sequences_of_steps(talk: tuple[Talk, str, str], tally: Tally, is_long: bool) -> None:
     """Of four flows; packets more often than losses."""
     talking, protocol, name = talk
-    chance = random.Random(f"{SEED} {name} {protocol}")
-    alphabet = _alphabet(protocol, FLOWS, tuple(FLAGS))
-    weights = [8 if what in {"sends", "answered"} else 2 for what, _, _ in alphabet]
-    counted, wrong = compare(
-        talking,
-        (
-            tuple(chance.choices(alphabet, weights, k=STEPS))
-            for _ in range(RANDOM_LONG if is_long else RANDOM)
-        ),
-    )
-
-    tally(
-        f"K12 NAT random, {name}, {protocol}",
-        injected=counted["steps"],
-        delivered=counted["steps"] - len(wrong),
-        wrong=len(wrong),
-        sequences=counted["sequences"],
-    )
-    assert wrong == []
+    steps = alphabet(FLOWS, kinds(protocol, *FLAGS), *WITHOUT_KIND)
+    sequences = random_sequences(steps, f"{SEED} {name} {protocol}", is_long=is_long)
+    assert_right(talking, sequences, tally, f"K12 NAT random, {name}, {protocol}")

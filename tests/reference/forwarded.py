@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reference.masquerade import DENIED, NO_MAPPING, STACK, Flow, Masquerade
+from reference.masquerade import NO_MAPPING, STACK, Flow, Masquerade
 
 
 @dataclass(slots=True)
@@ -22,8 +22,8 @@ class Forwarded(Masquerade):
 
     def forget(self) -> None:
         """Nothing has happened yet."""
-        for known in (self.out, self.into, self.tracked, self.chosen):
-            known.clear()
+        Masquerade.forget(self)
+        self.chosen.clear()
 
     def left(self, flow: Flow, kind: str | None, port: int) -> None:
         """A client's packet left with this port."""
@@ -32,12 +32,8 @@ class Forwarded(Masquerade):
 
     def answered(self, port: int, kind: str | None) -> Flow | str:
         """Who gets what the backend sends to this port: also what would open a flow."""
-        flow = self.into.get(port)
-        if flow is None:
-            return STACK
-        if flow not in self.tracked:
-            return DENIED
-        if kind is not None:
+        flow = self.told(port)
+        if isinstance(flow, Flow) and kind is not None:
             # A SYN of the backend's goes through, and changes nothing.
             self.tracked[flow] = self.tracked[flow].after(1, kind, may_open=frozenset())[1]
         return flow

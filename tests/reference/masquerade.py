@@ -59,12 +59,8 @@ class Masquerade:
 
     def answered(self, port: int, kind: str | None) -> Flow | str:
         """Who gets what the server sends to this port."""
-        flow = self.into.get(port)
-        if flow is None:
-            return STACK
-        if flow not in self.tracked:
-            return DENIED
-        if kind is None:
+        flow = self.told(port)
+        if isinstance(flow, str) or kind is None:
             return flow
         went, after = self.tracked[flow].after(1, kind, may_open=frozenset({0}))
         if went:

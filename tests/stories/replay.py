@@ -97,7 +97,7 @@ class Node:
             "cilium_ifindex_v1": dict(plan.endpoint_rows.devices),
             "cilium_lb_bind_v1": bind_rows(plan.services.served),
             "cilium_netns_v1": dict(plan.endpoint_rows.namespaces),
-            "cilium_endpoint_state_v1": dict(plan.endpoint_rows.states),
+            "cilium_endpoint_state_v1": dict(plan.state_rows),
         }
 
     def _policy_map(self, wanted: int) -> dict[bytes, bytes]:

@@ -8,13 +8,12 @@ gathered anew where they change (``desired.ipcache``).
 
 from collections.abc import Iterable, Mapping
 
-from ciliumd.daemon.parts import is_pod
 from ciliumd.daemon.remote_pods import RemotePods
 from ciliumd.desired import cluster
 from ciliumd.desired.ipcache import Beyond, IpcacheRows, Owners, prefix_rows, single_owners
 from ciliumd.desired.ipcachebook import IpcacheBook
 from ciliumd.model.endpoint import EndpointSpec
-from ciliumd.model.identity import NamedNode, NumericIdentity
+from ciliumd.model.identity import NamedNode, NumericIdentity, is_pod
 from ciliumd.model.net import Addr, Prefix
 from ciliumd.reconcile.target import Changes
 from ciliumd.tables.schema import Tables

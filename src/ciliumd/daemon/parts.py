@@ -20,8 +20,6 @@ from ciliumd.daemon.prefixes import Rules
 from ciliumd.desired.allocation import allocate, free_numbers
 from ciliumd.desired.policy import NamedPorts, StandIns
 from ciliumd.model.identity import (
-    CLUSTER_MAX,
-    CLUSTER_MIN,
     PART_MAX,
     PART_MIN,
     NumericIdentity,
@@ -34,11 +32,6 @@ from ciliumd.tables.schema import ObjectKey, Problem, Tables
 
 Owners = Mapping[Addr, NumericIdentity]
 """The identity, in the cluster, of every pod's address."""
-
-
-def is_pod(identity: NumericIdentity) -> bool:
-    """Whether an identity is one of pods, which may be in a part."""
-    return CLUSTER_MIN <= identity <= CLUSTER_MAX
 
 
 class Parts:

@@ -66,6 +66,7 @@ class NodePlan:
         self.identities: dict[int, int] = {}
         self.services = ServicePlan(tables, external_cluster_ip=node.external_cluster_ip)
         self.endpoint_rows = EndpointRows()
+        self.state_rows: Mapping[bytes, bytes] = {}
         self.addresses = Addresses(tables)
         self.node_rows: Mapping[bytes, bytes] = {}
         self.remote_routes: tuple[Prefix, ...] = ()
@@ -212,11 +213,12 @@ class NodePlan:
         self._policies.retire(self._clock())
         self.prefixes.settle(self._tables.prefixes.view(), self._policies)
         self.parts.settle(self._policies)
-        complete = self.identities.keys() & self.policy.versions.keys()
+        complete = endpoint_stage.complete_of(
+            self._tables.endpoints.values(), self.identities, self.policy.versions
+        )
         self._plan(
             "rows",
             lambda: self._plan_endpoints(complete),
-            "endpoints",
             extra=(self.node, self.identities, complete, self.parts.judged),
         )
         self._plan(
@@ -235,7 +237,7 @@ class NodePlan:
             lambda: self.addresses.write(self.parts.judged),
             extra=(self.addresses.owners, self.addresses.pods.revision, self.parts.judged),
         )
-        self._plan("words", lambda: self._plan_words(complete), "endpoints", extra=(self._policy_rounds,))
+        self._plan("words", lambda: self._plan_words(complete), extra=(complete, self._policy_rounds))
         self._plan(
             "guard",
             lambda: self._plan_guard(api_servers),
@@ -439,23 +441,18 @@ class NodePlan:
         self.node_rows = cluster_stage.node_rows(tables.nodes.values(), underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 
-    def _plan_endpoints(self, complete: Collection[int]) -> None:
+    def _plan_endpoints(self, complete: Collection[EndpointSpec]) -> None:
         self.endpoint_rows = endpoint_stage.endpoint_rows(
-            self._complete(complete),
+            complete,
             self.identities,
-            self.policy.versions,
             host_addresses=self.node.addresses,
             audited=self.audited(),
             answers_denied=self.node.answers_denied,
             judged=self.parts.judged,
         )
 
-    def _plan_words(self, complete: Collection[int]) -> None:
-        states = endpoint_stage.state_rows(self._complete(complete), self.policy.versions)
-        self.endpoint_rows = replace(self.endpoint_rows, states=states)
-
-    def _complete(self, complete: Collection[int]) -> list[EndpointSpec]:
-        return [one for number, one in self._tables.endpoints.items() if number in complete]
+    def _plan_words(self, complete: Collection[EndpointSpec]) -> None:
+        self.state_rows = endpoint_stage.state_rows(complete, self.policy.versions)
 
     def _plan_guard(self, api_servers: frozenset[Addr]) -> None:
         node = self.node

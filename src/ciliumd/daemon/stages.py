@@ -115,7 +115,7 @@ def stages(
         Stage(
             name=STATES,
             target=targets[STATES],
-            compute=whole(lambda: plan.endpoint_rows.states, "words"),
+            compute=whole(lambda: plan.state_rows, "words"),
             needs=(POLICY,),
         ),
         Stage(
@@ -147,7 +147,11 @@ def stages(
         Stage(
             name=ROUTES,
             target=targets[ROUTES],
-            compute=whole(lambda: route_rows(plan.remote_routes, route_mtu()), "beyond"),
+            compute=made_of(
+                lambda: (plan.remote_routes, route_mtu()),
+                lambda: route_rows(plan.remote_routes, route_mtu()),
+                lambda: plan.require("beyond"),
+            ),
             needs=(IPCACHE_LPM,),
         ),
         Stage(
@@ -228,17 +232,27 @@ def whole_rows(rows: Callable[[], Rows], require: Callable[[], None] = lambda: N
     return compute
 
 
-def of_table(table: Table[K, V], row: Callable[[K, V], tuple[bytes, bytes]]) -> Compute:
-    """One row for each of a table, made anew when the table has changed."""
-    made: tuple[int, Rows] | None = None
+def made_of(seen: Callable[[], object], make: Callable[[], Rows], require: Callable[[], None]) -> Compute:
+    """Rows that are made anew when what is *seen* is another."""
+    made: tuple[object, Rows] | None = None
 
     def rows() -> Rows:
         nonlocal made
-        if made is None or made[0] != table.revision:
-            made = table.revision, dict(row(key, value) for key, value in table.items())
+        now = seen()
+        if made is None or made[0] != now:
+            made = now, make()
         return made[1]
 
-    return whole_rows(rows)
+    return whole_rows(rows, require)
+
+
+def of_table(table: Table[K, V], row: Callable[[K, V], tuple[bytes, bytes]]) -> Compute:
+    """One row for each of a table."""
+    return made_of(
+        lambda: table.revision,
+        lambda: dict(row(key, value) for key, value in table.items()),
+        lambda: None,
+    )
 
 
 def slots_made(reconciler: Reconciler) -> Callable[[bytes], bytes | None]:

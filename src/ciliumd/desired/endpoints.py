@@ -26,14 +26,12 @@ _Flags = abi.EndpointFlags
 class EndpointRows:
     """
     Rows by map: ``cilium_endpoints_v1`` (*facts*), ``cilium_lxc_v1`` (*addresses*),
-    ``cilium_ifindex_v1`` (*devices*), ``cilium_endpoint_state_v1`` (*states*), ``cilium_netns_v1``
-    (*namespaces*).
+    ``cilium_ifindex_v1`` (*devices*), ``cilium_netns_v1`` (*namespaces*).
     """
 
     facts: dict[bytes, bytes] = field(default_factory=dict)
     addresses: dict[bytes, bytes] = field(default_factory=dict)
     devices: dict[bytes, bytes] = field(default_factory=dict)
-    states: dict[bytes, bytes] = field(default_factory=dict)
     namespaces: dict[bytes, bytes] = field(default_factory=dict)
 
 
@@ -42,10 +40,18 @@ def state_word(slot_gen: int, policy_version: int) -> int:
     return slot_gen << 32 | policy_version
 
 
-def endpoint_rows(
+def complete_of(
     endpoints: Iterable[EndpointSpec],
     identities: Mapping[int, NumericIdentity],
     versions: Mapping[int, int],
+) -> list[EndpointSpec]:
+    """The complete ones: *identities* and *versions* give identity and policy version by endpoint id."""
+    return [one for one in endpoints if one.id in identities and one.id in versions]
+
+
+def endpoint_rows(
+    complete: Iterable[EndpointSpec],
+    identities: Mapping[int, NumericIdentity],
     *,
     host_addresses: Iterable[Addr] = (),
     audited: Collection[int] = (),
@@ -53,14 +59,13 @@ def endpoint_rows(
     judged: Mapping[Addr, NumericIdentity] = MappingProxyType({}),
 ) -> EndpointRows:
     """
-    The rows of every complete endpoint, and of the node's own addresses.
+    The rows of every *complete* endpoint but its word, and of the node's own addresses.
 
-    *identities* and *versions* give identity and policy version by endpoint id; *audited* are the ids
-    of endpoints whose policy drops are only reported.  With *answers_denied* senders are told of theirs.
+    *identities* gives the identity by endpoint id; *audited* are the ids of endpoints whose policy drops are
+    only reported.  With *answers_denied* senders are told of theirs.
     *judged* is what endpoints are judged by at addresses where that is not their identity.
     """
-    complete = [one for one in endpoints if one.id in identities and one.id in versions]
-    rows = EndpointRows(states=state_rows(complete, versions))
+    rows = EndpointRows()
     shared = _Flags.ENDPOINT_F_DENY_RESPONSE if answers_denied else 0
     for endpoint in complete:
         slot = _U32.pack(endpoint.slot)
@@ -76,7 +81,7 @@ def endpoint_rows(
 
 
 def state_rows(complete: Iterable[EndpointSpec], versions: Mapping[int, int]) -> dict[bytes, bytes]:
-    """Which policy version each endpoint is under, by slot: all that a change of policies changes."""
+    """Rows of ``cilium_endpoint_state_v1``, the words: all that a change of policies changes of endpoints."""
     return {_U32.pack(one.slot): _U64.pack(state_word(one.slot_gen, versions[one.id])) for one in complete}
 
 

@@ -100,6 +100,11 @@ def is_node(number: NumericIdentity) -> bool:
     return NODE_MIN <= number <= API_SERVER_NODE_MAX
 
 
+def is_pod(number: NumericIdentity) -> bool:
+    """Whether *number* is one of pods, by their labels."""
+    return CLUSTER_MIN <= number <= CLUSTER_MAX
+
+
 def is_carried(number: NumericIdentity) -> bool:
     """Whether a packet may ever be of identity *number*."""
     return not UNNUMBERED_MIN <= number <= UNNUMBERED_MAX

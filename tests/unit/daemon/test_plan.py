@@ -10,7 +10,7 @@ from ciliumd import abi
 from ciliumd.bpf.policy_maps import CLASSES, flat_key
 from ciliumd.daemon.policy_versions import RETIRE_AFTER
 from ciliumd.daemon.service_plan import ZONE_LABEL
-from ciliumd.desired.endpoints import endpoint_rows
+from ciliumd.desired.endpoints import state_rows
 from ciliumd.model.labels import Label
 from ciliumd.model.objects import INTERNAL_IP, HostPort, NodeRow
 from ciliumd.model.service import EVERY_KIND, Backend, Frontend, Hints, Service, ServiceKind, ServicePort
@@ -32,7 +32,7 @@ def test_nothing_is_planned_before_every_source_is_in_sync():
     nodes.add_pod(node.tables, 1, {"app": "web"})
     node.refresh()
     assert node.plan.policy_rows == {}
-    assert node.plan.endpoint_rows.states == {}
+    assert node.plan.state_rows == {}
     assert node.reserved == [1]
     assert len(node.tables.identities) == 0
 
@@ -131,22 +131,15 @@ def test_a_shared_version_is_left_by_those_who_want_more():
 def test_a_policy_changes_the_words_of_endpoints_and_nothing_else():
     """Facts and addresses are the very same objects: of tens of thousands of rows none is made anew."""
     node = two_pods()
-    before, ipcache = node.plan.endpoint_rows, node.plan.ipcache_rows
+    before, words, ipcache = node.plan.endpoint_rows, node.plan.state_rows, node.plan.ipcache_rows
     version = node.plan.policy.versions[1]
 
     nodes.add_policy(node.tables, nodes.policy("deny", subject=nodes.subject(app="web")))
     node.refresh()
-    after = node.plan.endpoint_rows
     assert node.plan.policy.versions[1] > version
-    assert after.states != before.states
-    assert (
-        after.states
-        == endpoint_rows(
-            node.tables.endpoints.values(), node.plan.identities, node.plan.policy.versions
-        ).states
-    )
-    for part in ("facts", "addresses", "devices", "namespaces"):
-        assert getattr(after, part) is getattr(before, part)
+    assert node.plan.state_rows != words
+    assert node.plan.state_rows == state_rows(node.tables.endpoints.values(), node.plan.policy.versions)
+    assert node.plan.endpoint_rows is before
     assert node.plan.ipcache_rows is ipcache
 
 
@@ -201,7 +194,7 @@ def test_what_failed_is_planned_again():
 
     node.refresh()
     assert says(node, 2, node.plan.identities[1]) == "DEFAULT_DENY"
-    assert node.plan.endpoint_rows.states.keys() == {bytes(4), b"\1\0\0\0"}
+    assert node.plan.state_rows.keys() == {bytes(4), b"\1\0\0\0"}
     assert node.kernel == node.plan.policy_rows
 
 
@@ -240,6 +233,7 @@ def test_a_restarted_plan_gives_the_same_rows():
     again.refresh()
     assert again.plan.policy_rows == node.plan.policy_rows
     assert again.plan.endpoint_rows == node.plan.endpoint_rows
+    assert again.plan.state_rows == node.plan.state_rows
     assert again.plan.ipcache_rows == node.plan.ipcache_rows
     assert len(again.reserved) == 1
 

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 from ciliumd import abi
 from ciliumd.daemon import stages, state
 from ciliumd.daemon.recovery import readable, remembered_endpoints, restore_numbers
-from ciliumd.desired.endpoints import endpoint_rows
+from ciliumd.desired.endpoints import endpoint_rows, state_rows
 from ciliumd.model.labels import Label
 from ciliumd.model.service import Frontend, FrontendKey, Service, ServiceKind, ServicePort
 from ciliumd.net.links import Link, endpoint_alias
@@ -129,16 +129,16 @@ def link_of(one, *, alias=None, ifindex=None):
     return Link(ifindex or one.ifindex, one.ifname, one.node_mac, 1500, True, False, text, "veth", 2)
 
 
-def remembered(links, rows):
+def remembered(links, rows, states):
     """What is found in these rows."""
-    return remembered_endpoints(links, slots=rows.devices, facts=rows.facts, states=rows.states)
+    return remembered_endpoints(links, slots=rows.devices, facts=rows.facts, states=states)
 
 
 def test_an_endpoint_is_remembered_by_its_device_and_rows():
     """All but its namespace's path and its container."""
     one = nodes.endpoint(7, address=IPv4Address("10.0.0.7"))
-    rows = endpoint_rows([one], {7: 300}, {7: 5})
-    (found,) = remembered([link_of(one)], rows)
+    rows, states = endpoint_rows([one], {7: 300}), state_rows([one], {7: 5})
+    (found,) = remembered([link_of(one)], rows, states)
     assert found == one.__class__(
         **{**{f: getattr(one, f) for f in one.__slots__}, "netns": "", "container_id": ""}
     )
@@ -147,16 +147,16 @@ def test_an_endpoint_is_remembered_by_its_device_and_rows():
 def test_a_device_whose_rows_disagree_is_not_believed():
     """Another owner, another device, a slot that has another tenant by now, no rows at all."""
     one, two = nodes.endpoint(7), nodes.endpoint(8)
-    rows = endpoint_rows([one, two], {7: 300, 8: 301}, {7: 5, 8: 5})
-    assert remembered([link_of(one, alias="")], rows) == []
-    assert remembered([link_of(one, alias=endpoint_alias(9, "a/b"))], rows) == []
-    assert remembered([link_of(one, ifindex=two.ifindex)], rows) == []
-    assert remembered([link_of(one, ifindex=4711)], rows) == []
+    rows, states = endpoint_rows([one, two], {7: 300, 8: 301}), state_rows([one, two], {7: 5, 8: 5})
+    assert remembered([link_of(one, alias="")], rows, states) == []
+    assert remembered([link_of(one, alias=endpoint_alias(9, "a/b"))], rows, states) == []
+    assert remembered([link_of(one, ifindex=two.ifindex)], rows, states) == []
+    assert remembered([link_of(one, ifindex=4711)], rows, states) == []
     slot = one.slot.to_bytes(4, "little")
-    rows.states[slot] = ((one.slot_gen + 1) << 32 | 5).to_bytes(8, "little")
-    assert remembered([link_of(one)], rows) == []
-    del rows.states[slot]
-    assert remembered([link_of(one)], rows) == []
+    states[slot] = ((one.slot_gen + 1) << 32 | 5).to_bytes(8, "little")
+    assert remembered([link_of(one)], rows, states) == []
+    del states[slot]
+    assert remembered([link_of(one)], rows, states) == []
 
 
 def test_lost_identities_have_labels_no_policy_names():

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ciliumd import abi
-from ciliumd.desired.endpoints import EndpointRows, endpoint_rows, state_word
+from ciliumd.desired.endpoints import EndpointRows, complete_of, endpoint_rows, state_rows, state_word
 from ciliumd.model.net import addr16, fold32
 from unit.desired.worlds import endpoint
 
@@ -20,7 +20,8 @@ U32, U64 = Struct("<I"), Struct("<Q")
 
 def test_endpoint_has_facts_addresses_device_and_state() -> None:
     """Every row leads to its slot, and the state names slot generation and policy."""
-    rows = endpoint_rows([endpoint(3, ipv6="fd00::3")], {3: 300}, {3: 9})
+    one = endpoint(3, ipv6="fd00::3")
+    rows = endpoint_rows([one], {3: 300})
 
     slot = U32.pack(103)
     assert abi.Endpoint.unpack(rows.facts[slot]) == abi.Endpoint(
@@ -36,7 +37,7 @@ def test_endpoint_has_facts_addresses_device_and_state() -> None:
         judged_ipv4=0,
         judged_ipv6=0,
     )
-    assert rows.states == {slot: U64.pack(10 << 32 | 9)}
+    assert state_rows([one], {3: 9}) == {slot: U64.pack(10 << 32 | 9)}
     assert rows.devices == {U32.pack(1003): slot}
     assert rows.namespaces == {U64.pack(4003): slot}
     assert {
@@ -50,22 +51,25 @@ def test_endpoint_has_facts_addresses_device_and_state() -> None:
 @pytest.mark.parametrize(("identities", "versions"), [({}, {1: 5}), ({1: 256}, {}), ({2: 256}, {2: 5})])
 def test_incomplete_endpoint_has_no_rows(identities: dict[int, int], versions: dict[int, int]) -> None:
     """Without identity or policy nothing leads to it: packets are refused, not judged by a guess."""
-    rows = endpoint_rows([endpoint(1)], identities, versions)
+    complete = complete_of([endpoint(1)], identities, versions)
+    rows = endpoint_rows(complete, identities)
 
-    assert (rows.facts, rows.addresses, rows.devices, rows.states) == ({}, {}, {}, {})
+    assert complete == []
+    assert (rows.facts, rows.addresses, rows.devices, state_rows(complete, versions)) == ({}, {}, {}, {})
+    assert complete_of([endpoint(1)], {1: 256}, {1: 5}) == [endpoint(1)]
 
 
 def test_audited_endpoint_is_flagged() -> None:
     """Only the endpoint asked for."""
-    rows = endpoint_rows([endpoint(1), endpoint(2)], {1: 256, 2: 256}, {1: 5, 2: 5}, audited={2})
+    rows = endpoint_rows([endpoint(1), endpoint(2)], {1: 256, 2: 256}, audited={2})
 
     assert flags(rows) == {1: 0, 2: abi.EndpointFlags.ENDPOINT_F_AUDIT}
 
 
 def test_pods_are_told_what_is_denied_where_the_node_says_so() -> None:
     """All of them, whoever is audited."""
-    endpoints, known = [endpoint(1), endpoint(2)], ({1: 256, 2: 256}, {1: 5, 2: 5})
-    rows = endpoint_rows(endpoints, *known, audited={2}, answers_denied=True)
+    endpoints = [endpoint(1), endpoint(2)]
+    rows = endpoint_rows(endpoints, {1: 256, 2: 256}, audited={2}, answers_denied=True)
 
     told = abi.EndpointFlags.ENDPOINT_F_DENY_RESPONSE
     assert flags(rows) == {1: told, 2: told | abi.EndpointFlags.ENDPOINT_F_AUDIT}
@@ -80,7 +84,7 @@ def flags(rows: EndpointRows) -> dict[int, int]:
 def test_nodes_addresses_are_the_nodes() -> None:
     """Even when an endpoint claims one."""
     node = ip_address("10.0.0.1")
-    rows = endpoint_rows([endpoint(1)], {1: 256}, {1: 5}, host_addresses=[node, ip_address("fd00::fe")])
+    rows = endpoint_rows([endpoint(1)], {1: 256}, host_addresses=[node, ip_address("fd00::fe")])
 
     slots = {key: abi.LxcValue.unpack(value).slot for key, value in rows.addresses.items()}
     assert slots == {
@@ -104,6 +108,7 @@ def test_order_of_endpoints_does_not_matter(order: list[int]) -> None:
     numbers = [1, 2, 3, 4]
     identities, versions = dict.fromkeys(numbers, 256), dict.fromkeys(numbers, 1)
 
-    assert endpoint_rows(map(endpoint, order), identities, versions) == endpoint_rows(
-        map(endpoint, numbers), identities, versions
+    assert endpoint_rows(map(endpoint, order), identities) == endpoint_rows(
+        map(endpoint, numbers), identities
     )
+    assert state_rows(map(endpoint, order), versions) == state_rows(map(endpoint, numbers), versions)
