@@ -83,6 +83,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.sections.append(("agents and operators", ciliumd.story()))
 
 
+def _nodes(request: pytest.FixtureRequest) -> int:
+    """As many as the specs need that are run: some for ``--long`` want three."""
+    return 3 if request.config.getoption("--long") else 2
+
+
 @pytest.fixture(scope="session")
 def image() -> Path:
     """The archive of the image that this checkout makes."""
@@ -92,7 +97,7 @@ def image() -> Path:
 
 @pytest.fixture(scope="session")
 def bare(image: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Two nodes with the image on them, without CNI and kube-proxy."""
+    """Nodes with the image on them, without CNI and kube-proxy."""
     number = request.config.getoption("--cluster")
     if number is not None:
         (existing,) = (one for one in plan.registered() if one.number == number)
@@ -102,7 +107,7 @@ def bare(image: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
         return
     built("k8s_tools.py")
     sweep()
-    with Cluster(nodes=2) as cluster:
+    with Cluster(nodes=_nodes(request)) as cluster:
         cluster.load(image)
         yield cluster
 
@@ -131,7 +136,7 @@ def dual(request: pytest.FixtureRequest) -> Iterator[Ciliumd]:
         return
     image: Path = request.getfixturevalue("image")
     built("k8s_tools.py")
-    with Cluster(nodes=2, dual=True) as cluster:
+    with Cluster(nodes=_nodes(request), dual=True) as cluster:
         cluster.load(image)
         ciliumd = Ciliumd(cluster)
         ciliumd.install(**{"ipv6.enabled": "true"})

@@ -139,9 +139,7 @@ def test_objects_are_taken(applied: list[Object], ciliumd: Ciliumd, cluster: Clu
             namespace=metadata.get("namespace", "default"),
         )
     for node in cluster.nodes:
-        ciliumd.kubectl.until(
-            lambda node=node: "2/2 reachable" in ciliumd.cilium(node, "status"), "all is reachable"
-        )
+        ciliumd.wait_reachable(node)
 
 
 @pytest.mark.parametrize("block", values(), ids=str)

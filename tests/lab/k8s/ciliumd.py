@@ -69,6 +69,14 @@ class Ciliumd:
         except NotInTime as late:
             raise NotInTime(f"{late}\n{self.story()}") from None
 
+    def wait_reachable(self, node: ClusterNode) -> None:
+        """Wait until a node's agent says that it reaches all nodes."""
+        all_nodes = len(self.cluster.nodes)
+        self.kubectl.until(
+            lambda: f"{all_nodes}/{all_nodes} reachable" in self.cilium(node, "status"),
+            f"{node.name} reaches all nodes",
+        )
+
     def story(self) -> str:
         """The end of what agents and operators have logged, also those that have crashed."""
         lines = []
