@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from ciliumd.cni.install import EXECUTABLE
+from ciliumd.cni import EXECUTABLE
 from lab.cni import SECONDS, CniRefused, Runtime, Sandbox, finished, runtime_of
 from lab.confined import Confinement, capabilities, mask, status_of
 from lab.figures import Figures

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ciliumd.cni.install import EXECUTABLE
+from ciliumd.cni import EXECUTABLE
 from lab.naming import unique_name
 from lab.node import Node
 from lab.process import END_SECONDS, NSENTER, SETPRIV

@@ -9,7 +9,7 @@ import pytest
 
 from ciliumd.net import devices, links
 from ciliumd.net.errors import LinkConflict, LinkGone
-from ciliumd.net.host import HostWiring, ensure_host, remove_host
+from ciliumd.net.host import HostWiring, ensure_host
 from ciliumd.net.routes import ROUTE_PROTOCOL
 from lab.netns import Namespace, veth
 from netns.netlink import inside
@@ -111,16 +111,6 @@ def test_strict_reverse_path_check_of_the_machine_is_reported(node: Namespace) -
 
     assert "net.ipv4.conf.all.rp_filter" in warning
     assert node.sysctl("net/ipv4/conf/all/rp_filter") == "1"
-
-
-def test_removal_takes_everything_and_only_ours(node: Namespace) -> None:
-    """Uninstalling deletes the pair with its routes, once."""
-    inside(node, ensure_host, WIRING)
-    assert inside(node, remove_host)
-    assert not inside(node, remove_host)
-
-    assert {} == our_routes(node)
-    assert {"lo", "uplink"} == node.links().keys()
 
 
 def test_native_device_is_that_of_the_default_route(node: Namespace) -> None:

@@ -62,16 +62,6 @@ def _version(name: str) -> int:
     return int(found[2]) if found else 0
 
 
-def left_behind(known: Iterable[str], steps: Iterable[Succession]) -> set[str]:
-    """Maps of *known* that have a newer relative and no step to it: a mistake in a build."""
-    names = set(known)
-    newest: dict[str, int] = {}
-    for name in names:
-        newest[family(name)] = max(newest.get(family(name), 0), _version(name))
-    older = {name for name in names if _version(name) < newest[family(name)]}
-    return older - {step.old for step in steps}
-
-
 def leftovers(pinned: Iterable[str], held: Iterable[str]) -> set[str]:
     """Maps of an earlier stay of this version: the active programs, who *held* others, use an older one."""
     oldest: dict[str, int] = {}

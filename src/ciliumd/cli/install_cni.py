@@ -12,9 +12,8 @@ from typing import Final
 
 from ciliumd.cli.arguments import Commands, command
 from ciliumd.cli.errors import OK, CommandError
+from ciliumd.cni import EXECUTABLE
 
-NAME: Final = "cilium-cni"
-DEFAULT_SOURCE: Final = Path(__file__).parent.parent / "cni" / "bin" / NAME
 MODE: Final = 0o755
 
 
@@ -22,7 +21,7 @@ def register(commands: Commands) -> None:
     """Add ``install-cni``."""
     parser = command(commands, "install-cni", "Install the CNI executable on the node", run, output=False)
     parser.add_argument("directory", type=Path, metavar="DIR", help="the node's directory of CNI executables")
-    parser.add_argument("--source", type=Path, default=DEFAULT_SOURCE, metavar="FILE")
+    parser.add_argument("--source", type=Path, default=EXECUTABLE, metavar="FILE")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -25,10 +25,6 @@ _CONFIGURATIONS = frozenset({".conf", ".conflist", ".json"})
 log = structlog.get_logger("cni")
 
 
-class ConfInvalid(Exception):
-    """A configuration of the operator's own cannot be used; the text says which file and why."""
-
-
 def conflist(
     *,
     portmap: bool,
@@ -53,18 +49,6 @@ def conflist(
     plugins = [plugin, {"type": "portmap", "capabilities": {"portMappings": True}}] if portmap else [plugin]
     whole = {"cniVersion": "0.3.1", "name": "cilium", "plugins": plugins}
     return json.dumps(whole, indent=2).encode() + b"\n"
-
-
-def custom_conflist(path: Path) -> bytes:
-    """A configuration list somebody wrote.  Raises ConfInvalid unless it names our plugin."""
-    try:
-        data = path.read_bytes()
-        plugins = [one["type"] for one in json.loads(data)["plugins"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfInvalid(f"{path} is no network configuration list: {error!r}") from error
-    if PLUGIN not in plugins:
-        raise ConfInvalid(f"{path} has no plugin of type {PLUGIN}, only {', '.join(map(str, plugins))}")
-    return data
 
 
 class Conf:

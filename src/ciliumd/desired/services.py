@@ -118,19 +118,6 @@ def _told(problem: tuple[str, Collection[str]]) -> tuple[str, str]:
 _MOST_TOLD = 4
 
 
-def served_frontend(
-    service: Service, frontend: Frontend, slices: Iterable[EndpointSliceRow], *, here: Place = NOWHERE
-) -> ServedFrontend:
-    """
-    *frontend* with its backends from the service's *slices*.
-
-    Backends belong to it by port name, protocol and address family.  With a local traffic policy, internal
-    for a cluster address and external for any other, only those on this node count; else those that
-    ``desired.topology`` prefers *here*.  One listed twice is as fit as its best listing.
-    """
-    return _served(service, frontend, service.port_of(frontend).name, _by_port(slices), here)
-
-
 def served_frontends(
     services: Iterable[Service],
     slices: Iterable[EndpointSliceRow],
@@ -165,8 +152,11 @@ def served_of(
     here: Place,
 ) -> Iterator[ServedFrontend]:
     """
-    The *frontends* that *service* owns.
+    The *frontends* that *service* owns, with their backends from its *slices*.
 
+    Backends belong to one by port name, protocol and address family.  With a local traffic policy, internal
+    for a cluster address and external for any other, only those on this node count; else those that
+    ``desired.topology`` prefers *here*.  One listed twice is as fit as its best listing.
     Ports and backends are looked up: a service with thousands of ports must not hold up the others.
     """
     listed = _by_port(slices)

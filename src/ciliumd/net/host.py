@@ -73,12 +73,6 @@ def ensure_host(ipr: IPRoute, wiring: HostWiring) -> HostLinks:
     )
 
 
-def remove_host(ipr: IPRoute) -> bool:
-    """Delete the pair, with its address and routes; False if it is not there or not ours."""
-    host = links.link_by_name(ipr, HOST_LINK)
-    return host is not None and host.alias == HOST_ALIAS and links.delete_link(ipr, host.ifindex)
-
-
 def _routes(wiring: HostWiring) -> tuple[Route, ...]:
     """The router on the link first: it is the next hop of the second."""
     routes: list[Route] = []

@@ -98,10 +98,6 @@ class DeltaTracker(Generic[K, V]):
         self._desired.clear()
         self._desired.update(desired)
 
-    def replace_realized(self, realized: Mapping[K, V]) -> None:
-        """Forget what was believed: the target was read and holds exactly *realized*."""
-        self.record_drift(self.drift(realized))
-
     def record_updated(self, items: Mapping[K, V]) -> None:
         """The target now holds *items*."""
         for key, value in items.items():

@@ -40,15 +40,6 @@ class LiveEndpoint:
     node_mac: str
 
 
-@dataclass(frozen=True, slots=True)
-class NodeCounters:
-    """Numbers that must never be used twice: the next ones, and the active generation of programs."""
-
-    generation: int
-    next_policy_version: int
-    next_slot_gen: int
-
-
 def service_ids(services: Rows) -> dict[FrontendKey, int]:
     """Service (revNAT) id of every frontend, from ``cilium_lb_services``."""
     ids: dict[FrontendKey, int] = {}
@@ -138,19 +129,6 @@ def prefixes(ipcache: Rows, ipcache_lpm: Rows) -> dict[Prefix, NumericIdentity]:
 def nodes(ipcache: Rows) -> dict[Addr, NumericIdentity]:
     """Local identity of every address of another node that has one of its own."""
     return {addr: identity for addr, identity in identities(ipcache).items() if is_node(identity)}
-
-
-def node_counters(node_state: Rows) -> NodeCounters:
-    """The counters of ``cilium_node_state``; versions and generations start at 1, 0 means none."""
-
-    def row(index: abi.NodeState) -> int:
-        return int.from_bytes(node_state.get(int(index).to_bytes(4, "little"), b""), "little")
-
-    return NodeCounters(
-        generation=row(abi.NodeState.NODE_STATE_GENERATION),
-        next_policy_version=max(1, row(abi.NodeState.NODE_STATE_NEXT_POLICY_VERSION)),
-        next_slot_gen=max(1, row(abi.NodeState.NODE_STATE_NEXT_SLOT_GEN)),
-    )
 
 
 def _prefix(key: abi.IpcacheLpmKey) -> Prefix | None:

@@ -8,7 +8,7 @@ valid; what is wrong with the others is in ``problems``; so are objects that age
 backend ids) are rows too, restored at start, so that ``desired`` needs no memory.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,7 +40,6 @@ __all__ = [
     "PodRow",
     "Problem",
     "RemoteEndpointRow",
-    "Snapshot",
     "Tables",
 ]
 
@@ -66,30 +65,6 @@ def _by_namespace(_key: NamespacedName, row: PodRow) -> tuple[str]:
 
 def _by_pod(_key: int, row: EndpointSpec) -> tuple[NamespacedName]:
     return (row.pod_key,)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every table as it was at one moment, for pure functions to read."""
-
-    in_sync: bool
-    namespaces: Mapping[str, NamespaceRow]
-    pods: Mapping[NamespacedName, PodRow]
-    services: Mapping[NamespacedName, Service]
-    slices: Mapping[NamespacedName, EndpointSliceRow]
-    policies: Mapping[ObjectKey, Policy]
-    cidr_groups: Mapping[str, CIDRGroupRow]
-    problems: Mapping[ObjectKey, Problem]
-    endpoints: Mapping[int, EndpointSpec]
-    nodes: Mapping[str, NodeRow]
-    remote_endpoints: Mapping[NamespacedName, RemoteEndpointRow]
-    cluster_identities: Mapping[NumericIdentity, Labels]
-    identities: Mapping[Labels, NumericIdentity]
-    prefixes: Mapping[Prefix, NumericIdentity]
-    node_identities: Mapping[NamedNode, NumericIdentity]
-    parts: Mapping[PartOf, NumericIdentity]
-    service_ids: Mapping[FrontendKey, int]
-    backend_ids: Mapping[BackendKey, int]
 
 
 @dataclass(slots=True)
@@ -159,26 +134,3 @@ class Tables:
     def in_sync(self) -> bool:
         """Whether every source has reported all it has: only then does absence mean deletion."""
         return self.endpoints.initialized and all(table.initialized for table in self.sources)
-
-    def snapshot(self) -> Snapshot:
-        """Every table as of now; costs nothing until a table changes."""
-        return Snapshot(
-            in_sync=self.in_sync,
-            namespaces=self.namespaces.view(),
-            pods=self.pods.view(),
-            services=self.services.view(),
-            slices=self.slices.view(),
-            policies=self.policies.view(),
-            cidr_groups=self.cidr_groups.view(),
-            problems=self.problems.view(),
-            endpoints=self.endpoints.view(),
-            nodes=self.nodes.view(),
-            remote_endpoints=self.remote_endpoints.view(),
-            cluster_identities=self.cluster_identities.view(),
-            identities=self.identities.view(),
-            prefixes=self.prefixes.view(),
-            node_identities=self.node_identities.view(),
-            parts=self.parts.view(),
-            service_ids=self.service_ids.view(),
-            backend_ids=self.backend_ids.view(),
-        )

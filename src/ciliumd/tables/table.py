@@ -13,34 +13,12 @@ One thread only.  Wakers are plain functions called after the change; nothing he
 
 import builtins
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 Owner = TypeVar("Owner", bound=Hashable)
-
-
-class StatusKind(Enum):
-    """How far a row has come on its way into the kernel."""
-
-    PENDING = "pending"
-    DONE = "done"
-    ERROR = "error"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """What became of a row; *message* says why when it is an error."""
-
-    kind: StatusKind
-    message: str = ""
-
-
-PENDING = Status(StatusKind.PENDING)
-DONE = Status(StatusKind.DONE)
 
 
 class Index(Generic[Owner, K]):
@@ -82,8 +60,6 @@ class Table(Generic[K, V]):
         self._revision = 0
         self._log: dict[K, int] | None = {} if logged else None
         self._forgotten = 0
-        # Of rows that are no longer pending: of most tables nobody ever says what became of a row.
-        self._status: dict[K, Status] = {}
         self._wakers: list[Callable[[], None]] = []
         self._indexes: list[tuple[Callable[[K, V], Iterable[Any]], Index[Any, K]]] = []
 
@@ -130,7 +106,7 @@ class Table(Generic[K, V]):
         return MappingProxyType(self._rows)
 
     def set(self, key: K, row: V) -> bool:
-        """Make *row* the row of *key*; whether that changed anything.  A changed row is pending."""
+        """Make *row* the row of *key*; whether that changed anything."""
         old = self._rows.get(key)
         if old is not None and old == row:
             return False
@@ -200,17 +176,6 @@ class Table(Generic[K, V]):
             self.initialized = True
             self._wake()
 
-    def status(self, key: K) -> Status | None:
-        """How far the row of *key* has come; None without such a row."""
-        return self._status.get(key, PENDING) if key in self._rows else None
-
-    def set_status(self, key: K, status: Status) -> bool:
-        """Record what became of a row; False when the row is gone meanwhile.  Not a change."""
-        if key not in self._rows:
-            return False
-        self._status[key] = status
-        return True
-
     def add_index(self, owners: Callable[[K, V], Iterable[Owner]]) -> Index[Owner, K]:
         """An index of keys by the owners each row names; *owners* must be a function of the row alone."""
         index: Index[Owner, K] = Index()
@@ -235,8 +200,6 @@ class Table(Generic[K, V]):
 
     def _changed(self, key: K) -> None:
         self._revision += 1
-        if self._status:
-            self._status.pop(key, None)
         if self._log is not None:
             self._log.pop(key, None)
             self._log[key] = self._revision

@@ -20,7 +20,7 @@ with atheris.instrument_imports(include=["ciliumd"]):
 from fuzz.mutate import Mutator
 from fuzz.samples import SAMPLES
 
-DOCUMENTS = frozenset({"objects", "manifests", "cni", "conflist"})
+DOCUMENTS = frozenset({"objects", "manifests", "cni"})
 
 
 def by_shape(data: bytes, max_size: int, seed: int) -> bytes:

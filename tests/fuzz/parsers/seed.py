@@ -9,7 +9,6 @@ from pathlib import Path
 import yaml
 
 from ciliumd.abi import Event, EventType
-from ciliumd.cni.conf import conflist
 from ciliumd.model.net import addr16
 from ciliumd.statefile import write_rows
 from ciliumd.statefile.journal import FIRST_LINE, Journal
@@ -60,7 +59,6 @@ def seeds(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield "cni", json.dumps({**_REQUEST, "command": command, "config": {**_CONFIG, **more}}).encode()
     yield "cni-executable", json.dumps(_CONFIG).encode()
     yield "cni-executable", b' {"a" : [1e-3, "\\u00e9", {"b":null}], "log-file":"/x"}'
-    yield "conflist", conflist(portmap=True)
     yield (
         "config",
         b"debug=true\ntunnel=vxlan\nenable-policy=always\nbpf-ct-global-tcp-max=1000\nenable-tcx=true",

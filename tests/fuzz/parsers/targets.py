@@ -13,7 +13,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from ciliumd import abi
-from ciliumd.cni.conf import ConfInvalid, custom_conflist
 from ciliumd.cni.errors import CniError
 from ciliumd.cni.request import Request
 from ciliumd.daemon.config_directory import ConfigRefused, interpret
@@ -132,7 +131,7 @@ def mapdiff(data: bytes) -> None:
     while drawn.more:
         rows = {drawn.below(6): drawn.below(3) for _ in range(drawn.below(4))}
         keys = [drawn.below(6) for _ in range(drawn.below(3))]
-        match drawn.below(6):
+        match drawn.below(5):
             case 0:
                 tracker.set_desired(rows, keys)
                 desired = {key: value for key, value in desired.items() if key not in keys} | rows
@@ -140,12 +139,9 @@ def mapdiff(data: bytes) -> None:
                 tracker.replace_desired(rows)
                 desired = rows
             case 2:
-                tracker.replace_realized(rows)
-                realized = rows
-            case 3:
                 tracker.record_updated(rows)
                 realized = realized | rows
-            case 4:
+            case 3:
                 tracker.record_deleted(keys)
                 realized = {key: value for key, value in realized.items() if key not in keys}
             case _:
@@ -196,17 +192,6 @@ def cni(data: bytes) -> None:
             ask()
         except CniError:
             continue
-
-
-def conflist(data: bytes) -> None:
-    """A network configuration list somebody wrote."""
-    with TemporaryDirectory(dir="/dev/shm") as folder:
-        path = Path(folder) / "x.conflist"
-        path.write_bytes(data)
-        try:
-            assert custom_conflist(path) == data
-        except ConfInvalid:
-            return
 
 
 def config(data: bytes) -> None:
@@ -281,7 +266,6 @@ TARGETS: Mapping[str, Target] = {
     "maprows": maprows,
     "cni": cni,
     "cni-executable": cjson.differs,
-    "conflist": conflist,
     "config": config,
     "statefile": statefile,
     "journal": journal,

@@ -7,6 +7,7 @@ Converters are tested row by row with the next version: tests/datapath/test_bpf_
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -19,13 +20,22 @@ STEP = Succession("cilium_lxc_v1", "cilium_ifindex_v1", lambda k, v: (k, v), lam
 MANY, FEW = 4 * abi.MAPS["cilium_lxc_v1"].max_entries, 16
 
 
+def left_behind(known: Iterable[str], steps: Iterable[Succession]) -> set[str]:
+    """Maps of *known* that have a newer relative and no step to it: a mistake in a build."""
+    matches = {name: migrate.VERSIONED.fullmatch(name) for name in known}
+    versions = {name: (found[1], int(found[2])) for name, found in matches.items() if found}
+    newest = dict(sorted(versions.values()))
+    older = {name for name, (family, version) in versions.items() if version < newest[family]}
+    return older - {step.old for step in steps}
+
+
 def test_every_older_map_is_carried() -> None:
     """Two maps of one family without an entry would mean rows that nobody takes along."""
-    assert migrate.left_behind(abi.MAPS, migrate.SUCCESSIONS) == set()
+    assert left_behind(abi.MAPS, migrate.SUCCESSIONS) == set()
     older = {*abi.MAPS, "cilium_ct_v2"}
-    assert migrate.left_behind(older, migrate.SUCCESSIONS) == {"cilium_ct_v1"}
+    assert left_behind(older, migrate.SUCCESSIONS) == {"cilium_ct_v1"}
     carried = replace(STEP, old="cilium_ct_v1", new="cilium_ct_v2")
-    assert migrate.left_behind(older, (carried,)) == set()
+    assert left_behind(older, (carried,)) == set()
 
 
 def test_only_maps_that_can_be_carried_are() -> None:

@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from ciliumd.cni.conf import Conf, ConfInvalid, conflist, custom_conflist, uninstall
+from ciliumd.cni.conf import Conf, conflist, uninstall
 
 
 @pytest.fixture
@@ -113,31 +113,3 @@ def test_an_uninstall_gives_the_others_their_names_back(path):
     assert (path.parent / "b.conf").read_text() == "new"
     assert (path.parent / "b.conf.cilium_bak").read_text() == "b.conf"
     assert uninstall(path) == []
-
-
-def test_a_configuration_of_the_operators_own(tmp_path):
-    """As it is, byte for byte, if it names our plugin."""
-    path = tmp_path / "custom"
-    path.write_text('{"plugins": [{"type": "cilium-cni"}, {"type": "tuning"}]}  \n')
-    assert custom_conflist(path) == path.read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        (None, "No such file"),
-        ("{", "is no network configuration list"),
-        ("{}", "plugins"),
-        ('{"plugins": [{}]}', "type"),
-        ('{"plugins": 3}', "is no network configuration list"),
-        ('{"plugins": [{"type": "bridge"}]}', "has no plugin of type cilium-cni, only bridge"),
-    ],
-)
-def test_a_configuration_that_would_leave_pods_without_network_is_refused(tmp_path, text, problem):
-    """The text names the file and what is wrong."""
-    path = tmp_path / "custom"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(ConfInvalid, match=problem) as caught:
-        custom_conflist(path)
-    assert str(path) in str(caught.value)

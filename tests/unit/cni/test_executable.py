@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from ciliumd.cni.install import EXECUTABLE
+from ciliumd.cni import EXECUTABLE
 from ciliumd.cni.request import VERSIONS
 
 POD = {"CNI_CONTAINERID": "c1", "CNI_IFNAME": "eth0", "CNI_NETNS": "/proc/self/ns/net"}

@@ -10,14 +10,15 @@ from hypothesis import strategies as st
 
 from ciliumd.desired.guard import guard
 from ciliumd.desired.services import (
+    NOWHERE,
     ServedFrontend,
     ServiceProblem,
     allocate_backend_ids,
     allocate_service_ids,
     by_service,
     of_kinds,
-    served_frontend,
     served_frontends,
+    served_of,
     with_node_ports,
 )
 from ciliumd.model.service import (
@@ -43,9 +44,15 @@ pytestmark = pytest.mark.unit
 ACTIVE, TERMINATING = BackendState.ACTIVE, BackendState.TERMINATING
 
 
+def first(one: Service, *slices: EndpointSliceRow, here: Place = NOWHERE) -> ServedFrontend:
+    """The first frontend of *one*, served."""
+    (served,) = served_of(one, one.frontends[:1], slices, here)
+    return served
+
+
 def chosen(one: Service, *slices: EndpointSliceRow, node: str | None = None) -> list[Backend]:
     """Who gets new connections to the first frontend of *one*."""
-    return list(served_frontend(one, one.frontends[0], slices, here=Place(node)).chosen)
+    return list(first(one, *slices, here=Place(node)).chosen)
 
 
 def test_backends_of_all_slices_are_chosen_in_order() -> None:
@@ -73,7 +80,7 @@ def test_terminating_backends_stay_listed() -> None:
     one = service("web", "10.96.0.1")
     leaving = backend("10.0.0.1", state=TERMINATING)
 
-    served = served_frontend(one, one.frontends[0], [endpoint_slice("web", leaving, backend("10.0.0.2"))])
+    served = first(one, endpoint_slice("web", leaving, backend("10.0.0.2")))
 
     assert served.backends == (backend("10.0.0.2"), leaving)
 
@@ -98,7 +105,7 @@ def test_ports_are_told_apart_by_name() -> None:
         endpoint_slice("web", backend("10.0.0.1", port=8081), name="b", port="admin"),
     ]
 
-    found = [served_frontend(one, frontend, slices).chosen for frontend in one.frontends]
+    found = [served.chosen for served in served_of(one, one.frontends, slices, NOWHERE)]
 
     assert found == [(backend("10.0.0.1"),), (backend("10.0.0.1", port=8081),)]
 
@@ -124,11 +131,9 @@ def test_local_traffic_policy_stays_on_the_node() -> None:
     assert chosen(one, *slices, node="one") == [backend("10.0.0.1")]
     assert chosen(one, *slices, node="three") == []
     assert chosen(one, *slices) == []
-    assert served_frontend(one, one.frontends[0], slices, here=Place("three")).elsewhere
-    assert not served_frontend(one, one.frontends[0], [], here=Place("three")).elsewhere
-    assert not served_frontend(
-        service("web", "10.96.0.1"), one.frontends[0], slices, here=Place("three")
-    ).elsewhere
+    assert first(one, *slices, here=Place("three")).elsewhere
+    assert not first(one, here=Place("three")).elsewhere
+    assert not first(service("web", "10.96.0.1"), *slices, here=Place("three")).elsewhere
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_nearest_backends_are_of_the_cluster_policy_alone() -> None:
 
     def found(policy: TrafficPolicy) -> ServedFrontend:
         one = service("web", "10.96.0.1", internal_policy=policy)
-        return served_frontend(one, one.frontends[0], slices, here=zonal)
+        return first(one, *slices, here=zonal)
 
     assert [str(one.addr) for one in found(TrafficPolicy.CLUSTER).chosen] == ["10.0.0.2", "10.0.0.3"]
     assert len(found(TrafficPolicy.CLUSTER).backends) == 3

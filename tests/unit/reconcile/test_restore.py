@@ -131,10 +131,3 @@ def test_identities_of_addresses_and_prefixes_come_back():
         ip_network("198.51.100.0/24"): (1 << 24) + 1,
         ip_network("2001:db8::/32"): (1 << 24) + 2,
     } == restore.prefixes(ipcache, lpm)
-
-
-def test_counters_start_at_one_and_continue():
-    """0 means no version; a fresh map starts at 1, a used one goes on."""
-    assert restore.NodeCounters(0, 1, 1) == restore.node_counters({})
-    rows = {u32(index): value.to_bytes(8, "little") for index, value in enumerate((3, 500, 12))}
-    assert restore.NodeCounters(3, 500, 12) == restore.node_counters(rows)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All tables together: sync, snapshots and the indexes between them."""
+"""All tables together: sync and the indexes between them."""
 
 from ipaddress import IPv4Address
 
 import pytest
 
 from ciliumd.model.service import Backend
-from ciliumd.tables import EndpointSliceRow, NamespaceRow, PodRow, Tables
+from ciliumd.tables import EndpointSliceRow, PodRow, Tables
 
 pytestmark = pytest.mark.unit
 
@@ -36,19 +36,6 @@ def test_in_sync_only_when_every_source_has_reported() -> None:
         source.mark_initialized()
 
     assert tables.in_sync
-    assert tables.snapshot().in_sync
-
-
-def test_snapshot_is_of_one_moment() -> None:
-    """Rows set after the snapshot are not in it."""
-    tables = Tables()
-    tables.namespaces.set("shop", NamespaceRow("shop", {}))
-    snapshot = tables.snapshot()
-    tables.namespaces.delete("shop")
-    tables.pods.set(("shop", "web"), pod("shop", "web"))
-
-    assert list(snapshot.namespaces) == ["shop"]
-    assert list(snapshot.pods) == []
 
 
 def test_indexes_name_what_belongs_to_a_service_and_a_namespace() -> None:

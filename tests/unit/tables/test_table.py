@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ciliumd.tables import DONE, PENDING, Status, StatusKind, Table
+from ciliumd.tables import Table
 
 pytestmark = pytest.mark.unit
 
@@ -15,38 +15,25 @@ ROWS = st.integers(0, 3)
 
 
 def test_setting_what_is_there_changes_nothing() -> None:
-    """No revision, no wake-up, no status change for an equal row."""
+    """No revision, no wake-up for an equal row."""
     table: Table[str, int] = Table("numbers")
     woken: list[int] = []
     table.set("one", 1)
-    table.set_status("one", DONE)
     table.subscribe(lambda: woken.append(table.revision))
 
     assert not table.set("one", 1)
     assert table.revision == 1
-    assert table.status("one") == DONE
     assert woken == []
 
 
-def test_changed_row_is_pending_again() -> None:
-    """What was done for the old row says nothing about the new one."""
-    table: Table[str, int] = Table("numbers")
-    table.set("one", 1)
-    table.set_status("one", Status(StatusKind.ERROR, "map full"))
-
-    assert table.set("one", 2)
-    assert table.status("one") == PENDING
-
-
-def test_status_of_a_deleted_row_is_not_kept() -> None:
-    """A late report about a row that is gone is refused, and a new row starts afresh."""
+def test_a_row_is_deleted_once() -> None:
+    """The second time there is none."""
     table: Table[str, int] = Table("numbers")
     table.set("one", 1)
 
     assert table.delete("one")
     assert not table.delete("one")
-    assert not table.set_status("one", DONE)
-    assert table.status("one") is None
+    assert table.get("one") is None
 
 
 def test_wakers_are_called_after_the_change_and_until_they_leave() -> None:
@@ -211,17 +198,3 @@ class FollowedTable(RuleBasedStateMachine):
 
 
 TestFollowedTable = FollowedTable.TestCase
-
-
-def test_row_set_again_after_an_error_is_pending() -> None:
-    """What became of an earlier row says nothing of the next one under its key."""
-    table = Table[str, int]("t")
-    table.set("one", 1)
-    assert table.status("one") == PENDING
-    assert table.status("two") is None
-    table.set_status("one", Status(StatusKind.ERROR, "map full"))
-    table.set("one", 2)
-    assert table.status("one") == PENDING
-    table.delete("one")
-    table.set("one", 2)
-    assert table.status("one") == PENDING
