@@ -7,6 +7,7 @@ the kind is.
 """
 
 import re
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -28,6 +29,9 @@ from ciliumd.resources.errors import not_enabled, not_enforced
 
 Row = tuple[str, Any, Any]
 """One row for the tables: (table name, key, row)."""
+
+Shared = Annotated[str, AfterValidator(sys.intern)]
+"""A text that thousands of objects have, such as a node's name: in memory once."""
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")

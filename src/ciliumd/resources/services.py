@@ -34,6 +34,7 @@ from ciliumd.resources.fields import (
     PortNumber,
     PortNumberOrName,
     Row,
+    Shared,
     parse_address,
     parse_prefix,
 )
@@ -327,15 +328,15 @@ class SliceEndpoint(Lenient):
 
     addresses: Annotated[list[str], Field(min_length=1)]
     conditions: EndpointConditions | None = None
-    node_name: str | None = None
-    zone: str | None = None
+    node_name: Shared | None = None
+    zone: Shared | None = None
     hints: EndpointHints | None = None
 
 
 class SlicePort(Lenient):
     """One port of a slice; without a number it stands for every port, which no service port does."""
 
-    name: Annotated[str, Field(max_length=63)] | None = None
+    name: Annotated[Shared, Field(max_length=63)] | None = None
     protocol: Protocol | None = None
     port: PortNumber | None = None
 

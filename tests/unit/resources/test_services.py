@@ -357,6 +357,20 @@ def test_slice_tells_where_its_endpoints_are_and_whom_they_are_for() -> None:
     assert three.hints is four.hints is None
 
 
+def test_places_and_port_names_are_in_memory_once() -> None:
+    """A hundred thousand endpoints are on a thousand nodes."""
+    body = (
+        "addressType: IPv4, ports: [{name: metrics-port, port: 80}], "
+        "endpoints: [{addresses: [10.0.0.1], nodeName: worker-1.example, zone: zone-of-one}]"
+    )
+
+    ((name, one),), ((same_name, another),) = backends(body), backends(body)
+
+    assert one.node is another.node
+    assert one.zone is another.zone
+    assert name is same_name
+
+
 @pytest.mark.parametrize(
     ("text", "distribution"),
     [
