@@ -15,8 +15,11 @@ LAYERS = frozenset(
         *("chart", "api", "kernels", "e2e", "demo"),
     }
 )
-# What a file leaves behind is where another one begins.
-BEHIND = {"tests/e2e/test_beside_kube_proxy.py": "tests/e2e/test_uninstall.py"}
+# What a file leaves behind is where another one begins, or they share what takes minutes to set up.
+BEHIND = {
+    "tests/e2e/test_beside_kube_proxy.py": "tests/e2e/test_uninstall.py",
+    "tests/e2e/test_ipv6_upstream.py": "tests/e2e/test_ipv6_only.py",
+}
 SINGLE = frozenset({"unit", "property", "mutants"})
 HERE = Path(__file__).parent
 

@@ -39,8 +39,9 @@ ORDER = [
     "test_dual_services",
     "test_dual_upstream",
     "test_ipv6_only",
+    "test_ipv6_upstream",
 ]
-ONLY_LONG = ("test_upstream_groups", "test_dual_upstream", "test_ipv6_only")
+ONLY_LONG = ("test_upstream_groups", "test_dual_upstream", "test_ipv6_only", "test_ipv6_upstream")
 BUILD_SECONDS = 2400
 
 

@@ -118,7 +118,7 @@ def _side_by_side(
 
 
 def judge(case: ET.Element, cluster: str, record_property: Callable[[str, object], None]) -> None:
-    """Note how a spec ran on a *cluster*, single or dual; fail with its own story unless it passed."""
+    """Note how a spec ran on a *cluster*, single, dual or six; fail with its own story unless it passed."""
     story = "\n".join((case.findtext("system-err") or "").splitlines()[-TAIL:])
     passed = case.get("status") == "passed"
     record_property("seconds", case.get("time"))
