@@ -303,15 +303,22 @@ _SPEC_FORMS = _spec_forms(_SUBJECT_SELECTOR)
 _CLUSTERWIDE_SPEC_FORMS = _spec_forms(_CLUSTERWIDE_SUBJECT)
 
 
+# A strategy is checked when it is first drawn from: what every case draws from is made once.
+_GROUP_LABELS = st.fixed_dictionaries({}, optional=_GROUP_KEYS)
+_GROUP_VERSIONS = st.sampled_from(("cilium.io/v2", "cilium.io/v2alpha1"))
+_GROUP_PREFIXES = some(st.sampled_from((*PREFIXES, "8.8.8.8/32")), 0, 3)
+_SERVICE_SELECTOR = st.fixed_dictionaries({}, optional=_PLAIN_KEYS)
+_SERVICE_ADDRESSES = some(st.sampled_from([one for one in ADDRESSES if "." in one]), 0, 3)
+
+
 @st.composite
 def cidr_group(draw: st.DrawFn, name: str) -> Document:
     """A CiliumCIDRGroup; one without prefixes is nobody."""
-    labels = st.fixed_dictionaries({}, optional=_GROUP_KEYS)
     return {
-        "apiVersion": draw(st.sampled_from(("cilium.io/v2", "cilium.io/v2alpha1"))),
+        "apiVersion": draw(_GROUP_VERSIONS),
         "kind": "CiliumCIDRGroup",
-        "metadata": {"name": name, "labels": draw(labels)},
-        "spec": {"externalCIDRs": draw(some(st.sampled_from((*PREFIXES, "8.8.8.8/32")), 0, 3))},
+        "metadata": {"name": name, "labels": draw(_GROUP_LABELS)},
+        "spec": {"externalCIDRs": draw(_GROUP_PREFIXES)},
     }
 
 
@@ -319,14 +326,13 @@ def cidr_group(draw: st.DrawFn, name: str) -> Document:
 def service(draw: st.DrawFn, namespace: str, name: str) -> tuple[Document, Document]:
     """A service, with a selector or without, and endpoints that count in the latter case only."""
     key = {"name": name, "namespace": namespace}
-    selector = st.fixed_dictionaries({}, optional=_PLAIN_KEYS)
     made = {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": {**key, "labels": draw(st.fixed_dictionaries({}, optional=_GROUP_KEYS))},
-        "spec": {"clusterIP": "None", "ports": [{"port": 80}], "selector": draw(selector)},
+        "metadata": {**key, "labels": draw(_GROUP_LABELS)},
+        "spec": {"clusterIP": "None", "ports": [{"port": 80}], "selector": draw(_SERVICE_SELECTOR)},
     }
-    addresses = draw(some(st.sampled_from([one for one in ADDRESSES if "." in one]), 0, 3))
+    addresses = draw(_SERVICE_ADDRESSES)
     slice_ = {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole cases for the policy property tests: a world, the policies in it, and traffic."""
 
+from functools import cache
+
 from hypothesis import strategies as st
 
 from property.documents import OBJECTS, PORTS, cilium_policy, clusterwide_policy, kubernetes_policy
@@ -31,15 +33,23 @@ _POLICY_KINDS = st.sampled_from((cilium_policy, clusterwide_policy, kubernetes_p
 _ENFORCEMENT = st.sampled_from((*[DEFAULT] * 20, ALWAYS, ALWAYS, NEVER))
 
 
+_HOSTS, _FAMILIES = st.permutations(HOSTS), st.sampled_from(FAMILIES)
+
+# A strategy is checked when it is first drawn from: those that cases draw from are made once.
+_policy = cache(lambda kind, number: kind(number))
+_kinds = cache(lambda most: st.lists(_POLICY_KINDS, min_size=2, max_size=most))
+_up_to = cache(lambda most: st.integers(0, most))
+
+
 @st.composite
 def cases(draw: st.DrawFn, *, most_policies: int = 5) -> Case:
     """A world with policies and traffic."""
-    kinds = draw(st.lists(_POLICY_KINDS, min_size=2, max_size=most_policies))
+    kinds = draw(_kinds(most_policies))
     pods = draw(PODS)
     named = pods[-1]["ports"][0]
-    remote = draw(st.integers(0, len(pods) // 2))
+    remote = draw(_up_to(len(pods) // 2))
     where = ["here"] * (len(pods) - remote) + ["there"] * remote
-    hosts, families = draw(st.permutations(HOSTS)), draw(st.sampled_from(FAMILIES))
+    hosts, families = draw(_HOSTS), draw(_FAMILIES)
     addresses = [
         [pod_address(place, family, host) for family in families]
         for place, host in zip(where, hosts, strict=False)
@@ -47,7 +57,7 @@ def cases(draw: st.DrawFn, *, most_policies: int = 5) -> Case:
     return Case(
         namespaces=tuple(map(namespace, NAMESPACES, draw(LABELS_OF_NAMESPACES))),
         pods=tuple(map(pod, range(len(pods)), pods, addresses)),
-        policies=tuple(draw(kind(number)) for number, kind in enumerate(kinds)),
+        policies=tuple(draw(_policy(kind, number)) for number, kind in enumerate(kinds)),
         traffic=tuple(dict.fromkeys([(named["protocol"], named["containerPort"]), *draw(_TRAFFIC_LIST)])),
         remote=remote,
         enforcement=draw(_ENFORCEMENT),
