@@ -16,7 +16,7 @@ from ciliumd.daemon import stages as names
 from ciliumd.daemon.node_facts import NodeFacts
 from ciliumd.daemon.plan import NodePlan
 from ciliumd.daemon.recovery import restore_numbers
-from ciliumd.daemon.stages import judged_as_written, prefixes_written, stages
+from ciliumd.daemon.stages import judged_addresses, judged_as_written, prefixes_written, stages
 from ciliumd.model.policy import Direction, Peer, Policy, Rule
 from ciliumd.reconcile import restore
 from ciliumd.reconcile.loop import Reconciler
@@ -110,9 +110,9 @@ class Node:
             clock=lambda: self.now,
         )
         self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
-        self.plan.parts.judged_as = judged_as_written(self.reconciler)
         tracker = self.reconciler.tracker
         self.loop.run_until_complete(self.reconciler.load())
+        self.plan.parts.restore(judged_as_written(self.reconciler), judged_addresses(self.reconciler))
         restore_numbers(self.tables, rows=lambda name: tracker(name).realized)
         live = restore.endpoints(tracker(names.FACTS).realized, tracker(names.STATES).realized)
         self.plan.restore_versions(

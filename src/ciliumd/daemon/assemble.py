@@ -286,7 +286,9 @@ def _label_filter(words: Iterable[str], *, option: str, before: Iterable[str] = 
 def _restore_plan(agent: Agent) -> None:
     """What the plan goes on from: versions, who is under which, prefixes they tell apart, slots."""
     agent.plan.prefixes.identity_at = stages.prefixes_written(agent.reconciler)
-    agent.plan.parts.judged_as = stages.judged_as_written(agent.reconciler)
+    agent.plan.parts.restore(
+        stages.judged_as_written(agent.reconciler), stages.judged_addresses(agent.reconciler)
+    )
     agent.plan.services.restore_slots(stages.slots_made(agent.reconciler))
     tracker = agent.reconciler.tracker
     agent.plan.nodes.restore(restore.nodes(tracker(stages.IPCACHE).realized))

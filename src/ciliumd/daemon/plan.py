@@ -94,7 +94,8 @@ class NodePlan:
         self._unnumbered: dict[Prefix, NumericIdentity] = {}
         self._numberless: frozenset[Labels] = frozenset()
         self._shut: frozenset[int] = frozenset()
-        self._known: tuple[tuple[int, ...], dict[int, Labels]] | None = None
+        self._remote_pods: frozenset[Prefix] = frozenset()
+        self._known: tuple[tuple[object, ...], dict[int, Labels]] | None = None
         self._planned = Planned(tables)
         self._plan = self._planned.plan
         self._problems = ProblemBoard(tables.problems)
@@ -139,13 +140,14 @@ class NodePlan:
         """Every identity of the node by number."""
         tables = self._tables
         read = (tables.identities, tables.prefixes, tables.cluster_identities, tables.parts)
-        revisions = (*(table.revision for table in read), self.nodes.revision)
+        revisions = (*(table.revision for table in read), self.nodes.revision, self._remote_pods)
         if self._known is None or self._known[0] != revisions:
             known = identity_stage.known_identities(
                 tables.identities.view(),
                 tables.prefixes.view(),
                 tables.cluster_identities.view(),
                 self.nodes.labels,
+                self._remote_pods,
             )
             known.update(self.parts.known(known))
             self._known = (revisions, known)
@@ -206,6 +208,7 @@ class NodePlan:
                 self.prefixes.stand_ins,
                 self.parts.awaited,
                 self.parts.stand_ins,
+                self._remote_pods,
                 self._shut,
                 self._numberless,
             ),
@@ -399,12 +402,13 @@ class NodePlan:
         )
         known = self.known_identities
         if self._unnumbered:
-            known = {**known, **identity_stage.labels_of_prefixes(self._unnumbered)}
+            known = {**known, **identity_stage.labels_of_prefixes(self._unnumbered, self._remote_pods)}
         world = World(
             known,
             named_ports | self.parts.named_ports(named_ports),
             self.prefixes.awaited | self.parts.awaited,
             {**self.prefixes.stand_ins, **self.parts.stand_ins},
+            self.prefixes.unseen | self.parts.unseen,
         )
         self._policies.update(self.references.policies, subjects, world, now=self._clock())
         self.policy.world = world
@@ -438,6 +442,9 @@ class NodePlan:
         tables = self._tables
         neighbours = self._neighbours()
         self.addresses.look_beyond(neighbours, api_servers=api_servers, nodes=self.nodes.numbers)
+        # Replaced only by another one: identities are known by it.
+        if self._remote_pods != (networks := frozenset(self.addresses.beyond.prefixes)):
+            self._remote_pods = networks
         self.node_rows = cluster_stage.node_rows(tables.nodes.values(), underlay=self.node.underlay)
         self.remote_routes = neighbours.routes(families=self.node.families)
 

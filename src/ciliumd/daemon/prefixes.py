@@ -43,7 +43,8 @@ class Prefixes:
     How far the prefixes that policies name have got.
 
     *awaited* are written in this round, *missing* could not be written in an earlier one; *stand_ins* are
-    the identities that packets of both carry meanwhile, and those of prefixes that no number was left for.
+    the identities that packets of both carry meanwhile, and those of prefixes that no number was left for;
+    *unseen* are the numbers of both, which nothing carries.
     *carried* are those whose rows the ipcache must hold.  *identity_at* answers the identity of the row that
     a prefix has.
     """
@@ -53,6 +54,7 @@ class Prefixes:
         self.awaited: frozenset[Prefix] = frozenset()
         self.missing: frozenset[Prefix] = frozenset()
         self.stand_ins: StandIns = {}
+        self.unseen: frozenset[NumericIdentity] = frozenset()
         self.carried: Numbers = {}
         self._named: Numbers = {}
         self._there: set[Prefix] = set()
@@ -82,6 +84,7 @@ class Prefixes:
         self.missing = _unless_equal(self.missing, absent & self._asked)
         self.awaited = _unless_equal(self.awaited, absent - self._asked)
         self._asked = absent
+        self.unseen = frozenset(named[one] for one in absent)
         self._told = frozenset()
         lost = {prefix: one for prefix, one in unnumbered.items() if not self._is_somebodys(prefix)}
         if not absent and not lost:

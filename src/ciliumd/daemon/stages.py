@@ -21,7 +21,7 @@ from ciliumd.desired.bindports import bind_key
 from ciliumd.desired.ipcache import address_key, identity_of, judged_by
 from ciliumd.desired.lbrows import match_key, slot_keys
 from ciliumd.model.identity import NumericIdentity
-from ciliumd.model.net import Addr, Prefix, addr16
+from ciliumd.model.net import Addr, Prefix, addr16, addr_from16
 from ciliumd.net.overlay import RemoteRoutes, route_rows
 from ciliumd.reconcile.loop import Reconciler
 from ciliumd.reconcile.target import BeforeSync, Changes, Compute, Rows, Stage, Target, Whole
@@ -283,6 +283,16 @@ def judged_as_written(reconciler: Reconciler) -> Callable[[Addr], set[NumericIde
         return found
 
     return judged_as
+
+
+def judged_addresses(reconciler: Reconciler) -> set[Addr]:
+    """The addresses of endpoints, and others that policies judge by where they are, by the rows written."""
+    rows = reconciler.tracker(IPCACHE).realized
+    found = {
+        abi.IpcacheKey.unpack(key).addr for key, row in rows.items() if abi.IpcacheEntry.unpack(row).judged
+    }
+    found.update(abi.LxcKey.unpack(key).addr for key in reconciler.tracker(LXC).realized)
+    return set(map(addr_from16, found))
 
 
 _SOURCE_SET = Struct("<HH")

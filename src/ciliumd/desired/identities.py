@@ -32,12 +32,13 @@ from ciliumd.model.identity import (
     reserved_labels,
 )
 from ciliumd.model.labels import Labels, labels_text, pod_labels
-from ciliumd.model.net import Prefix, prefix_order
+from ciliumd.model.net import LongestPrefix, Prefix, holds, prefix_order
 from ciliumd.model.objects import NamespacedName, NamespaceRow, PodRow, RemoteEndpointRow
 from ciliumd.model.policy import NamedPort
 
 INIT_LABELS = reserved_labels(Reserved.INIT)
 HEALTH_LABELS = reserved_labels(Reserved.HEALTH)
+UNMANAGED_LABELS = reserved_labels(Reserved.UNMANAGED)
 _RESERVED = {labels: number for number, labels in reserved_identities().items()}
 # The API server gives every namespace this label; a namespace nobody described has it too.
 _NAMESPACE_NAME = "kubernetes.io/metadata.name"
@@ -230,24 +231,40 @@ def known_identities(
     prefixes: Mapping[Prefix, NumericIdentity],
     cluster: Mapping[NumericIdentity, Labels] = MappingProxyType({}),
     nodes: Mapping[NumericIdentity, Labels] = MappingProxyType({}),
+    pods: Iterable[Prefix] = (),
 ) -> dict[NumericIdentity, Labels]:
     """
     Every identity policy may have to judge, by number: reserved, cluster and CIDR identities.
 
     *cluster* are those of other nodes as well, where the same labels may have had two numbers; *nodes* those
-    of nodes by their labels, this one's included.
+    of nodes by their labels, this one's included.  *pods* is where other nodes' pods are.
     """
     known = reserved_identities()
     known.update(cluster)
     known.update((number, labels) for labels, number in identities.items())
-    known.update(labels_of_prefixes(prefixes))
+    known.update(labels_of_prefixes(prefixes, pods))
     known.update(nodes)
     return known
 
 
-def labels_of_prefixes(prefixes: Mapping[Prefix, NumericIdentity]) -> dict[NumericIdentity, Labels]:
-    """What the identities of *prefixes* stand for."""
-    return {number: cidr_labels(prefix) for prefix, number in prefixes.items()}
+def labels_of_prefixes(
+    prefixes: Mapping[Prefix, NumericIdentity], pods: Iterable[Prefix] = ()
+) -> dict[NumericIdentity, Labels]:
+    """
+    What the identities of *prefixes* stand for, where *pods* are the networks of other nodes' pods.
+
+    A prefix in one of those is no part of the world, though policies name it: nobody is there but pods that
+    have not been published (yet), whom no prefix selects.
+    """
+    networks = LongestPrefix(pods)
+
+    def is_of_pods(prefix: Prefix) -> bool:
+        return any(holds(one, prefix) for one in networks.around(prefix.network_address))
+
+    return {
+        number: UNMANAGED_LABELS if is_of_pods(prefix) else cidr_labels(prefix)
+        for prefix, number in prefixes.items()
+    }
 
 
 def _named(ports: Mapping[str, tuple[str, int]]) -> frozenset[NamedPort]:

@@ -149,7 +149,7 @@ class Agent:
             clock=self._clock,
         )
         self.plan.prefixes.identity_at = prefixes_written(self.reconciler)
-        self.plan.parts.judged_as = judged_as_written(self.reconciler)
+        self.plan.parts.restore(judged_as_written(self.reconciler), ())
         self._release = Release(
             self.tables,
             self.plan,
@@ -231,7 +231,7 @@ class Agent:
 
     def rest(self) -> None:
         """Time passes until every number nobody wants is let go."""
-        for seconds in (0.0, RETIRE_AFTER, IDENTITY_REST, RETIRE_AFTER):
+        for seconds in (0.0, RETIRE_AFTER, RETIRE_AFTER, IDENTITY_REST, RETIRE_AFTER):
             self.now += seconds
             self.settle()
             self._release.look()

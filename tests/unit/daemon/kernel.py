@@ -41,7 +41,7 @@ class Kernel:
             clock=self.node.clock,
         )
         self.node.plan.prefixes.identity_at = stages.prefixes_written(self.reconciler)
-        self.node.plan.parts.judged_as = stages.judged_as_written(self.reconciler)
+        self.node.plan.parts.restore(stages.judged_as_written(self.reconciler), ())
 
     @property
     def tables(self):

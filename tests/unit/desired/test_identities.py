@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ciliumd.desired.identities import (
     INIT_LABELS,
+    UNMANAGED_LABELS,
     adopt_identities,
     allocate_identities,
     allocate_prefixes,
@@ -16,11 +17,12 @@ from ciliumd.desired.identities import (
     endpoint_labels,
     identity_of,
     known_identities,
+    labels_of_prefixes,
     named_ports_by_identity,
     wanted_identities,
 )
 from ciliumd.model.identity import CLUSTER_MAX, CLUSTER_MIN, LOCAL_MIN, Reserved, cidr_labels, reserved_labels
-from ciliumd.model.labels import Label, pod_labels
+from ciliumd.model.labels import Label, Labels, pod_labels
 from ciliumd.model.policy import NamedPort
 from ciliumd.tables import NamespaceRow
 from unit.desired.worlds import endpoint, pod
@@ -122,6 +124,23 @@ def test_known_identities_are_all_policy_has_to_judge() -> None:
     assert known[LOCAL_MIN] == cidr_labels(prefix)
     assert known[Reserved.WORLD] == reserved_labels(Reserved.WORLD)
     assert len(known) == len(Reserved) - 1 + 3
+
+
+@pytest.mark.parametrize(
+    ("prefix", "labels"),
+    [
+        ("10.1.0.2/31", UNMANAGED_LABELS),
+        ("10.1.0.0/24", UNMANAGED_LABELS),
+        ("fd00:1::7/128", UNMANAGED_LABELS),
+        ("10.1.0.0/16", cidr_labels(ip_network("10.1.0.0/16"))),
+        ("10.2.0.0/24", cidr_labels(ip_network("10.2.0.0/24"))),
+    ],
+)
+def test_prefix_in_a_network_of_pods_is_no_part_of_the_world(prefix: str, labels: Labels) -> None:
+    """A rule for what is around would let in whoever has an address there and is not published."""
+    pods = [ip_network("10.1.0.0/24"), ip_network("fd00:1::/112")]
+
+    assert labels_of_prefixes({ip_network(prefix): LOCAL_MIN}, pods) == {LOCAL_MIN: labels}
 
 
 def test_pods_of_one_identity_pool_their_named_ports() -> None:

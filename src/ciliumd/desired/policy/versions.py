@@ -26,7 +26,7 @@ from ciliumd.desired.policy.ruling import ClassesExhaustedError, Ruling
 from ciliumd.desired.policy.select import SHUT, EndpointRules, select
 from ciliumd.desired.policy.selectorcache import Selected, SelectorCache
 from ciliumd.desired.policy.world import Subject, World, WorldChanges
-from ciliumd.model.identity import NumericIdentity, is_carried
+from ciliumd.model.identity import NumericIdentity
 from ciliumd.model.net import Prefix
 from ciliumd.model.policy import Direction, Enforcement, Peer, Policy
 from ciliumd.tables.schema import ObjectKey
@@ -398,12 +398,12 @@ def _as_stood_for(state: MapState, world: World) -> MapState:
     """
     What a version nobody's rules are behind must know of prefixes before they are told apart.
 
-    Its endpoints go on as before: a prefix is judged as what its packets carried so far.
+    Its endpoints go on as before: a prefix is judged as what its packets carried so far.  A number that some
+    packets have already is left alone: that the version does not have it says what these are judged as.
     """
     found: dict[Place, int] = {}
     for identity, others in world.stand_ins.items():  # the narrower the later
-        carried = filter(is_carried, others)
-        for place in ((number, direction) for number in carried for direction in Direction):
+        for place in ((number, direction) for number in others & world.unseen for direction in Direction):
             class_id = state.classes.get((identity, place[1]), EVERYBODY_ELSE)
             if place not in state.classes:
                 found[place] = class_id

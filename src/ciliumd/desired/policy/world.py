@@ -45,13 +45,15 @@ class World:
     Every identity a packet may carry, and the named ports of the pods behind it.
 
     *awaited* are prefixes that are about to be told apart: rules that name one come into force afterwards.
-    *stand_ins* are who packets of those, and of prefixes that could not be written, seem to come from.
+    *stand_ins* are who packets of those, and of prefixes that could not be written, seem to come from;
+    *unseen* those of them that no packet carries or is judged by so far.
     """
 
     identities: Mapping[NumericIdentity, Labels] = field(default_factory=dict)
     named_ports: Mapping[NumericIdentity, NamedPorts] = field(default_factory=dict)
     awaited: frozenset[Prefix] = frozenset()
     stand_ins: StandIns = field(default_factory=dict)
+    unseen: frozenset[NumericIdentity] = frozenset()
 
     def changes_to(self, other: "World") -> WorldChanges:
         """
